@@ -1,0 +1,192 @@
+"""WordPiece prompts of the LDM text encoder ("BERT"), with private ids for placeholders.
+
+Latent diffusion's text-to-image model reads ``bert-base-uncased`` WordPiece ids: lower-cased,
+accents stripped, framed by [CLS] and [SEP], padded with [PAD] to a fixed length. Textual Inversion
+adds pseudo-words ("S*", "<cat-toy>", "*"): here each has an id *above* the vocabulary, so that no
+real word is taken away, and is found in the raw text before WordPiece can cut it to pieces.
+"""
+
+import copy
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# distinct prompts that are named when they are cut; after these the point is made
+MAX_WARNINGS = 20
+
+
+class Tokenizer:
+    """Text to padded token ids.
+
+    Args:
+        vocab_file: WordPiece vocabulary, one token a line; the line number is the id.
+        max_length: length L of every row, frame and padding included.
+
+    ``[CLS]``, ``[SEP]`` and the like written in a prompt are plain text, so a row holds exactly one
+    end token and it is the last one that is not padding.
+
+    Raises:
+        UserError: the file cannot be read or lacks one of the special tokens.
+    """
+
+    def __init__(
+        self,
+        vocab_file: str | Path,
+        max_length: int = 77,
+        *,
+        start: str = "[CLS]",
+        end: str = "[SEP]",
+        pad: str = "[PAD]",
+        unknown: str = "[UNK]",
+    ) -> None:
+        if max_length < 3:
+            raise UserError(f"max_length {max_length} leaves no room for a word; give at least 3")
+        tokens = _read_vocab(vocab_file)
+        ids = {token: i for i, token in enumerate(tokens)}
+        missing = [token for token in (start, end, pad, unknown) if token not in ids]
+        if missing:
+            raise UserError(f"{vocab_file} lacks {', '.join(missing)}; is it a vocab.txt?")
+        self.max_length = max_length
+        self.start_id, self.end_id = ids[start], ids[end]
+        self.pad_id, self.unknown_id = ids[pad], ids[unknown]
+        self._tokens = tuple(tokens)
+        self._backend = Backend(
+            models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100)
+        )
+        self._backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._placeholders: dict[str, int] = {}
+        self._pattern: re.Pattern[str] | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ordinary ids, 0 .. vocab_size - 1; placeholders lie above."""
+        return len(self._tokens)
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """Placeholder -> private id, a copy, in order of adding."""
+        return dict(self._placeholders)
+
+    def add_placeholder(self, placeholder: str, token_id: int | None = None) -> int:
+        """Make a string one token and return its private id (>= ``vocab_size``).
+
+        Adding it again changes nothing. ``token_id`` asks for a certain id, to restore a saved run.
+
+        Raises:
+            UserError: the string is empty, or the id wanted is in use or inside the vocabulary.
+        """
+        name = _single_spaced(_normal(placeholder))
+        if not name:
+            raise UserError('a placeholder must not be empty; give a name such as "<cat-toy>"')
+        known = self._placeholders.get(name)
+        if known is not None and token_id in (None, known):
+            return known
+        if token_id is None:
+            token_id = max(self._placeholders.values(), default=self.vocab_size - 1) + 1
+        elif token_id < self.vocab_size or token_id in self._placeholders.values():
+            raise UserError(f"id {token_id} for {name!r} is taken; let the tokenizer choose one")
+        self._placeholders[name] = token_id
+        self._pattern = _pattern(self._placeholders)
+        return token_id
+
+    def remove_placeholder(self, placeholder: str) -> None:
+        """Forget a placeholder; from now on it is ordinary text. Unknown ones are ignored."""
+        self._placeholders.pop(_single_spaced(_normal(placeholder)), None)
+        self._pattern = _pattern(self._placeholders)
+
+    def words(self, text: str) -> list[int]:
+        """Ids of a text alone: no frame, no padding, no truncation."""
+        text = _normal(text)
+        ids: list[int] = []
+        begin = 0
+        for match in self._pattern.finditer(text) if self._pattern else ():
+            ids += self._word_pieces(text[begin : match.start()])
+            ids.append(self._placeholders[_single_spaced(match.group())])
+            begin = match.end()
+        return ids + self._word_pieces(text[begin:])
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Framed and padded ids, int64 (B, max_length). Too long a text is cut, with a warning."""
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = torch.full((len(texts), self.max_length), self.pad_id, dtype=torch.int64)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.start_id, *self._fit(self.words(text), text), self.end_id]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    def decode_id(self, token_id: int) -> str:
+        """The vocabulary's token (a continuation keeps its "##") or the placeholder of an id.
+
+        Raises:
+            UserError: no token has this id.
+        """
+        if 0 <= token_id < self.vocab_size:
+            return self._tokens[token_id]
+        for placeholder, private in self._placeholders.items():
+            if private == token_id:
+                return placeholder
+        raise UserError(f"no token has id {token_id}; the vocabulary ends at {self.vocab_size - 1}")
+
+    def _word_pieces(self, text: str) -> list[int]:
+        # one text at a time: encode_batch starts threads that do not survive a worker's fork
+        return self._backend.encode(text, add_special_tokens=False).ids if text else []
+
+    def _fit(self, ids: list[int], text: str) -> list[int]:
+        room = self.max_length - 2
+        if len(ids) > room and text not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(text)
+            log.warning("prompt of %d tokens cut to the %d that fit: %r", len(ids), room, text[:80])
+        return ids[:room]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tokenizer":
+        # vocabulary and backend never change after construction: copies share them
+        twin = copy.copy(self)
+        twin._placeholders = dict(self._placeholders)
+        twin._warned = set(self._warned)
+        return twin
+
+
+def _read_vocab(path: str | Path) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the vocabulary {path} ({error}); check the path") from error
+    # not splitlines(): a vocabulary may hold U+2028 and other characters that it would cut at
+    return [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
+
+
+def _normal(text: str) -> str:
+    """NFC, so that one placeholder typed in two ways is one string."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _single_spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _pattern(placeholders: dict[str, int]) -> re.Pattern[str] | None:
+    """Matches any placeholder, the longest first.
+
+    An end that is a letter, digit or underscore must be a word boundary: "cat" is not in "catalog",
+    while "S*" is one even in "S*'s".
+    """
+    alternatives = []
+    for name in sorted(placeholders, key=len, reverse=True):
+        before = r"(?<!\w)" if re.match(r"\w", name[0]) else ""
+        after = r"(?!\w)" if re.match(r"\w", name[-1]) else ""
+        alternatives.append(before + r"\s+".join(map(re.escape, name.split())) + after)
+    return re.compile("|".join(alternatives)) if alternatives else None
