@@ -1,0 +1,283 @@
+"""A run's folder: atomic writes, the manifest, hashes of pictures.
+
+Whatever this project writes goes through :func:`atomic_write`: a temporary name in the same
+folder, flushed to the disk, then renamed. A reader therefore sees the old file or the new one,
+never a part of one, and a full disk leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+
+MANIFEST_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_PACKAGES = ("ldm", "torch", "pytorch-lightning", "safetensors", "pillow", "numpy")
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder, then run again",
+    errno.EDQUOT: "your disk quota is used up: free some space or choose another folder",
+    errno.EFBIG: "the file is larger than this system allows: choose another folder",
+    errno.EACCES: "permission denied: choose a folder that you may write to",
+    errno.EPERM: "permission denied: choose a folder that you may write to",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
+    errno.EEXIST: "a part of that path is a file, not a folder: choose another path",
+    errno.EISDIR: "that path is a folder: give a file name",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.EIO: "the disk reports an input/output error: check it or choose another folder",
+}
+
+
+# ------------------------------------------------------------------------- atomic writes
+def _temporary(path: Path) -> Path:
+    """A hidden, unused name beside ``path``; the suffix stays, writers choose a format by it."""
+    return path.with_name(f".{path.stem[:80]}.{secrets.token_hex(6)}.tmp{path.suffix}")
+
+
+def _errno_of(error: BaseException | None) -> int | None:
+    """The errno behind ``error``, looked for along its causes and, last, in its text.
+
+    torch's and safetensors' writers live below Python and turn an ``OSError`` into a
+    ``RuntimeError`` or a ``SafetensorError``: the first keeps it as context, the second prints it.
+    """
+    seen: set[int] = set()
+    first = error
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    text = str(first)
+    for number in _REASONS:
+        if f"os error {number})" in text or os.strerror(number) in text:
+            return number
+    return None
+
+
+def write_error(path: Path | str, error: BaseException) -> UserError | None:
+    """The one-line :class:`UserError` for a failed write of ``path``; None if it was not one."""
+    number = _errno_of(error)
+    if number is not None:
+        reason = _REASONS.get(number, f"{os.strerror(number)}: choose another folder")
+    elif isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
+        reason = "writing failed, most likely because the disk is full: free some space"
+    else:
+        return None
+    return UserError(f"cannot write {path}: {reason} (nothing was left half-written)")
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is flushed and renamed to ``path``.
+
+    Parents are created. If the body or the disk fails the temporary file is removed and an older
+    file at ``path`` is untouched; a failed write is a :class:`UserError`, other errors pass.
+
+    >>> with atomic_write("out/picture.png") as temporary:   # doctest: +SKIP
+    ...     image.save(temporary)
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except UserError:
+        raise
+    except Exception as error:
+        # A missing or unreadable *other* file inside the body is not a failed write of this one.
+        name = getattr(error, "filename", None)
+        foreign = isinstance(name, str | os.PathLike) and Path(name) not in {
+            temporary, path, *path.parents}
+        readable = None if foreign else write_error(path, error)
+        if readable is None:
+            raise
+        raise readable from error
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:  # its folder is gone or is a file: nothing was written there
+            pass
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where the system lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems refuse fsync on a folder; the file itself is on the disk
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path | str, data: bytes) -> Path:
+    """Writes ``data`` to ``path`` atomically. Errors as :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    return Path(path)
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Writes ``text`` as UTF-8 to ``path`` atomically. Errors as :func:`atomic_write`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> Path:
+    """Writes ``value`` as indented JSON to ``path`` atomically. Errors as :func:`atomic_write`."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+# ------------------------------------------------------------------------------- hashes
+def image_hash(path: Path | str) -> str:
+    """sha256 hex of a file's bytes. :class:`UserError` if the file cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+
+
+# ---------------------------------------------------------------------------- manifest
+def versions() -> dict[str, str]:
+    """Versions of Python, this project and the packages a run depends on, by installed metadata."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def now() -> str:
+    """The present time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; made by :func:`create_run`.
+
+    Holds ``config.yaml``, ``embeddings/``, ``images/``, ``logs/``, ``checkpoints/``,
+    ``manifest.json`` and ``report.html``; the subfolders come into being with their first file.
+    """
+
+    path: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / MANIFEST_NAME
+
+    def file(self, *parts: str) -> Path:
+        """A path inside the run, its folder created. :class:`UserError` if that is not possible."""
+        target = self.path.joinpath(*parts)
+        _make_folder(target.parent)
+        return target
+
+    def write_manifest(
+        self,
+        *,
+        seed: int,
+        image_hashes: Mapping[str, str],
+        base_model: str,
+        command: Sequence[str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Writes ``manifest.json``: what is needed to make the run again or to doubt it.
+
+        image_hashes: file name -> sha256 hex. base_model: the fingerprint (hex).
+        command: argument vector, the process's own by default. extra: further JSON values.
+        A resumed run keeps the ``started`` time and lists every command in ``commands``.
+        """
+        before = self.read_manifest() if self.manifest_path.exists() else {}
+        commands = list(before.get("commands", []))
+        commands.append(shlex.join(_neutral(sys.argv if command is None else command)))
+        return write_json(
+            self.manifest_path,
+            {
+                **{k: v for k, v in before.items() if k != "finished"},
+                "format": MANIFEST_VERSION,
+                "versions": versions(),
+                "platform": platform.platform(),
+                "seed": seed,
+                "base_model": base_model,
+                "image_hashes": dict(image_hashes),
+                "commands": commands,
+                "started": before.get("started", now()),
+                **(extra or {}),
+            },
+        )
+
+    def update_manifest(self, **values: Any) -> Path:
+        """Merges ``values`` into the manifest, e.g. ``finished=now(), steps=500``."""
+        return write_json(self.manifest_path, {**self.read_manifest(), **values})
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest. :class:`UserError` if it is missing or no JSON object."""
+        try:
+            value = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read {self.manifest_path}: is {self.path} the folder of a run?"
+            ) from error
+        if not isinstance(value, dict):
+            raise UserError(f"{self.manifest_path} is not a manifest: give the folder of a run")
+        return value
+
+
+def _neutral(command: Sequence[str]) -> list[str]:
+    """The command with the program's own folder cut off: a manifest is meant to be shared."""
+    return [Path(command[0]).name, *command[1:]] if command else []
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) or error from error
+
+
+def create_run(out: Path | str, *, resume: bool = False) -> RunFolder:
+    """Creates the folder ``out`` of a run and checks that it can be written.
+
+    Raises :class:`UserError` if it exists and holds something (unless ``resume``), if ``resume``
+    finds no manifest, if it is a file, or if nothing can be written there.
+    """
+    path = Path(out).expanduser()
+    if path.is_file():
+        raise UserError(f"{path} is a file: choose another folder for the run")
+    try:
+        used = path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise write_error(path, error) or error from error
+    if resume and not (path / MANIFEST_NAME).is_file():
+        raise UserError(f"nothing to resume in {path}: it holds no {MANIFEST_NAME}")
+    if used and not resume:
+        raise UserError(
+            f"the folder {path} is not empty: choose another one, or resume the run that is in it")
+    write_bytes(path / ".writable", b"")  # fail now, not after an hour of training
+    (path / ".writable").unlink(missing_ok=True)
+    return RunFolder(path)
