@@ -1,0 +1,141 @@
+"""Where v* starts: a phrase's own token embeddings, or nowhere in particular.
+
+Textual Inversion starts from the embedding of one coarse word (Gal et al. 2022, section 4). Here
+any phrase will do, and several vectors do not start as identical copies, which would receive
+nearly identical gradients. The official rules are kept as ``copies`` and ``uniform`` (compat).
+
+All functions take the text model's token table (V, D) and an explicit generator, and return
+float32 vectors on the table's device.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ldm.errors import UserError
+
+
+class Neighbour(NamedTuple):
+    """A vocabulary word near a learned vector."""
+
+    word: str
+    cosine: float
+    distance: float  # euclidean
+
+
+def from_phrase(
+    table: Tensor, ids: Sequence[int], k: int, generator: Generator, noise: float = 0.05
+) -> Tensor:
+    """K vectors from the tokens of a phrase, (k, D).
+
+    Tokens are cycled to K; a token's second and later copies get Gaussian noise whose norm is the
+    fraction ``noise`` of the token's. A phrase with more tokens than K is cut into K runs, and each
+    vector is the mean of a run, at the mean norm of its tokens.
+
+    Args:
+        table: token embeddings (V, D).
+        ids: the phrase's token ids, without frame and padding.
+
+    Raises:
+        UserError: the phrase has no tokens.
+    """
+    if not ids:
+        raise UserError("the init phrase has no words; give one, or leave it out")
+    words = _rows(table, ids)
+    if len(words) >= k:
+        return torch.stack([_mean_word(run) for run in torch.tensor_split(words, k)])
+    turn = torch.arange(k, device=words.device)
+    vectors = words[turn % len(words)]
+    size = noise * vectors.norm(dim=1, keepdim=True) / math.sqrt(vectors.shape[1])
+    repeated = (turn >= len(words))[:, None]
+    return vectors + repeated * size * _randn(vectors, generator)
+
+
+def from_vocabulary(table: Tensor, k: int, generator: Generator) -> Tensor:
+    """K random words, (k, D): around the vocabulary's mean, at the vocabulary's median norm.
+
+    The noise has the vocabulary's standard deviation in every dimension.
+    """
+    table = table.detach().float()
+    vectors = table.mean(dim=0).expand(k, -1)
+    vectors = vectors + table.std(dim=0) * _randn(vectors, generator)
+    return F.normalize(vectors, dim=1) * table.norm(dim=1).median()
+
+
+def copies(table: Tensor, ids: Sequence[int], k: int, position: Tensor | None = None) -> Tensor:
+    """The official rule (compat): K identical copies of one word, (k, D).
+
+    Args:
+        ids: exactly one token id.
+        position: (D,) position embedding 0, which the official code adds for CLIP.
+
+    Raises:
+        UserError: the phrase is not one token.
+    """
+    if len(ids) != 1:
+        raise UserError(f"compat init wants one word of one token, not {len(ids)} tokens")
+    word = _rows(table, ids)
+    return (word if position is None else word + position.detach().float()).repeat(k, 1)
+
+
+def uniform(table: Tensor, k: int, generator: Generator) -> Tensor:
+    """The official rule without an init word (compat): uniform on [0, 1), (k, D).
+
+    Its norm, about sqrt(D / 3), is far above any real word's.
+    """
+    device = generator.device
+    return torch.rand(k, table.shape[1], generator=generator, device=device).to(table.device)
+
+
+def initial_vectors(
+    table: Tensor, ids: Sequence[int], k: int, generator: Generator, *, compat: bool = False
+) -> Tensor:
+    """Start of v*, (k, D): from the tokens of a phrase, or from the vocabulary without any."""
+    if compat:
+        return copies(table, ids, k) if ids else uniform(table, k, generator)
+    return from_phrase(table, ids, k, generator) if ids else from_vocabulary(table, k, generator)
+
+
+def nearest_words(
+    vectors: Tensor, table: Tensor, decode: Callable[[int], str], k: int = 5
+) -> list[list[Neighbour]]:
+    """The k words of largest cosine with each vector, the nearest first.
+
+    Args:
+        vectors: (N, D) or (D,).
+        table: token embeddings (V, D).
+        decode: id -> word, e.g. ``tokenizer.decode_id``.
+
+    Returns:
+        One list for each vector, with cosines in [-1, 1] and euclidean distances.
+    """
+    table = table.detach().float()
+    vectors = torch.atleast_2d(vectors.detach()).to(table.device, torch.float32)
+    cosines = F.normalize(vectors, dim=1) @ F.normalize(table, dim=1).T  # (N, V)
+    best = cosines.topk(min(k, len(table)), dim=1)
+    found = []
+    for vector, cosine, ids in zip(vectors, best.values, best.indices, strict=True):
+        distance = (table[ids] - vector).norm(dim=1)
+        rows = zip(ids.tolist(), cosine.tolist(), distance.tolist(), strict=True)
+        found.append([Neighbour(decode(i), c, d) for i, c, d in rows])
+    return found
+
+
+def _rows(table: Tensor, ids: Sequence[int]) -> Tensor:
+    return table.detach()[torch.tensor(ids, device=table.device)].float()
+
+
+def _mean_word(words: Tensor) -> Tensor:
+    """Direction of the mean at the mean norm: (n, D) -> (D,). Exact for one word."""
+    if len(words) == 1:
+        return words[0]
+    return F.normalize(words.mean(dim=0), dim=0) * words.norm(dim=1).mean()
+
+
+def _randn(like: Tensor, generator: Generator) -> Tensor:
+    """Drawn where the generator lives, so that a seed gives the same vectors on every device."""
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)

@@ -1,0 +1,308 @@
+"""EmbeddingManager: the learned pseudo-words v* and their place in a prompt.
+
+Textual Inversion (Gal et al. 2022, section 3) learns only v*, the vectors that stand where the
+token embedding of the placeholder S* would. The manager owns the v* of any number of placeholders
+and puts them into looked-up prompts, before the text transformer:
+
+    ids     [CLS] a photo of S*      [SEP] [PAD] [PAD]        S* has K = 3 vectors
+    ->      [CLS] a photo of S* S* S* [SEP]                   cut at the context length L
+"""
+
+import string
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+
+NEVER = torch.iinfo(torch.int64).max
+_PLAIN = frozenset(string.ascii_letters + string.digits)
+
+
+class _Entry(NamedTuple):
+    token_id: int
+    progressive: tuple[int, ...]
+
+
+def image_token(placeholder: str, index: int) -> str:
+    """Name of the pseudo-word S_i that belongs to one training image: "S" and 2 give "S_2"."""
+    return f"{placeholder}_{index}"
+
+
+class EmbeddingManager(nn.Module):
+    """Learned vectors of placeholders; an ``nn.Module`` whose only parameters are the v*.
+
+    Vectors are float32 whatever ``.half()`` or ``.to(torch.bfloat16)`` is asked of the module or of
+    one that holds it; device moves work as usual. ``state_dict`` holds all that restores a manager,
+    placeholders included, so that loading it into an empty one recreates it.
+
+    Args:
+        width: size D of a token embedding.
+        vocab_size: number of ordinary token ids; placeholders' ids lie above.
+        end_id: id of the token that ends a prompt ([SEP]). The first one in a row is its end, which
+            also holds where a prompt is padded with the end token (CLIP).
+        keep_end: where vectors push the end token over the context length, keep it as the last
+            position. ``False`` lets it fall off, as the official code does (compat).
+    """
+
+    def __init__(self, width: int, vocab_size: int, end_id: int, *, keep_end: bool = True) -> None:
+        super().__init__()
+        self.width, self.vocab_size = width, vocab_size
+        self.end_id, self.keep_end = end_id, keep_end
+        self._entries: dict[str, _Entry] = {}
+        self.v_star = nn.ParameterDict()  # _key(placeholder) -> (K, D)
+        self.init = nn.Module()  # buffers of the same keys and shapes: where v* started
+        # index of the placeholders, rebuilt from _entries: P of them, sorted by token id
+        self._ids: Tensor
+        self._first_row: Tensor
+        self._starts_at: Tensor
+        self.register_buffer("_ids", torch.empty(0, dtype=torch.int64), persistent=False)
+        self._index()
+
+    # ------------------------------------------------------------------ placeholders
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """Placeholder -> token id, in order of adding."""
+        return {name: entry.token_id for name, entry in self._entries.items()}
+
+    def add(
+        self,
+        placeholder: str,
+        token_id: int,
+        vectors: Tensor,
+        progressive: Sequence[int] | None = None,
+        init: Tensor | None = None,
+    ) -> None:
+        """Give a placeholder its vectors.
+
+        Args:
+            placeholder: any string.
+            token_id: its private id, at least ``vocab_size``.
+            vectors: (K, D) or (D,), where v* starts; copied, as float32.
+            progressive: K - 1 optimiser steps, the ones from which the second, third, ... vector is
+                used (2000, 4000 in the paper, figure 10). ``None``: all of them always.
+            init: (K, D) or (D,), what ``distance_to_init`` and the regulariser measure from;
+                ``vectors`` unless given.
+
+        Raises:
+            UserError: the placeholder exists already, or the vectors do not fit this model.
+            ValueError: the id is a vocabulary word's or another placeholder's, or the schedule does
+                not fit K.
+        """
+        if placeholder in self._entries:
+            raise UserError(f"placeholder {placeholder!r} exists already; choose another name")
+        if token_id < self.vocab_size:
+            raise ValueError(f"id {token_id} is a vocabulary word's; ids start at vocab_size")
+        if token_id in self.placeholders.values():
+            raise ValueError(f"id {token_id} is another placeholder's")
+        v_star = self._checked(placeholder, vectors)
+        start = v_star if init is None else self._checked(placeholder, init).expand_as(v_star)
+        steps = tuple(int(step) for step in progressive or ())
+        if steps and (len(steps) != len(v_star) - 1 or list(steps) != sorted(steps)):
+            raise ValueError(f"{len(v_star)} vectors grow at {len(v_star) - 1} rising steps")
+        self._entries[placeholder] = _Entry(token_id, steps)
+        key = _key(placeholder)
+        self.v_star[key] = nn.Parameter(v_star.clone())
+        self.init.register_buffer(key, start.clone())
+        self._index()
+
+    def add_image_tokens(
+        self, placeholder: str, vectors: Tensor, assign: Callable[[str], int]
+    ) -> tuple[str, ...]:
+        """Add one pseudo-word S_i per training image ("a photo of S* with S_i").
+
+        Args:
+            placeholder: the concept's, from which ``image_token`` makes the names.
+            vectors: (N, D) or (N, K, D), where the N words start.
+            assign: gives a name its private id, e.g. ``tokenizer.add_placeholder``.
+
+        Returns:
+            The N names, in the order of the images.
+        """
+        names = tuple(image_token(placeholder, i) for i in range(len(vectors)))
+        for name, vector in zip(names, vectors, strict=True):
+            self.add(name, assign(name), vector)
+        return names
+
+    def remove(self, placeholder: str) -> None:
+        """Forget a placeholder and its vectors."""
+        key = _key(self._known(placeholder))
+        del self._entries[placeholder], self.v_star[key]
+        delattr(self.init, key)
+        self._index()
+
+    def count(self, placeholder: str, step: int | None = None) -> int:
+        """Number of vectors in use at an optimiser step; ``None`` is fully grown."""
+        steps = self._entries[self._known(placeholder)].progressive
+        if step is None or not steps:
+            return len(self.parameter(placeholder))
+        return 1 + sum(start <= step for start in steps)
+
+    def parameter(self, placeholder: str) -> nn.Parameter:
+        """The trained parameter of a placeholder, (K, D) float32, also what is not yet in use."""
+        return self.v_star[_key(self._known(placeholder))]
+
+    def vectors(self, placeholder: str, step: int | None = None) -> Tensor:
+        """The vectors in use, (k, D) float32, with their gradient."""
+        return self.parameter(placeholder)[: self.count(placeholder, step)]
+
+    def init_vectors(self, placeholder: str, step: int | None = None) -> Tensor:
+        """Where the vectors in use started, (k, D) float32, frozen."""
+        start: Tensor = getattr(self.init, _key(self._known(placeholder)))
+        return start[: self.count(placeholder, step)]
+
+    @torch.no_grad()
+    def norms(self, step: int | None = None) -> dict[str, Tensor]:
+        """Euclidean norm of every vector in use, (k,) for each placeholder."""
+        return {name: self.vectors(name, step).norm(dim=1) for name in self._entries}
+
+    @torch.no_grad()
+    def distance_to_init(self, step: int | None = None) -> dict[str, Tensor]:
+        """Euclidean distance of every vector in use to where it started, (k,) each."""
+        return {
+            name: (self.vectors(name, step) - self.init_vectors(name, step)).norm(dim=1)
+            for name in self._entries
+        }
+
+    # ------------------------------------------------------------------ the prompt
+
+    def forward(
+        self, ids: Tensor, embeds: Tensor, step: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Put the v* into looked-up prompts. Pure: the arguments are left as they are.
+
+        Every occurrence of a placeholder becomes its k vectors in use side by side; what follows
+        moves right and is cut at the context length.
+
+        Args:
+            ids: (B, L) int64, placeholders as one private id each.
+            embeds: (B, L, D) token embeddings, without positions; anything at placeholders.
+            step: optimiser step for progressive growth: one for all or a (B,) tensor; ``None`` is
+                fully grown.
+
+        Returns:
+            ids (B, L) with the private id on all of its k positions, and embeds (B, L, D) in the
+            dtype of ``embeds``; gradients reach v* through its own positions only.
+        """
+        if not self._entries:
+            return ids, embeds
+        now = (
+            NEVER - 1 if step is None else step.view(-1, 1, 1) if isinstance(step, Tensor) else step
+        )
+        length = ids.shape[1]
+        slot = torch.searchsorted(self._ids, ids.contiguous()).clamp(max=len(self._ids) - 1)
+        is_ours = self._ids[slot] == ids
+        in_use = (self._starts_at[slot] <= now).sum(dim=2)
+        width = torch.where(is_ours, in_use, 1)  # (B, L) positions that an input token takes
+        begin = width.cumsum(dim=1) - width  # (B, L) its first one; rises strictly
+
+        # for every output position: the input token it shows, and which of its vectors
+        position = torch.arange(length, device=ids.device).expand_as(ids).contiguous()
+        source = torch.searchsorted(begin, position, right=True) - 1
+        if self.keep_end:
+            source = self._with_end(ids, begin, source)
+        vector = position - begin.gather(1, source)
+
+        ours = is_ours.gather(1, source)
+        row = torch.where(ours, self._first_row[slot].gather(1, source) + vector, 0)
+        table = torch.cat([self.parameter(name) for name in self._sorted()])
+        v_star = F.embedding(row, table).to(embeds.dtype)
+        moved = embeds.take_along_dim(source[..., None], dim=1)
+        return ids.gather(1, source), torch.where(ours[..., None], v_star, moved)
+
+    def _with_end(self, ids: Tensor, begin: Tensor, source: Tensor) -> Tensor:
+        """Show the end token at the last position of the rows where it would fall off."""
+        is_end = ids == self.end_id
+        end = is_end.int().argmax(dim=1, keepdim=True)  # the first one
+        fell_off = is_end.any(dim=1, keepdim=True) & (begin.gather(1, end) >= ids.shape[1])
+        last = torch.where(fell_off, end, source[:, -1:])
+        return torch.cat([source[:, :-1], last], dim=1)
+
+    # ------------------------------------------------------------------ state
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Placeholders in order, with what their tensors do not say; plain Python values."""
+        return {
+            name: {"token_id": entry.token_id, "progressive": list(entry.progressive)}
+            | {"vectors": len(self.parameter(name))}
+            for name, entry in self._entries.items()
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over a saved set of placeholders; their tensors are loaded right after this.
+
+        A parameter whose shape agrees stays the same object, so that an optimiser that holds it
+        goes on training it.
+        """
+        device = self._ids.device
+        old = {name: self.parameter(name) for name in self._entries}
+        for name in old:
+            if name not in state:
+                self.remove(name)
+        self._entries = {}
+        for name, saved in state.items():
+            self._entries[name] = _Entry(int(saved["token_id"]), tuple(saved["progressive"]))
+            shape = (int(saved["vectors"]), self.width)
+            if name not in old or old[name].shape != shape:
+                self.v_star[_key(name)] = nn.Parameter(torch.zeros(shape, device=device))
+                self.init.register_buffer(_key(name), torch.zeros(shape, device=device))
+        self._index()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EmbeddingManager":
+        def keep_float32(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            # convert from the original: a trip through half precision would have cost digits
+            return tensor.to(out.device) if out.dtype != tensor.dtype else out
+
+        return super()._apply(keep_float32, recurse)
+
+    # ------------------------------------------------------------------ inside
+
+    def _index(self) -> None:
+        """Tensors that find placeholders in ids without a loop, and without a device sync."""
+        device = self._ids.device
+        names = self._sorted()
+        ids = [self._entries[name].token_id for name in names]
+        counts = [len(self.parameter(name)) for name in names]
+        # (P, max K): the step from which each vector is used, NEVER for those that do not exist
+        starts_at = torch.full((len(names), max(counts, default=1)), NEVER)
+        for i, (name, count) in enumerate(zip(names, counts, strict=True)):
+            growth = self._entries[name].progressive or (-NEVER,) * (count - 1)
+            starts_at[i, :count] = torch.tensor((-NEVER, *growth))
+        rows = torch.tensor([0, *counts]).cumsum(dim=0)[:-1]
+        for key, tensor in (
+            ("_ids", torch.tensor(ids, dtype=torch.int64)),
+            ("_first_row", rows),
+            ("_starts_at", starts_at),
+        ):
+            self.register_buffer(key, tensor.to(device), persistent=False)
+
+    def _sorted(self) -> list[str]:
+        return sorted(self._entries, key=lambda name: self._entries[name].token_id)
+
+    def _known(self, placeholder: str) -> str:
+        if placeholder not in self._entries:
+            known = ", ".join(map(repr, self._entries)) or "there are none"
+            raise UserError(f"no placeholder {placeholder!r}; known: {known}")
+        return placeholder
+
+    def _checked(self, placeholder: str, vectors: Tensor) -> Tensor:
+        """(K, D) float32 on the manager's device, or an error that a user understands."""
+        vectors = torch.atleast_2d(vectors.detach()).to(self._ids.device, torch.float32)
+        if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.width:
+            raise UserError(
+                f"vectors of {placeholder!r} have shape {tuple(vectors.shape)}, this model wants "
+                f"(K, {self.width}); they were made for another model"
+            )
+        if not vectors.isfinite().all():
+            raise UserError(f"vectors of {placeholder!r} hold NaN or infinity; train them again")
+        return vectors
+
+
+def _key(placeholder: str) -> str:
+    """A name that PyTorch allows for a parameter, another one for every string."""
+    return "s_" + "".join(c if c in _PLAIN else f"_{ord(c):x}_" for c in placeholder)
