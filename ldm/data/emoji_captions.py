@@ -1,0 +1,311 @@
+"""Words of the emoji pictures: labels, synonyms, compositional captions, and the vocabulary.
+
+A caption has three parts, each drawn on its own: how the picture is made ("a flat icon of", or a
+neutral template of the Textual Inversion paper), what it shows ("a red apple"), and where ("on a
+blue background").  A model that learned them apart can put a new word into the middle one.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+STYLES = ("noto", "twemoji", "fluent")
+STYLE_WORDS = {
+    "noto": ("emoji", "cartoon"),
+    "twemoji": ("flat icon",),
+    "fluent": ("3d icon", "3d render"),
+}
+
+# (template, size of the object it claims); "" claims nothing.  Those of the paper's appendix.
+NEUTRAL = tuple(
+    (f"{form}{{}}", "")
+    for form in (
+        "a photo of a |a photo of the |a photo of my |a photo of one |the photo of a |a photo of a clean |"
+        "a photo of a dirty |a dark photo of the |a photo of the cool |a bright photo of the |a cropped photo of the |"
+        "a cropped photo of a |a good photo of the |a good photo of a |a rendering of a |a rendition of the |"
+        "a rendition of a |a photo of the clean |a photo of a nice |a photo of the nice |a photo of the weird |"
+        "a photo of a cool |a picture of a |a picture of the |a depiction of a "
+    ).split("|")
+)
+SIZED = {
+    "large": ("a close-up photo of a {}", "a close-up photo of the {}", "a photo of the large {}", "a photo of a large {}"),
+    "small": ("a photo of a small {}", "a photo of the small {}"),
+}
+
+# What the user may call the thing when its own name is unknown: coarse words by Unicode subgroup.
+COARSE = {
+    "animal-mammal": "animal", "animal-bird": "bird", "animal-amphibian": "animal",
+    "animal-reptile": "reptile", "animal-marine": "sea animal", "animal-bug": "insect",
+    "plant-flower": "flower", "plant-other": "plant", "food-fruit": "fruit",
+    "food-vegetable": "vegetable", "food-prepared": "food", "food-asian": "food",
+    "food-sweet": "dessert", "drink": "drink", "dishware": "dish", "place-geographic": "landscape",
+    "place-building": "building", "place-religious": "building", "transport-ground": "vehicle",
+    "transport-water": "boat", "transport-air": "aircraft", "time": "clock",
+    "sky-weather": "weather", "award-medal": "award", "sport": "sport", "game": "game",
+    "clothing": "clothes", "music": "music", "musical-instrument": "instrument",
+    "phone": "phone", "computer": "computer", "light-video": "device", "book-paper": "paper",
+    "money": "money", "mail": "mail", "writing": "pen", "office": "office supplies",
+    "lock": "lock", "tool": "tool", "science": "tool", "medical": "medicine",
+    "household": "household object", "other-object": "object", "sound": "sound",
+    "face-smiling": "face", "face-affection": "face", "face-tongue": "face", "face-hand": "face",
+    "face-neutral-skeptical": "face", "face-sleepy": "face", "face-unwell": "face",
+    "face-hat": "face", "face-glasses": "face", "face-concerned": "face", "face-negative": "face",
+    "face-costume": "creature", "cat-face": "cat", "monkey-face": "monkey", "heart": "heart",
+    "hand-fingers-open": "hand", "hand-fingers-partial": "hand", "hand-single-finger": "hand",
+    "hand-fingers-closed": "hand", "hands": "hands", "body-parts": "body part",
+    "person": "person", "person-gesture": "person", "person-role": "person",
+    "person-fantasy": "person", "person-activity": "person", "person-sport": "person",
+    "person-resting": "person", "arrow": "arrow", "zodiac": "sign", "transport-sign": "sign",
+}  # fmt: skip
+
+# Tags that name the thing (most tags are adjectives, verbs or moods), read through by hand.
+NOUN_TAGS = frozenset(
+    """ape puppy kitten feline elk burro mule racehorse buffalo wisent bull sow snout sheep lamb
+    dromedary alpaca guanaco hippo squirrel joey cygnet plumage peahen crow raven gander tortoise
+    terrapin serpent brachiosaurus brontosaurus dinosaur tyrannosaurus conch reef mollusk slug bee
+    bumblebee ladybird ladybug grasshopper roach earthworm bacteria buttercup dandelion lavender
+    lilac sprout pine fungus toadstool cantaloupe nectarine aubergine maize capsicum pickle
+    cabbage lettuce kale peanut edamame loaf toast pancake drumstick steak burger frankfurter
+    hotdog sausage gyro kebab casserole paella soup stew porridge cereal oatmeal ramen noodle
+    pasta prawn tempura skewer empanada potsticker donut coffee chai martini cocktail ale whiskey
+    scotch soda boba juice cutlery jug crane bricks boulder log timber lumber yurt
+    chapel subway caboose van cab suitcase trolley yacht motorboat jet copter gondola ufo timer
+    saturn thunderstorm whirlwind hurricane typhoon twister flame pumpkin dynamite present
+    puck shuttlecock racquet sleigh sledge toboggan revolver dice jigsaw plush doll matryoshka
+    rope cord spool eyeglasses jacket tie pants trousers underwear pouch rucksack satchel sneaker
+    slipper stiletto comb necklace jewel mic earbud sax concertina piano conga shaker piccolo
+    torch monitor calculator camcorder tape tag parcel notepad trash garbage hatchet spanner cog
+    horseshoe chest skeleton shampoo pail brush tombstone grave amulet statue""".split()
+)
+
+_UNCOUNTED = frozenset(
+    """tennis bowling badminton pong fog foggy popcorn bacon garlic broccoli rice spaghetti sushi
+    butter salt honey ice wood fire soap money yarn coral sake tea oden dango football volleyball
+    baseball basketball softball lacrosse hockey golf boxing fuji bread falafel food cooking milk
+    dna clothes weather music mail medicine construction camping landscape paper custard fondue
+    kaaba saturn""".split()
+)
+_PREPOSITIONS = frozenset("with without of in on under behind over for at showing and".split())
+_VOWEL_BUT_A = ("uni", "eu", "uk", "ufo", "one", "use", "ewe")
+_CONSONANT_BUT_AN = ("hour", "honest", "heir", "x-ray", "8", "11", "sos", "atm")
+
+
+def normalize_label(label: str) -> str:
+    """Emojibase label -> caption words: lower case, ASCII, only ``-`` and ``'`` as punctuation."""
+    text = unicodedata.normalize("NFKD", label.replace("’", "'").lower())
+    text = "".join(c for c in text if not unicodedata.combining(c))
+    text = text.replace("keycap: #", "keycap hash").replace("keycap: *", "keycap asterisk")
+    text = text.replace("keycap: ", "keycap ")
+    text = re.sub(r"^(\w+): bald$", r"bald \1", text)
+    text = text.replace(": ", " with ", 1) if ": " in text else text
+    text = re.sub(r"[^a-z0-9'\- ]+", " ", text)
+    return " ".join(text.split())
+
+
+def words_of(text: str) -> list[str]:
+    """The whole words of a text as BERT's pre-tokenizer sees them: split at every punctuation."""
+    return re.findall(r"[a-z0-9]+", normalize_label(text).replace("_", " "))
+
+
+def article(name: str) -> str:
+    """``"a "``, ``"an "`` or ``""`` (plural and uncounted names) for a normalised name."""
+    words = name.split()
+    head = next((i for i, w in enumerate(words) if i and w in _PREPOSITIONS), len(words))
+    noun = words[head - 1]
+    plural = noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and noun != "lens"
+    if noun in _UNCOUNTED or words[-1] in _UNCOUNTED or plural or name.startswith("statue of"):
+        return ""
+    if name.startswith(_CONSONANT_BUT_AN):
+        return "an "
+    return "an " if name[0] in "aeiou" and not name.startswith(_VOWEL_BUT_A) else "a "
+
+
+class Background(NamedTuple):
+    """What is behind the object, for the caption: ``kind`` is solid, gradient or scene."""
+
+    kind: str
+    words: tuple[str, ...]  # (colour,), (first colour, second colour) or the scene's phrases
+
+
+def _place(background: Background, u: float, v: float) -> str:
+    """The part of the caption that says where, with its leading space; may be empty."""
+    if background.kind == "scene":
+        return "" if u > 0.92 else " " + background.words[int(v * len(background.words))]
+    colours = " and ".join(background.words)
+    if background.kind == "gradient":
+        return "" if u > 0.92 else f" on {article(colours)}{colours} gradient background"
+    if u > 0.85:
+        return ""
+    if v < 0.74:
+        return f" on {article(colours)}{colours} background"
+    if v < 0.82:
+        return f" with {article(colours)}{colours} background"
+    if v < 0.90:
+        return f" against {article(colours)}{colours} background"
+    return f" on a plain {colours} background" if v < 0.95 else f" on {colours}"
+
+
+def fill(template: str, name: str) -> str:
+    """Put a name into a template with the right article: ``a photo of a {}`` -> ``... an egg``."""
+    head, tail = template.split("{}")
+    if match := re.search(r"\ba ((?:[a-z]+ )?)$", head):
+        adjective = match[1]
+        if adjective:
+            lead = "a " if article(name) else ""
+        else:
+            lead = article(name)
+        return f"{head[: match.start()]}{lead}{adjective}{name}{tail}"
+    if head.endswith("one ") and not article(name):
+        head = head[: -len("one ")] + "the "
+    return f"{head}{name}{tail}"
+
+
+def _thing(name: str, style: str, scale: float, u: float, v: float, w: float) -> str:
+    """The first part of a caption; 60 % name the style, 40 % do not."""
+    if u < 0.60:
+        choices = STYLE_WORDS[style]
+        word = choices[int(v * len(choices))]
+        if w < 0.55:
+            return f"{article(word)}{word} of {article(name)}{name}"
+        if w < 0.80:
+            return f"{article(name)}{name} {word}"
+        if w < 0.95:
+            return f"{article(name)}{name}, {word}"
+        return f"{article(name)}{name} in {word} style"
+    if u < 0.70:
+        return f"{article(name)}{name}"
+    size = "large" if scale > 0.86 else "small" if scale < 0.62 else ""
+    if size and w < 0.4:
+        return fill(SIZED[size][int(v * len(SIZED[size]))], name)
+    return fill(NEUTRAL[int(v * len(NEUTRAL))][0], name)
+
+
+class Captioner:
+    """Names of every concept, and captions from uniform numbers.
+
+    ``labels`` (N,) normalised; ``tags`` and ``subgroups`` (N,) as prepared; ``reserved``: names
+    that may not appear as a synonym (every concept's own label, held-out ones too).
+    """
+
+    NUMBERS = 7  # uniform numbers a caption takes
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        tags: Sequence[Sequence[str]],
+        subgroups: Sequence[str],
+        reserved: Iterable[str] = (),
+    ) -> None:
+        taken = set(reserved) | set(labels)
+        counts = Counter(tag for row in tags for tag in row)
+        self.labels = list(labels)
+        self.synonyms = [
+            [t for t in row if t in NOUN_TAGS and counts[t] <= 3 and t not in taken] for row in tags
+        ]
+        self.coarse = [COARSE.get(subgroup) for subgroup in subgroups]
+
+    def name(self, concept: int, u: float, v: float) -> str:
+        """80 % the label, else a synonym, else (8 %) the coarse word."""
+        coarse, synonyms = self.coarse[concept], self.synonyms[concept]
+        if u >= 0.92 and coarse:
+            return coarse
+        if u >= 0.80 and synonyms:
+            return synonyms[int(v * len(synonyms))]
+        return self.labels[concept]
+
+    def caption(
+        self,
+        concept: int,
+        style: str,
+        scale: float,
+        background: Background,
+        numbers: Sequence[float],
+    ) -> str:
+        """One caption from :attr:`NUMBERS` uniform numbers in [0, 1)."""
+        a, b, c, d, e, f, g = numbers
+        return _thing(self.name(concept, a, b), style, scale, c, d, e) + _place(background, f, g)
+
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PUNCTUATION = "'-,.!?:;()\"&/#*+%$@_<>=[]{}|~^`\\"
+_SUFFIXES = """s es ed er ers est ing ings ly y ies ied ier iest ness less ful ment ments tion tions sion ion
+ions able ible al ally ial ic ical ically ive ity ities ous ious ism ist ists ize ized ise ised
+en ens ery ary ory age ages ance ence ant ent ate ated ating ation ator ure ship hood dom ward wards
+wise like man men woman women land book ball board fish bird flower berry berries cake house room
+boat ship car box bag top work way line light side ck sh th ch ph st nd rd nt ng nk mp ll ss tt pp
+ff rr nn mm dd gg oo ee ea ai ou ow oi oy au aw ei ie ue ui an on in un ar or ir ur at et it ot ut
+ad ed id od ud ab eb ib ob ub ap ep ip op up am em im om um ag eg ig og ug ak ek ik ok uk el il ol
+ul le re te de se ce ge ne me ve ke pe be fe ze la ra ta da sa ca ga na ma va ka pa ba fa za lo ro
+to do so co go no mo vo ko po bo fo zo li ri ti di si ci gi ni mi vi ki pi bi fi zi lu ru tu du su
+cu gu nu mu vu ku pu bu fu zu ly ry ty dy sy cy gy ny my vy ky py by fy zy ble ple tle dle gle kle
+and ine one ane une ite ote ete ute ade ide ode ude ake ike oke uke ale ile ole ule ame ime ome
+ume ape ipe ope upe are ire ore ase ise ose use ash ish osh ush ack ick ock uck eck ank ink onk unk
+ang ing ong ung ant int ont unt ast ist ost ust est eat eam ean ear eal oat oad oak oar oon ood ook
+oom oot ool ound out ouse ight ough""".split()
+_GENERAL = """a an the my your his her our their this that these those one two three four five six seven
+eight nine ten some many few more most with without in on of by at to from into onto over under
+above below behind beside between next near front inside outside around through against and or but
+not no is are was be been it its as for up down left right top bottom middle center centre corner
+side back close very so too also only just here there now then i you he she we they me him them
+photo photos photograph picture pictures image rendering rendition render rendered cropped painting
+drawing sketch illustration depiction art artwork style styles dark bright dirty clean good bad nice
+small weird large cool big little tiny huge giant cute pretty beautiful ugly old new young plain
+simple flat round square shiny soft hard hot cold warm wet dry full empty open closed happy sad angry
+funny smiling sleeping sitting standing running flying swimming eating drinking playing riding
+wearing holding made looking icon icons emoji emojis cartoon 3d 2d logo sticker symbol poster print
+oil watercolor watercolour pencil ink charcoal pastel acrylic pixel anime comic vector digital
+realistic abstract minimal minimalist vintage retro modern color colour colors colours colored
+coloured colorful background backgrounds wall gradient red green blue yellow white black pink purple
+orange gray grey brown teal cyan magenta violet gold golden silver beige tan navy maroon lime olive
+turquoise crimson indigo lavender light pale deep beach grass grassy field meadow lawn sky blue night
+starry stars star sunset sunrise snow snowy desert sand sandy sea ocean water underwater lake river
+mountain mountains forest woods tree trees jungle garden park city street road town village skyline
+building buildings house room kitchen table wooden wood floor desk shelf brick checkered tablecloth
+rain rainy fog cloud clouds sun moon space galaxy fire ice rock stone hill hills valley island cave
+bridge castle toy toys cup mug plate bowl bottle glass vase pot pan box bag backpack shirt hat cap
+scarf shoe shoes dress coat pillow blanket lamp chair couch sofa bed clock book card doll plush teddy
+statue figurine sculpture pattern fabric cat dog bird fish horse cow pig sheep duck bear lion tiger
+animal animals pet bug insect reptile mammal dinosaur monster creature fruit vegetable food drink
+dessert cake plant flower flowers leaf car truck bus train bike bicycle boat ship plane airplane
+aircraft rocket vehicle vehicles tool tools instrument guitar piano drum ball game sport medal award
+phone computer device machine camera robot key lock money coin paper pen face faces head eye eyes ear
+nose mouth hand hands foot feet body person people man woman men women boy girl child baby king queen
+hero wizard witch thing things object objects item kind part piece pair set group shape circle
+triangle square heart arrow sign number letter word words metal plastic wool clay paper leather
+porcelain ceramic cardboard knitted crystal marble concrete steel copper bronze
+supplies household medicine weather landscape clothes building office""".split()
+
+
+def build_vocabulary(texts: Iterable[str], size: int = 4000) -> list[str]:
+    """WordPiece vocabulary, one token a line: specials, pieces that spell anything, whole words.
+
+    Every word of ``texts`` becomes a token, the first seen first if ``size`` is too small; the
+    word part is then sorted, so the file depends on the set of words and not on their order.
+    """
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    tokens = [*SPECIAL_TOKENS, *_PUNCTUATION, *letters, *("##" + c for c in letters)]
+    tokens += sorted({"##" + s for s in _SUFFIXES} - set(tokens))
+    seen = dict.fromkeys(w for text in texts for w in words_of(text) if len(w) > 1)
+    return tokens + sorted(list(seen)[: max(size - len(tokens), 0)])
+
+
+def vocabulary_texts(
+    labels: Iterable[str], tags: Iterable[Sequence[str]], colours: Iterable[str]
+) -> list[str]:
+    """What the shipped vocabulary covers, most needed first: labels of all concepts, the words of
+    captions and prompts, then tags of at least two concepts or of :data:`NOUN_TAGS`."""
+    counts = Counter(tag for row in tags for tag in row)
+    often = sorted(t for t, n in counts.items() if n >= 2)
+    captions = [t for t, _ in NEUTRAL] + [t for row in SIZED.values() for t in row]
+    return [
+        *labels, *colours, *captions, *COARSE.values(), *_GENERAL, *sorted(NOUN_TAGS), *often,
+    ]  # fmt: skip
+
+
+def write_vocabulary(tokens: Sequence[str], path: Path) -> None:
+    """One token a line, id = line number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
