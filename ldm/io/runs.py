@@ -13,8 +13,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import secrets
 import shlex
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +44,8 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EIO: "the disk reports an input/output error: check it or choose another folder",
 }
+#: torch's C++ file writer keeps no errno: its words when a write fails.
+_TORCH_WRITER = r"inline_container\.cc|iostream error|PytorchStreamWriter"
 
 
 # ------------------------------------------------------------------------- atomic writes
@@ -75,7 +79,7 @@ def write_error(path: Path | str, error: BaseException) -> UserError | None:
     number = _errno_of(error)
     if number is not None:
         reason = _REASONS.get(number, f"{os.strerror(number)}: choose another folder")
-    elif isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
+    elif isinstance(error, RuntimeError) and re.search(_TORCH_WRITER, str(error)):
         reason = "writing failed, most likely because the disk is full: free some space"
     else:
         return None
@@ -96,7 +100,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # fails early, and tells the mode that this user's files have
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        os.chmod(temporary, mode)  # safetensors makes its files private
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
