@@ -56,9 +56,7 @@ def _table(device: torch.device) -> Tensor:
     return torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=device) / 255
 
 
-def warp(
-    sprites: Tensor, scale: Tensor, angle: Tensor, centre: Tensor, size: int
-) -> Tensor:
+def warp(sprites: Tensor, scale: Tensor, angle: Tensor, centre: Tensor, size: int) -> Tensor:
     """Place sprites on an empty canvas.
 
     sprites (n, 64, 64, 4) uint8 premultiplied; scale (n,) side of the sprite as a part of the
@@ -141,7 +139,9 @@ class Composer:
         scale = torch.where(rare, _stretch(u[:, 1], 0.50, 0.95), _stretch(u[:, 1], 0.70, 0.90))
         angle = torch.where(rare, _stretch(u[:, 2], -20, 20), _stretch(u[:, 2], -8, 8))
         centre = (u[:, 3:5] * 2 - 1) * (1 - scale)[:, None]
-        kinds = torch.bucketize(u[:, 5].contiguous(), torch.tensor(KIND_SHARES).cumsum(0)[:2], right=True)
+        kinds = torch.bucketize(
+            u[:, 5].contiguous(), torch.tensor(KIND_SHARES).cumsum(0)[:2], right=True
+        )
         pixels, described = self._backgrounds(kinds, u[:, 6:9], generator)
         places = (t.to(self.device) for t in (scale, angle, centre))
         chosen = self._pixels[concepts.to(self.device), styles.to(self.device)]
@@ -169,7 +169,9 @@ class Composer:
         colours = colours.clamp_(0, 1)
         pixels = colours[:, 0, :, None, None].expand(n, 3, size, size).contiguous()
         two = (kinds == 1).nonzero()[:, 0].to(self.device)
-        pixels[two] = gradients(colours[two, 0], colours[two, 1], u[:, 2].to(self.device)[two], size)
+        pixels[two] = gradients(
+            colours[two, 0], colours[two, 1], u[:, 2].to(self.device)[two], size
+        )
         scene = (u[:, 0] * len(SCENES)).long().clamp_(max=len(SCENES) - 1)
         variant = (u[:, 2] * self._bank.shape[1]).long().clamp_(max=self._bank.shape[1] - 1)
         drawn = (kinds == 2).nonzero()[:, 0]

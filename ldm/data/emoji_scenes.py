@@ -108,7 +108,8 @@ def _city(x: Tensor, y: Tensor, g: torch.Generator) -> Tensor:
     windows = ((x * 32).long() % 2 == 1) & ((y * 24).long() % 2 == 1)
     houses = _mix(houses, _rgb(250, 225, 140), windows & (torch.frac(shade * 7 + y * 3) > 0.4))
     picture = _mix(sky, houses, y > roof)
-    road = _mix(_rgb(75, 75, 80), _rgb(235, 235, 235), ((y - 0.88).abs() < 0.02) & (torch.frac(x * 4) < 0.5))
+    dashes = ((y - 0.88).abs() < 0.02) & (torch.frac(x * 4) < 0.5)
+    road = _mix(_rgb(75, 75, 80), _rgb(235, 235, 235), dashes)
     return _mix(picture, road, y > 0.74)
 
 
