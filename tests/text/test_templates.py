@@ -1,0 +1,46 @@
+"""The paper's caption templates: how many, how they read, and what render refuses."""
+
+import pytest
+
+from ldm.errors import UserError
+from ldm.text.templates import DUAL, OBJECT, SETS, STYLE, STYLE_DUAL, render, templates
+
+
+def test_counts_are_the_official_ones() -> None:
+    assert (len(OBJECT), len(set(OBJECT))) == (81, 57)
+    assert len(set(OBJECT[:27])) == 27
+    assert len(STYLE) == 19 and len(DUAL) == 27
+
+
+def test_every_medium_has_its_sentences() -> None:
+    for line in ("a photo of my {}", "an illustration of my {}", "a depiction of my {}"):
+        assert OBJECT.count(line) == 1
+    for line in ("a close-up photo of a {}", "a rendition of the {}", "the photo of a {}"):
+        assert OBJECT.count(line) == 3
+    assert not any("<" in line for lines in SETS.values() for line in lines)
+
+
+def test_sets_have_one_slot_and_dual_ones_two() -> None:
+    for kind in SETS:
+        slots = 2 if kind.endswith("dual") else 1
+        assert {line.count("{}") for line in templates(kind)} == {slots}
+    assert DUAL[0] == "a photo of a {} with {}"
+    assert STYLE_DUAL[0] == "a painting in the style of {} with {}"
+
+
+def test_unknown_set_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="object, style"):
+        templates("objects")
+
+
+def test_render_puts_words_in_whatever_they_contain() -> None:
+    assert render("a photo of a {}", "{0} <a b>") == "a photo of a {0} <a b>"
+    assert render(DUAL[0], "S*", "S_1") == "a photo of a S* with S_1"
+
+
+@pytest.mark.parametrize(
+    ("template", "image_token"), [("a photo", None), (DUAL[0], None), (OBJECT[0], "S_1")]
+)
+def test_render_refuses_a_wrong_number_of_slots(template: str, image_token: str | None) -> None:
+    with pytest.raises(UserError, match="times"):
+        render(template, "S*", image_token)
