@@ -63,7 +63,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     Nothing pickled is ever run. :class:`UserError` names a missing, corrupt or foreign file.
     """
     path = Path(path).expanduser()
-    head = _head(path)
+    head = read_head(path)
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
     try:
@@ -87,7 +87,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The metadata of a ``.safetensors`` file; empty for other formats. Errors as reading."""
     path = Path(path).expanduser()
-    if not is_safetensors(_head(path)):
+    if not is_safetensors(read_head(path)):
         return {}
     try:
         with safe_open(str(path), framework="pt") as handle:
@@ -102,7 +102,8 @@ def is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{"
 
 
-def _head(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
+    """The first 64 bytes of a file; :class:`UserError` if there is none to read."""
     try:
         with open(path, "rb") as handle:
             return handle.read(64)
