@@ -1,0 +1,186 @@
+"""YAML configs: merging, dot-list overrides, typed resolution, and import by name.
+
+The only place that imports by name. A config is resolved once, at the edge, into frozen dataclasses;
+an unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ldm.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Merge YAML files from left to right, then ``key.sub=value`` overrides; resolve ``${...}``.
+
+    Raises:
+        UserError: a file is missing or is not YAML, or an override is not ``key=value``.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    merged = OmegaConf.create()
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"config {path} does not exist; give the path of a YAML file")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
+        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"config {path} is not readable YAML ({reason}); correct it") from None
+    for item in overrides:
+        if "=" not in item:
+            raise UserError(f"override {item!r} is not of the form key.sub=value")
+    try:
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))  # type: ignore[assignment]
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {str(error).splitlines()[0]}") from None
+    if not isinstance(plain, dict):
+        raise UserError("a config is a mapping of keys to values at its top level")
+    return typing.cast(dict[str, Any], plain)
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """A config as YAML text, keys in their given order."""
+    import yaml
+
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A resolved dataclass as plain mappings, for writing back as YAML."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
+    """The error for a key nobody reads: names the nearest known one."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return UserError(f"unknown config key {where + key!r}; {hint}")
+
+
+def resolve(cls: type[T], values: Mapping[str, Any] | None, where: str = "") -> T:
+    """Build the frozen dataclass ``cls`` from a mapping, checking every key and type.
+
+    Args:
+        cls: a dataclass; nested dataclasses and ``X | None`` are followed.
+        values: plain mapping, as ``load_yaml`` returns it.
+        where: prefix for messages, such as ``"training."``.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a missing key, or a wrong type.
+    """
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise UserError(f"config {where.rstrip('.') or 'file'} must be a mapping, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise unknown_key(str(key), fields, where)
+    given = {k: _convert(v, hints[k], f"{where}{k}") for k, v in values.items()}
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in given:
+            raise UserError(f"config lacks {where + name!r}; add it")
+    return cls(**given)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for arg in (a for a in args if a is not type(None)):
+            try:
+                return _convert(value, arg, where)
+            except UserError as error:
+                failure = error
+        raise failure
+    if dataclasses.is_dataclass(hint):
+        return resolve(hint, value, where + ".")  # type: ignore[arg-type]
+    if origin is typing.Literal:
+        if value not in args:
+            raise UserError(f"config {where} is {value!r}; choose one of {', '.join(map(str, args))}")
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"config {where} is {value!r}; give a list")
+        items = [_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is dict or hint is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"config {where} is {value!r}; give a mapping")
+        return dict(value)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML 1.1 reads "1e-3" as a string
+            return float(value)
+        except ValueError:
+            pass
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, bool) and hint is not bool or not isinstance(value, hint):
+        raise UserError(f"config {where} is {value!r}; give a {hint.__name__}")
+    return value
+
+
+def locate(target: str) -> Any:
+    """The object of a dotted name, such as ``ldm.models.unet.UNetModel``."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"config target {target!r} cannot be imported ({error})") from None
+
+
+def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
+    """Call ``node["target"]`` with ``node["params"]`` (and ``extra``), checking the names first.
+
+    Raises:
+        UserError: no target, a target that cannot be imported, or an unknown parameter.
+    """
+    if not isinstance(node, Mapping) or "target" not in node:
+        raise UserError(f"config node {node!r} needs a 'target': the dotted name of a class")
+    for key in node:
+        if key not in ("target", "params"):
+            raise unknown_key(str(key), ("target", "params"), f"{node['target']}: ")
+    factory = locate(str(node["target"]))
+    params = {**(node.get("params") or {}), **extra}
+    signature = inspect.signature(factory)
+    named = set(signature.parameters)
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        for key in params:
+            if key not in named:
+                raise unknown_key(str(key), named, f"{node['target']}: ")
+    try:
+        signature.bind(**params)
+    except TypeError as error:
+        raise UserError(f"config {node['target']}: {error}") from None
+    return factory(**params)

@@ -1,0 +1,54 @@
+"""Pictures between tensors in [-1, 1] and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ldm.io.runs import atomic_write
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [-1, 1], clamped, to (..., H, W, 3) bytes."""
+    scaled = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
+    return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One picture (3, H, W) in [-1, 1]."""
+    return Image.fromarray(to_uint8(image))
+
+
+def save_png(image: Tensor | Image.Image, path: Path, text: dict[str, str] | None = None) -> Path:
+    """Write one picture atomically, with ``text`` (prompt, seed, ...) as PNG text chunks."""
+    picture = to_pil(image) if isinstance(image, Tensor) else image
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info)
+    return path
+
+
+def grid(images: Tensor, columns: int, pad: int = 2) -> Image.Image:
+    """(N, 3, H, W) in [-1, 1] as one picture of N / columns rows on white."""
+    data = to_uint8(images)
+    n, height, width, _ = data.shape
+    columns = max(1, min(columns, n))
+    rows = -(-n // columns)
+    shape = (rows * (height + pad) + pad, columns * (width + pad) + pad, 3)
+    sheet = np.full(shape, 255, dtype=np.uint8)
+    for i, picture in enumerate(data):
+        top, left = (pad + (i // columns) * (height + pad)), (pad + (i % columns) * (width + pad))
+        sheet[top : top + height, left : left + width] = picture
+    return Image.fromarray(sheet)
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 8) -> Path:
+    """``grid`` written atomically as PNG."""
+    return save_png(grid(images, columns), path)

@@ -1,0 +1,129 @@
+"""Training of ``AutoencoderKL``: reconstruction + KL, optionally with a patch discriminator.
+
+Loss of Rombach et al. 2022 (appendix G) without the learned perceptual term, which would need
+weights that cannot be downloaded everywhere:
+``L1(x, x_rec) + kl_weight * KL / pixels + adversarial_weight * hinge``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.data.stream import StepStream
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from ldm.training import optim
+
+
+@dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """Weights of the autoencoder's loss.
+
+    Attributes:
+        kl_weight: of the KL in nats per latent element (small: the latents stay informative).
+        adversarial_weight: of the patch discriminator; 0 leaves it out altogether.
+        adversarial_start: optimiser step at which the discriminator enters.
+    """
+
+    kl_weight: float = 1e-4
+    mse_weight: float = 1.0
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    discriminator_channels: int = 64
+
+
+class AutoencoderTraining(pl.LightningModule):
+    """Trains an autoencoder on batches of pictures (B, 3, H, W) in [-1, 1].
+
+    Args:
+        autoencoder: the model.
+        make_batch: pictures of a step, a pure function of it.
+    """
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        make_batch: Callable[[int], Tensor],
+        optim_config: optim.OptimConfig,
+        loss_config: AutoencoderLossConfig,
+        max_steps: int,
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.make_batch = make_batch
+        self.optim_config, self.loss_config, self.max_steps = optim_config, loss_config, max_steps
+        self.adversarial = loss_config.adversarial_weight > 0
+        self.discriminator: nn.Module | None = (
+            PatchDiscriminator(loss_config.discriminator_channels) if self.adversarial else None
+        )
+        # two players need two optimisers, stepped by hand
+        self.automatic_optimization = not self.adversarial
+
+    def train_dataloader(self) -> Any:
+        return StepStream(self.make_batch, self.global_batch).loader()
+
+    @property
+    def global_batch(self) -> int:
+        """Batches seen so far (each optimiser's step counts in ``global_step``)."""
+        return self.trainer.global_step // (2 if self.adversarial else 1)
+
+    def configure_optimizers(self) -> Any:
+        generator = optim.configure(self.autoencoder.parameters(), self.optim_config, self.max_steps)
+        if self.discriminator is None:
+            return generator
+        return generator, optim.configure(
+            self.discriminator.parameters(), self.optim_config, self.max_steps
+        )
+
+    def reconstruction(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss without the adversarial term, and the reconstruction (B, 3, H, W)."""
+        posterior = self.autoencoder.encode(x)
+        x_rec = self.autoencoder.decode(posterior.sample())
+        x_rec = x_rec.float()
+        l1, mse = F.l1_loss(x_rec, x), F.mse_loss(x_rec, x)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        psnr = 10 * torch.log10(4.0 / mse.detach())
+        self.log_dict(
+            {"train/l1": l1, "train/kl": kl, "train/psnr": psnr}, prog_bar=True, batch_size=len(x)
+        )
+        loss = l1 + self.loss_config.mse_weight * mse + self.loss_config.kl_weight * kl
+        return loss, x_rec
+
+    def training_step(self, x: Tensor, batch_idx: int) -> Tensor | None:
+        if not self.adversarial:
+            return self.reconstruction(x)[0]
+        self._adversarial_step(x)
+        return None
+
+    def _adversarial_step(self, x: Tensor) -> None:
+        assert self.discriminator is not None
+        optimizers: Any = self.optimizers()
+        schedulers: Any = self.lr_schedulers()
+        started = self.global_batch >= self.loss_config.adversarial_start
+        loss, x_rec = self.reconstruction(x)
+        if started:
+            fool = -self.discriminator(x_rec).mean()
+            weight = adaptive_weight(loss, fool, self.autoencoder.decoder.last_layer)
+            loss = loss + self.loss_config.adversarial_weight * weight * fool
+        self._step(optimizers[0], self.autoencoder, loss)
+        judge = hinge_loss(self.discriminator(x), self.discriminator(x_rec.detach()))
+        # before its start the discriminator is stepped with a zero loss, so that the two
+        # optimisers' counts stay equal
+        self._step(optimizers[1], self.discriminator, judge if started else 0.0 * judge)
+        self.log("train/discriminator", judge, prog_bar=True)
+        for scheduler in schedulers:
+            scheduler.step()
+
+    def _step(self, optimizer: Any, module: nn.Module, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if self.optim_config.clip_norm:
+            nn.utils.clip_grad_norm_(module.parameters(), self.optim_config.clip_norm)
+        optimizer.step()

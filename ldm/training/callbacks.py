@@ -1,0 +1,83 @@
+"""Lightning callbacks: a progress bar in steps, and fixed-seed pictures as training goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from torch import Tensor
+
+from ldm.io.images import save_grid
+
+
+class StepProgressBar(TQDMProgressBar):
+    """A bar over optimiser batches of the whole run; the data stream has no epochs."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10, leave=True)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.max_steps > 0:
+            self.train_progress_bar.total = trainer.max_steps * trainer.accumulate_grad_batches
+            self.train_progress_bar.initial = trainer.global_step * trainer.accumulate_grad_batches
+            self.train_progress_bar.set_description("training")
+
+
+class ImageLogger(Callback):
+    """Draw pictures every ``every`` optimiser steps, save them as PNG and hand them to the loggers.
+
+    Args:
+        draw: called with the module; returns named pictures, each (N, 3, H, W) in [-1, 1]. It must
+            use its own generators: pictures of different steps are then comparable.
+        folder: where ``<name>_<step>.png`` grids go.
+        every: in optimiser steps; also drawn at step 0 and at the end.
+        columns: pictures a row of the grid.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[pl.LightningModule], dict[str, Tensor]],
+        folder: Path,
+        every: int,
+        columns: int = 8,
+    ) -> None:
+        self.draw, self.folder, self.every, self.columns = draw, folder, every, columns
+        self._drawn = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        if self.every and trainer.global_step % self.every == 0:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(trainer, pl_module)
+
+    def _show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._drawn or not trainer.is_global_zero:
+            return
+        self._drawn = step
+        training = module.training
+        module.eval()
+        with torch.no_grad():
+            pictures = self.draw(module)
+        module.train(training)
+        for name, images in pictures.items():
+            path = save_grid(images, self.folder / f"{name}_{step:06d}.png", self.columns)
+            for logger in trainer.loggers:
+                _log_image(logger, name, images, path, step)
+
+
+def _log_image(logger: Any, name: str, images: Tensor, path: Path, step: int) -> None:
+    if isinstance(logger, pl.loggers.TensorBoardLogger):
+        logger.experiment.add_images(name, images.float().clamp(-1, 1).add(1).div(2).cpu(), step)
+    elif isinstance(logger, pl.loggers.WandbLogger):
+        logger.log_image(name, [str(path)], step=step)

@@ -1,0 +1,67 @@
+"""Optimiser and learning-rate schedule, and the official learning-rate scaling rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: peak learning rate (for inversion: ``lr_base``, before scaling).
+        schedule: after the warm-up, constant or a cosine to ``lr_final_ratio * lr``.
+        warmup_steps: linear warm-up in optimiser steps.
+        weight_decay: decoupled decay (0: the official inversion code's 0.01 shrinks ``v*``).
+        clip_norm: gradient-norm clip; 0 switches it off.
+    """
+
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup_steps: int = 0
+    lr_final_ratio: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+
+
+def scale_lr(lr_base: float, *, accumulate: int, devices: int, batch_size: int) -> float:
+    """Official rule: lr_effective = accumulate x devices x batch x lr_base."""
+    return accumulate * devices * batch_size * lr_base
+
+
+def lr_factor(step: int, total: int, config: OptimConfig) -> float:
+    """Learning rate at an optimiser step, as a share of the peak."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.lr_final_ratio + (1 - config.lr_final_ratio) * shape
+
+
+def configure(
+    parameters: Iterable[nn.Parameter], config: OptimConfig, total_steps: int, lr: float | None = None
+) -> dict[str, Any]:
+    """What ``LightningModule.configure_optimizers`` returns; ``lr`` overrides ``config.lr``."""
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.lr if lr is None else lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=not config.clip_norm,  # Lightning cannot clip for an optimiser that unscales by itself
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, total_steps, config)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
