@@ -8,7 +8,6 @@ Noto (Apache-2.0), Twemoji (CC-BY 4.0) and Fluent 3D (MIT) pictures, names and t
 import hashlib
 import io
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from ldm.data.emoji_captions import STYLES, normalize_label, words_of
 from ldm.errors import UserError
+from ldm.io.runs import atomic_write
 
 SPRITE_SIZE = 64
 GROUPS = {
@@ -154,19 +154,6 @@ def _names(path: Path) -> list[Concept]:
     ]
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error.strerror}): free some space") from error
-
-
 def prepare(root: Path, packages: Path | None = None, progress: bool = True) -> Path:
     """Fetch the four packages and write ``root/sprites.npz`` and ``root/concepts.json``.
 
@@ -194,11 +181,10 @@ def prepare(root: Path, packages: Path | None = None, progress: bool = True) -> 
                     bar.advance(task)
     concepts = [c for c in concepts if all(c.hex in found for found in drawn.values())]
     sprites = np.stack([np.stack([drawn[s][c.hex] for s in STYLES]) for c in concepts])
-    buffer = io.BytesIO()
-    np.savez(buffer, sprites=sprites)
-    _replace(root / "sprites.npz", buffer.getvalue())
-    listing = [asdict(c) for c in concepts]
-    _replace(root / "concepts.json", json.dumps(listing, indent=0).encode())
+    with atomic_write(root / "sprites.npz") as path, open(path, "wb") as stream:
+        np.savez(stream, sprites=sprites)
+    with atomic_write(root / "concepts.json") as path:
+        path.write_text(json.dumps([asdict(c) for c in concepts], indent=0), encoding="utf-8")
     return root
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm.text.templates import OBJECT
+
 STYLES = ("noto", "twemoji", "fluent")
 STYLE_WORDS = {
     "noto": ("emoji", "cartoon"),
@@ -19,24 +21,16 @@ STYLE_WORDS = {
     "fluent": ("3d icon", "3d render"),
 }
 
-# Templates that say nothing about the picture: the paper's (appendix), less those that name a size.
-NEUTRAL = (
-    "a photo of a {}", "a photo of the {}", "a photo of my {}", "a photo of one {}",
-    "the photo of a {}", "a photo of a clean {}", "a photo of the clean {}",
-    "a photo of a dirty {}", "a dark photo of the {}", "a bright photo of the {}",
-    "a photo of a cool {}", "a photo of the cool {}", "a photo of a nice {}",
-    "a photo of the nice {}", "a photo of the weird {}", "a cropped photo of a {}",
-    "a cropped photo of the {}", "a good photo of a {}", "a good photo of the {}",
-    "a rendering of a {}", "a rendition of a {}", "a rendition of the {}", "a picture of a {}",
-    "a picture of the {}", "a depiction of a {}",
-)  # fmt: skip
+# The paper's templates: those that claim a size go to objects of that size, the others anywhere.
+_SIZE_WORDS = {"large": ("close-up", "large"), "small": ("small",)}
 SIZED = {
-    "large": (
-        "a close-up photo of a {}", "a close-up photo of the {}", "a photo of a large {}",
-        "a photo of the large {}",
-    ),
-    "small": ("a photo of a small {}", "a photo of the small {}"),
-}  # fmt: skip
+    size: tuple(t for t in OBJECT if any(word in t for word in words))
+    for size, words in _SIZE_WORDS.items()
+}
+NEUTRAL = tuple(t for t in OBJECT if not any(t in row for row in SIZED.values())) + (
+    "a picture of a {}",
+    "a picture of the {}",
+)
 
 # What the user may call the thing when its own name is unknown: coarse words by Unicode subgroup.
 COARSE = {

@@ -7,6 +7,7 @@ names the same batch everywhere.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,9 +144,9 @@ class Composer:
             u[:, 5].contiguous(), torch.tensor(KIND_SHARES).cumsum(0)[:2], right=True
         )
         pixels, described = self._backgrounds(kinds, u[:, 6:9], generator)
-        places = (t.to(self.device) for t in (scale, angle, centre))
         chosen = self._pixels[concepts.to(self.device), styles.to(self.device)]
-        images = over(warp(chosen, *places, self.image_size), pixels)
+        where = scale.to(self.device), angle.to(self.device), centre.to(self.device)
+        images = over(warp(chosen, *where, self.image_size), pixels)
         captions = [
             self.captioner.caption(c, STYLES[s], size, place, numbers)
             for c, s, size, place, numbers in zip(
@@ -191,7 +192,7 @@ def background_pixels(background: str, size: int = 64) -> Tensor:
     """(3, size, size) in [0, 1] for a colour name, ``"#rrggbb"`` or the name of a scene."""
     if background in COLOURS:
         rgb: Sequence[int] = COLOURS[background]
-    elif background.startswith("#") and len(background) == 7:
+    elif re.fullmatch("#[0-9a-fA-F]{6}", background):
         rgb = [int(background[i : i + 2], 16) for i in (1, 3, 5)]
     elif background in SCENES:
         return scene_bank(size)[list(SCENES).index(background), 0].float() / 255
@@ -219,8 +220,8 @@ def render(
     if style not in STYLES:
         raise UserError(f"unknown emoji style {style}: use {', '.join(STYLES)}")
     pixels = sprites.sprites[sprites.index(concept), STYLES.index(style)][None]
-    place = (torch.tensor([scale]), torch.tensor([angle]), torch.tensor([centre]))
-    rgba = warp(pixels, *place, image_size)
+    where = torch.tensor([scale]), torch.tensor([angle]), torch.tensor([centre])
+    rgba = warp(pixels, *where, image_size)
     return over(rgba, background_pixels(background, image_size)[None])[0]
 
 
