@@ -1,0 +1,110 @@
+"""What a picture of a concept is called in training: paper templates or a user's caption files.
+
+With per-image words (Gal et al. 2022, figure 10, "per-image tokens") a picture is called, one time
+in four, by a sentence that also holds its own word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ldm.errors import UserError
+from ldm.text.templates import render, templates
+
+#: Sets with a slot for the picture's own word -> the set they are mixed with.
+_PLAIN_OF = {"dual": "object", "style-dual": "style"}
+
+
+def contains_placeholder(text: str, placeholder: str) -> bool:
+    """Whether the tokenizer would find ``placeholder`` in ``text``: not inside another word."""
+    before = r"(?<!\w)" if re.match(r"\w", placeholder[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", placeholder[-1]) else ""
+    name = r"\s+".join(map(re.escape, placeholder.split()))
+    return re.search(before + name + after, text) is not None
+
+
+def read_captions(paths: Sequence[Path], placeholder: str) -> list[tuple[str, ...]]:
+    """The captions of every picture: the lines of ``name.txt`` beside ``name.*``.
+
+    A caption names the concept by the placeholder or by a slot ``{}``, which becomes the
+    placeholder. :class:`UserError` names a file that is missing, empty, no UTF-8 text, or holds a
+    caption that does not name the concept (its loss would not reach v*).
+    """
+    return [_read_caption(path.with_suffix(".txt"), path, placeholder) for path in paths]
+
+
+def has_captions(paths: Sequence[Path]) -> bool:
+    """Whether any of the pictures has a caption file beside it."""
+    return any(path.with_suffix(".txt").is_file() for path in paths)
+
+
+def _read_caption(file: Path, picture: Path, placeholder: str) -> tuple[str, ...]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{picture} has no caption: write it into {file.name}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the caption {file} is no UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read the caption {file}: {error.strerror}") from error
+    captions = tuple(" ".join(line.split()).replace("{}", placeholder)
+                     for line in text.splitlines() if line.strip())
+    if not captions:
+        raise UserError(f"the caption {file} is empty: write a sentence with {placeholder} into it")
+    for caption in captions:
+        if not contains_placeholder(caption, placeholder):
+            raise UserError(f"the caption {file} does not name the concept ({caption!r}): "
+                            f"write {placeholder} or {{}} into it")
+    return captions
+
+
+class PromptSource:
+    """Draws the prompt for picture i.
+
+    placeholder: the word that is learned. kind: a template set (``ldm.text.templates``); "dual"
+    and "style-dual" need ``image_tokens``, one word a picture, and use them with probability
+    ``mixing_prob``, else the "object" or "style" set. captions: from :func:`read_captions`,
+    instead of templates.
+    """
+
+    def __init__(
+        self,
+        placeholder: str,
+        *,
+        kind: str = "object",
+        captions: Sequence[Sequence[str]] | None = None,
+        image_tokens: Sequence[str] | None = None,
+        mixing_prob: float = 0.25,
+    ) -> None:
+        dual = kind in _PLAIN_OF
+        if captions is not None and image_tokens is not None:
+            raise UserError("caption files and per-image words cannot be used together: choose one")
+        if captions is None and dual != (image_tokens is not None):
+            raise UserError(f"the templates {kind!r} "
+                            + ("need one word for every picture" if dual else
+                               "take no per-image words: choose 'dual' or 'style-dual'"))
+        self.placeholder = placeholder
+        self.captions = captions
+        self.image_tokens = image_tokens
+        self.mixing_prob = mixing_prob if dual else 0.0
+        self._plain = templates(_PLAIN_OF.get(kind, kind))
+        self._dual = templates(kind) if dual else ()
+
+    def prompt(self, image_index: int, generator: torch.Generator) -> str:
+        """A prompt for picture ``image_index``; two numbers are drawn, whatever is chosen."""
+        mix, pick = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        if self.captions is not None:
+            own = self.captions[image_index]
+            return own[int(pick * len(own))]
+        if self.image_tokens is not None and mix < self.mixing_prob:
+            line = self._dual[int(pick * len(self._dual))]
+            return render(line, self.placeholder, self.image_tokens[image_index])
+        return render(self._plain[int(pick * len(self._plain))], self.placeholder)
+
+    def prompts(self, image_indices: Sequence[int], generator: torch.Generator) -> list[str]:
+        """One prompt for each of ``image_indices``."""
+        return [self.prompt(i, generator) for i in image_indices]

@@ -1,0 +1,184 @@
+"""A user's concept: a folder of a few pictures of any kind, as tensors.
+
+Pictures are turned as their EXIF orientation says, laid on a colour where they are transparent,
+and scaled with their aspect kept: cropped to the middle, or padded. Files that are no pictures are
+skipped with a warning; a picture that cannot be decoded stops the run and is named.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageOps
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.io.runs import image_hash
+
+log = logging.getLogger(__name__)
+
+#: What is taken for a picture by its name. The content decides how it is decoded.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+                      ".avif", ".jp2", ".ppm", ".pgm", ".tga"})
+#: Pillow's decoders for these: none of them starts another program, as the one for EPS does.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+_FITS = ("crop", "pad")
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """images: (N, 3, S, S) float32 in [-1, 1]; paths and sha256 of the files, in the same order."""
+
+    images: Tensor
+    paths: tuple[Path, ...]
+    hashes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def image_hashes(self) -> dict[str, str]:
+        """File name -> sha256 hex, for a run's manifest."""
+        return {path.name: digest for path, digest in zip(self.paths, self.hashes, strict=True)}
+
+
+def list_pictures(folder: Path | str) -> list[Path]:
+    """The pictures directly in ``folder``, sorted by name; anything else is warned about.
+
+    Hidden files and the caption ``name.txt`` of a picture ``name.*`` pass without a warning.
+    :class:`UserError` if the folder does not exist, is a file, or holds no picture.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder that your pictures are in")
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give the folder that your pictures are in")
+    try:
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+    pictures = [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file()]
+    captions = {p.with_suffix(".txt") for p in pictures}
+    for other in entries:
+        if other not in captions and other not in pictures:
+            what = "a folder" if other.is_dir() else "not a picture of a known kind"
+            log.warning("skipped %s: %s", other, what)
+    if not pictures:
+        raise UserError(f"no pictures in {folder}: put 3 to 5 there (jpg, png, webp, gif, ...)")
+    return pictures
+
+
+def load_concept(
+    folder: Path | str,
+    size: int,
+    *,
+    fit: str = "crop",
+    background: str = "white",
+) -> Concept:
+    """Reads a concept folder (see :func:`list_pictures`) into one tensor.
+
+    size: side S in pixels. fit: "crop" scales the shorter side to S and keeps the middle, "pad"
+    scales the longer side and fills up with ``background``. background: a colour by name or
+    ``#rrggbb``, which transparent parts are laid on as well. :class:`UserError` for a folder
+    without pictures or a picture that cannot be decoded.
+    """
+    paths = list_pictures(folder)
+    images = torch.stack([load_picture(p, size, fit=fit, background=background) for p in paths])
+    return Concept(images, tuple(paths), tuple(image_hash(p) for p in paths))
+
+
+def load_picture(
+    path: Path | str, size: int, *, fit: str = "crop", background: str = "white"
+) -> Tensor:
+    """One file as (3, S, S) float32 in [-1, 1]; arguments as :func:`load_concept`.
+
+    :class:`UserError` that names the file if it is corrupt or no picture.
+    """
+    colour = _colour(background)
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            image.load()  # the first frame of an animation
+            upright = ImageOps.exif_transpose(image)
+            flat = flatten(upright, colour)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no picture {path}: check the path") from error
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise UserError(f"cannot decode the picture {path}: it is corrupt or of an unknown kind; "
+                        "remove or replace it") from error
+    return to_tensor(fit_square(flat, size, fit, colour))
+
+
+def load_pil(
+    images: Sequence[Image.Image], size: int, *, fit: str = "crop", background: str = "white"
+) -> Tensor:
+    """Pictures already in memory, as (N, 3, S, S); arguments as :func:`load_concept`."""
+    colour = _colour(background)
+    upright = (flatten(ImageOps.exif_transpose(image), colour) for image in images)
+    return torch.stack([to_tensor(fit_square(i, size, fit, colour)) for i in upright])
+
+
+def _colour(name: str) -> tuple[int, int, int]:
+    try:
+        return ImageColor.getcolor(name, "RGB")[:3]  # type: ignore[index,return-value]
+    except ValueError as error:
+        raise UserError(f"unknown background colour {name!r}: give a name or #rrggbb") from error
+
+
+def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Any mode to 8-bit RGB: 16-bit and float greys scaled, transparency laid on a colour."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _grey8(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    canvas = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+def _grey8(image: Image.Image) -> Image.Image:
+    """Greys of 16 or 32 bits or floats to 8 bits. Pillow's own conversion cuts them off at 255.
+
+    Their full scale is not recorded: it is 1 for floats up to 1, 255 for values up to that, and
+    else 65535.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    top = np.nanmax(values) if values.size else 0.0
+    full = 65535.0
+    if image.mode == "F" and top <= 1:
+        full = 1.0
+    elif not image.mode.startswith("I;16") and top <= 255:
+        full = 255.0
+    scaled = np.nan_to_num(values).clip(0, full) * (255.0 / full)
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
+
+def fit_square(
+    image: Image.Image, size: int, fit: str, background: tuple[int, int, int]
+) -> Image.Image:
+    """RGB of any size to ``size`` x ``size``, bicubic with antialiasing, aspect kept."""
+    if fit not in _FITS:
+        raise UserError(f"unknown fit {fit!r}: choose one of {', '.join(_FITS)}")
+    if size < 1:
+        raise UserError(f"a picture cannot be {size} pixels wide: give a positive size")
+    width, height = image.size
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    scale = size / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size, size), background)
+    canvas.paste(image.resize(inner, Image.Resampling.BICUBIC),
+                 ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return canvas
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """8-bit RGB (H, W) to (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1)

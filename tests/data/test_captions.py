@@ -1,0 +1,100 @@
+"""Prompts name the concept, always; caption files are checked before anything is trained."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.data.captions import PromptSource, contains_placeholder, has_captions, read_captions
+from ldm.errors import UserError
+from ldm.text.templates import DUAL, OBJECT, STYLE
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def write(folder: Path, content: str | bytes) -> list[Path]:
+    data = content if isinstance(content, bytes) else content.encode()
+    (folder / "a.txt").write_bytes(data)
+    return [folder / "a.jpg"]
+
+
+# -------------------------------------------------------------------------- caption files
+def test_captions_name_the_concept_by_the_placeholder_or_a_slot(tmp_path):
+    paths = write(tmp_path, "\ufeffa  <cat toy> on grass\n\n{} in\tthe rain \n")
+    assert read_captions(paths, "<cat toy>") == [
+        ("a <cat toy> on grass", "<cat toy> in the rain")]
+
+
+@pytest.mark.parametrize("content", ["a dog", "a category", "", " \n ", b"\xff\xfe\x00x",
+                                     "a cat\na dog"])
+def test_a_caption_that_cannot_train_the_word_is_refused_by_file(tmp_path, content):
+    with pytest.raises(UserError, match="a.txt") as caught:
+        read_captions(write(tmp_path, content), "cat")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_caption_is_named(tmp_path):
+    assert has_captions(write(tmp_path, "x {}")) and not has_captions([tmp_path / "b.jpg"])
+    with pytest.raises(UserError, match="b.txt"):
+        read_captions([tmp_path / "a.jpg", tmp_path / "b.jpg"], "*")
+
+
+@pytest.mark.parametrize("text, placeholder, found", [
+    ("a photo of *", "*", True), ("a *photo", "*", True), ("a cat-toy.", "cat", True),
+    ("category", "cat", False), ("bobcat", "cat", False), ("a <a  b> c", "<a b>", True),
+    ("<ab>", "<a b>", False)])
+def test_a_placeholder_is_found_where_the_tokenizer_finds_it(text, placeholder, found):
+    from ldm.text.tokenizer import Tokenizer
+    assert contains_placeholder(text, placeholder) is found
+    vocab = Path(__file__).parents[2] / "ldm" / "assets" / "emoji" / "vocab.txt"
+    if vocab.exists():
+        tokenizer = Tokenizer(vocab, 32)
+        tokenizer.add_placeholder(placeholder)
+        assert (max(tokenizer.words(text)) >= tokenizer.vocab_size) is found
+
+
+# ------------------------------------------------------------------------------- prompts
+@pytest.mark.parametrize("kind, lines", [("object", OBJECT), ("style", STYLE)])
+def test_templates_are_drawn_evenly_and_hold_the_placeholder(kind, lines):
+    source, generator = PromptSource("<x>", kind=kind), rng()
+    n = 200 * len(lines)
+    drawn = Counter(source.prompt(0, generator) for _ in range(n))
+    expected = Counter(line.replace("{}", "<x>") for line in lines)
+    assert drawn.keys() == expected.keys()
+    for line, times in expected.items():
+        assert abs(drawn[line] / n - times / len(lines)) < 0.4 * times / len(lines)
+
+
+def test_per_image_words_come_in_one_prompt_of_four_and_are_the_images_own():
+    source, generator = PromptSource("*", kind="dual", image_tokens=["S1", "S2"]), rng()
+    drawn = [source.prompt(1, generator) for _ in range(4000)]
+    dual = [p for p in drawn if p.endswith(" with S2")]
+    assert 0.22 < len(dual) / len(drawn) < 0.28
+    assert set(dual) == {line.format("*", "S2") for line in DUAL}
+    assert not any("S1" in p for p in drawn) and all("*" in p for p in drawn)
+
+
+def test_captions_are_drawn_for_their_own_picture():
+    source = PromptSource("*", captions=[("* a", "* b"), ("* c",)])
+    generator = rng()
+    assert {source.prompt(0, generator) for _ in range(50)} == {"* a", "* b"}
+    assert {source.prompt(1, generator) for _ in range(50)} == {"* c"}
+
+
+def test_the_same_generator_gives_the_same_prompts_and_touches_no_global_state():
+    source = PromptSource("*")
+    before = torch.random.get_rng_state()
+    assert source.prompts([0] * 9, rng(3)) == source.prompts([0] * 9, rng(3))
+    assert source.prompts([0] * 9, rng(3)) != source.prompts([0] * 9, rng(4))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("wrong", [
+    {"kind": "dual"}, {"image_tokens": ["a"]}, {"kind": "objects"},
+    {"captions": [("*",)], "image_tokens": ["a"], "kind": "dual"}])
+def test_combinations_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(UserError):
+        PromptSource("*", **wrong)
