@@ -9,7 +9,6 @@ buffers, EMA copies, optimiser state): a wrong checkpoint fails here and not as 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
@@ -69,10 +68,9 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     try:
         found = dict(load_file(path)) if is_safetensors(head) \
             else _read_pickle(path, zipped=head.startswith(b"PK"))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError,
-            KeyError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # readers raise nearly anything on broken bytes
         raise UserError(
             f"cannot read the checkpoint {path}: it is corrupt, cut short or of another format; "
             f"fetch it again ({_first_line(error)})") from error

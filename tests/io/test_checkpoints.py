@@ -70,6 +70,7 @@ def test_a_file_cut_short_is_a_one_line_error_that_names_it(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"version https://git-lfs.g",
                                      pickle.dumps([1, 2]), b"\x00" * 64])
 def test_a_file_of_another_kind_is_a_one_line_error_that_names_it(tmp_path, content):

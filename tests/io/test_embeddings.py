@@ -1,6 +1,9 @@
 """Learned words on disk: ours, the official and other tools' files, and no pickled code."""
 
+import contextlib
 import os
+import random
+import warnings
 from pathlib import Path
 
 import pytest
@@ -197,6 +200,20 @@ def test_missing_and_cut_files_are_named(tmp_path):
         path = save_embeddings(word(), tmp_path / name)
         path.write_bytes(path.read_bytes()[:-40])
         with pytest.raises(UserError, match=name):
+            load_embeddings(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
+def test_flipped_bytes_are_never_more_than_a_user_error(tmp_path, suffix):
+    path = save_embeddings(word(), tmp_path / f"a{suffix}")
+    data, draw = path.read_bytes(), random.Random(0)
+    for _ in range(100):
+        broken = bytearray(data)
+        for _ in range(3):
+            broken[draw.randrange(400)] = draw.randrange(256)
+        path.write_bytes(broken)
+        with contextlib.suppress(UserError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             load_embeddings(path)
 
 
