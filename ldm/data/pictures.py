@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ldm.data.stream import step_generator
 from ldm.errors import UserError
+from ldm.seeding import generator
 
 
 class Pictures(NamedTuple):
@@ -49,7 +49,7 @@ class EmojiPictures:
         self.composer = Composer(EmojiSprites.load(Path(root), groups, exclude), image_size)
 
     def batch(self, step: int, n: int, seed: int) -> Pictures:
-        drawn = self.composer.batch(n, step_generator(seed, step))
+        drawn = self.composer.batch(n, generator(seed, "pictures", step))
         return Pictures(drawn.images, drawn.captions)
 
 
@@ -73,9 +73,9 @@ class FolderPictures:
             self.captions.append(" ".join(caption.read_text().split()))
 
     def batch(self, step: int, n: int, seed: int) -> Pictures:
-        generator = step_generator(seed, step)
-        chosen = torch.randint(len(self.images), (n,), generator=generator)
+        rng = generator(seed, "pictures", step)
+        chosen = torch.randint(len(self.images), (n,), generator=rng)
         images = self.images[chosen]
-        flip = torch.rand(n, generator=generator) < self.flip_p
+        flip = torch.rand(n, generator=rng) < self.flip_p
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         return Pictures(images, [self.captions[i] for i in chosen.tolist()])

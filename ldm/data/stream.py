@@ -9,13 +9,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """A CPU generator for one (seed, stream, step); other steps and streams are independent."""
-    # SplitMix64-like odd constants spread neighbouring steps over the whole state space
-    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB) % 2**63
-    return torch.Generator().manual_seed(mixed)
-
-
 class StepStream(IterableDataset):
     """Endless stream of ``make_batch(step)`` from ``first_step`` on; one item is a whole batch.
 

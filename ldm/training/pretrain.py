@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from rich.progress import track
 from torch import Tensor
 
 from ldm.config import dump_yaml, instantiate, to_plain
+from ldm.data.bank import LatentBank
 from ldm.data.pictures import PictureSource
 from ldm.errors import UserError
+from ldm.io.checkpoints import load_model_weights, read_state_dict, save_checkpoint
 from ldm.io.runs import write_text
+from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
+from ldm.training.diffusion import DiffusionTraining
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
 
@@ -28,6 +35,44 @@ class AutoencoderStage:
     batch_size: int = 32
     seed: int = 0
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass(frozen=True)
+class LatentsStage:
+    """``ldm train latents``: encode ``count`` pictures once; all of ``configs/emoji/latents.yaml``."""
+
+    autoencoder: dict
+    autoencoder_run: Path
+    data: dict
+    count: int = 100_000
+    batch_size: int = 64
+    seed: int = 0
+    precision: str = "bf16-mixed"
+
+
+@dataclass(frozen=True)
+class DiffusionStage:
+    """``ldm train diffusion``: all of ``configs/emoji/diffusion.yaml``.
+
+    Attributes:
+        autoencoder_run: run folder of the autoencoder, whose weights are shipped along.
+        latents: the bank that ``ldm train latents`` wrote.
+        prompts: drawn every ``trainer.image_every`` steps, from the averaged weights at export.
+    """
+
+    model: ModelConfig
+    autoencoder_run: Path
+    latents: Path
+    batch_size: int = 64
+    caption_dropout: float = 0.1
+    ema_decay: float = 0.999
+    ema_every: int = 1
+    seed: int = 0
+    prompts: tuple[str, ...] = ("",)
+    sample_scale: float = 4.0
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -84,3 +129,103 @@ def train_autoencoder(config: AutoencoderStage, folder: Path, resume: bool = Fal
         resume=checkpoint,
     )
     return folder / "checkpoints" / "last.ckpt"
+
+
+def load_part(module: torch.nn.Module, run: Path, name: str) -> None:
+    """Copy the weights ``name.*`` of a run's last checkpoint (averaged ones, if it averages)."""
+    path = last_checkpoint(run)
+    if path is None:
+        raise UserError(f"{run} holds no checkpoint; train that stage first")
+    state = read_state_dict(path)
+    prefix = f"{name}."
+    own = {k: v for k, v in state.items() if k.startswith(prefix)}
+    load_model_weights({prefix: module}, own, source=str(path))
+
+
+def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
+    """Encode ``count`` pictures with the trained autoencoder and write the bank to ``path``."""
+    autoencoder = instantiate(config.autoencoder).eval()
+    load_part(autoencoder, config.autoencoder_run, "autoencoder")
+    source: PictureSource = instantiate(config.data)
+    half = config.precision != "32-true"
+    means, stds, captions = [], [], []
+    batches = -(-config.count // config.batch_size)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        for step in track(range(batches), description="encoding pictures"):
+            images, text = source.batch(step, config.batch_size, config.seed)
+            posterior = autoencoder.encode(images)
+            means.append(posterior.mean.half())
+            stds.append(posterior.std.half())
+            captions += text
+    bank = LatentBank(torch.cat(means), torch.cat(stds), captions)
+    bank.save(path)
+    return bank
+
+
+def diffusion_model(config: DiffusionStage, bank: LatentBank) -> LatentDiffusion:
+    """The stage's model: trained autoencoder, fresh UNet and text, the bank's scale factor."""
+    torch.manual_seed(config.seed)
+    model = build(replace(config.model, scale_factor=round(bank.scale_factor, 5)))
+    load_part(model.autoencoder, config.autoencoder_run, "autoencoder")
+    return model
+
+
+def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) -> Path:
+    """Train UNet and text conditioner; returns the last checkpoint."""
+    checkpoint = start(folder, config, resume)
+    bank = LatentBank.load(config.latents)
+    model = diffusion_model(config, bank)
+    module = DiffusionTraining(
+        model,
+        bank,
+        config.optim,
+        batch_size=config.batch_size,
+        max_steps=config.trainer.max_steps,
+        caption_dropout=config.caption_dropout,
+        seed=config.seed,
+    )
+    average = EMAWeightAveraging(decay=config.ema_decay, update_every_n_steps=config.ema_every)
+
+    def draw(module: Any) -> dict[str, Tensor]:
+        # one picture a prompt, twice, from the weights as they are being trained
+        prompts = [p for p in config.prompts for _ in range(2)]
+        return {"samples": sample(model, prompts, steps=25, scale=config.sample_scale, seed=0)}
+
+    images = ImageLogger(draw, folder / "images", config.trainer.image_every, columns=12)
+    fit(
+        module,
+        folder,
+        config.trainer,
+        config.logging,
+        seed=config.seed,
+        callbacks=[average, images],
+        clip_norm=config.optim.clip_norm,
+        resume=checkpoint,
+    )
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None = None) -> Path:
+    """Write the averaged model of a diffusion run as a model folder that ``ldm.load`` reads.
+
+    The folder holds ``model.safetensors`` (float16, public layout), ``config.yaml`` and the
+    vocabulary.
+    """
+    bank = LatentBank.load(config.latents)
+    model = diffusion_model(config, bank)
+    path = checkpoint or last_checkpoint(run)
+    if path is None:
+        raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")
+    state = read_state_dict(path)
+    load_model_weights({"unet.": model.unet, "text.": model.text}, state, source=str(path))
+    vocabulary = Path(config.model.text["params"]["vocab_file"])
+    text = {**config.model.text, "params": {**config.model.text["params"], "vocab_file": "vocab.txt"}}
+    shipped = replace(
+        config.model, text=text, scale_factor=model.scale_factor, checkpoint="model.safetensors"
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(model.parts, out / "model.safetensors")
+    write_text(out / "config.yaml", dump_yaml({"model": to_plain(shipped)}))
+    if vocabulary.resolve() != (out / "vocab.txt").resolve():
+        write_text(out / "vocab.txt", vocabulary.read_text())
+    return out

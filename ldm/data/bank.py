@@ -1,0 +1,69 @@
+"""A bank of pictures encoded once: posteriors and captions, from which a denoiser is pretrained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.io.runs import atomic_write
+from ldm.seeding import generator
+
+
+class LatentBank:
+    """Posterior mean and std (N, C, h, w) of N pictures, float16, with one caption each.
+
+    ``batch`` walks through a new permutation every epoch, as a pure function of the step.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, captions: list[str]) -> None:
+        self.mean, self.std, self.captions = mean, std, captions
+        self._order: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def scale_factor(self) -> float:
+        """1 / standard deviation of the sampled latents (Rombach et al. 2022, appendix G)."""
+        mean, std = self.mean[:4096].float(), self.std[:4096].float()
+        return float(1 / (mean.var() + std.square().mean()).sqrt())
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            save_file(
+                {"mean": self.mean, "std": self.std},
+                str(temporary),
+                metadata={"captions": json.dumps(self.captions)},
+            )
+
+    @classmethod
+    def load(cls, path: Path | str) -> LatentBank:
+        """Read what ``ldm train latents`` wrote; UserError if it is not there."""
+        if not Path(path).is_file():
+            raise UserError(f"no latents at {path}; run `ldm train latents` first")
+        with safe_open(str(path), framework="pt") as file:
+            captions = json.loads(file.metadata()["captions"])
+            return cls(file.get_tensor("mean"), file.get_tensor("std"), captions)
+
+    def _permutation(self, epoch: int, seed: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            rng = generator(seed, "bank", epoch)
+            self._order = (epoch, torch.randperm(len(self), generator=rng))
+        return self._order[1]
+
+    def batch(self, step: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Unscaled latents (n, C, h, w) sampled from the posteriors, and their rows (n,)."""
+        per_epoch = len(self) // n
+        if not per_epoch:
+            raise UserError(f"a batch of {n} is larger than the bank of {len(self)} latents")
+        epoch, place = divmod(step, per_epoch)
+        rows = self._permutation(epoch, seed)[place * n : (place + 1) * n]
+        noise = torch.randn(n, *self.mean.shape[1:], generator=generator(seed, "posterior", step))
+        return self.mean[rows].float() + self.std[rows].float() * noise, rows

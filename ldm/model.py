@@ -1,0 +1,248 @@
+"""The text-to-image model as one object: autoencoder, UNet, text conditioner, manager and schedule.
+
+This is the way of the data (README): pictures to latents and back, prompts to contexts through the
+embedding manager, noisy latents to the noise in them. It owns no training and no sampling loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.config import instantiate, load_yaml, resolve
+from ldm.diffusion.loss import DiffusionLoss, LossTerms
+from ldm.diffusion.schedule import Schedule
+from ldm.errors import UserError
+from ldm.inversion.init import initial_vectors
+from ldm.inversion.manager import EmbeddingManager
+from ldm.io import checkpoints
+from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
+from ldm.models.unet import UNetModel
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Arguments of ``Schedule``."""
+
+    timesteps: int = 1000
+    linear_start: float = 0.00085
+    linear_end: float = 0.012
+    kind: str = "linear"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of ``DiffusionLoss``; the defaults are the paper's plain squared error."""
+
+    l_simple_weight: float = 1.0
+    original_elbo_weight: float = 0.0
+    logvar_init: float = 0.0
+    learn_logvar: bool = False
+    min_snr_gamma: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What ``ldm.load`` reads: the key ``model`` of a YAML file.
+
+    Attributes:
+        autoencoder, unet, text: ``{target: dotted name, params: {...}}``.
+        image_size: pixels a side that the model was trained for.
+        scale_factor: latents are multiplied by it before diffusion.
+        parameterization: what the UNet returns: eps, v or x0.
+        schedule, loss: noise schedule and loss weights.
+        checkpoint: weights, relative to the YAML file.
+    """
+
+    autoencoder: dict
+    unet: dict
+    text: dict
+    image_size: int = 256
+    scale_factor: float = 0.18215
+    parameterization: str = "eps"
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    checkpoint: str | None = None
+
+
+class LatentDiffusion(nn.Module):
+    """Autoencoder, UNet, text conditioner, embedding manager and schedule (Rombach et al. 2022).
+
+    Attributes:
+        latent_shape: (C, h, w) of the latents at ``image_size``.
+    """
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        unet: UNetModel,
+        text: Any,
+        *,
+        image_size: int,
+        scale_factor: float,
+        parameterization: str = "eps",
+        schedule: ScheduleConfig | None = None,
+        loss: LossConfig | None = None,
+    ) -> None:
+        super().__init__()
+        schedule, loss = schedule or ScheduleConfig(), loss or LossConfig()
+        self.autoencoder, self.unet, self.text = autoencoder, unet, text
+        self.manager = EmbeddingManager(text.width, len(text.token_table), text.tokenizer.end_id)
+        self.schedule = Schedule(
+            schedule.timesteps, schedule.linear_start, schedule.linear_end, schedule.kind
+        )
+        self.diffusion_loss = DiffusionLoss(
+            self.schedule,
+            parameterization,
+            loss.l_simple_weight,
+            loss.original_elbo_weight,
+            loss.logvar_init,
+            loss.learn_logvar,
+            loss.min_snr_gamma,
+        )
+        self.parameterization, self.scale_factor = parameterization, scale_factor
+        self.image_size = image_size
+        side = image_size // autoencoder.factor
+        self.latent_shape = (autoencoder.embed_dim, side, side)
+        self._fingerprint: str | None = None
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The frozen parts under the prefixes of the public checkpoint layout."""
+        return {
+            "model.diffusion_model.": self.unet,
+            "first_stage_model.": self.autoencoder,
+            "cond_stage_model.": self.text,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.token_table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which the frozen weights are stored and computed."""
+        return self.text.token_table.dtype
+
+    def freeze(self) -> LatentDiffusion:
+        """Frozen means frozen: no gradients and evaluation mode for all but the manager."""
+        for part in self.parts.values():
+            part.requires_grad_(False).eval()
+        return self
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """As ``nn.Module.train``, but a part without trainable weights stays in evaluation mode."""
+        super().train(mode)
+        for part in self.parts.values():
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
+    def fingerprint(self) -> str:
+        """sha256 of the frozen weights: names the base model an embedding belongs to."""
+        if self._fingerprint is None:
+            self._fingerprint = checkpoints.fingerprint(self.parts)
+        return self._fingerprint
+
+    # ------------------------------------------------------------------ pictures and latents
+
+    def encode(self, images: Tensor) -> DiagonalGaussian:
+        """Posterior over unscaled latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]."""
+        return self.autoencoder.encode(images.to(self.device, self.dtype))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), about [-1, 1], float32, of scaled latents (B, C, h, w)."""
+        return self.autoencoder.decode((z / self.scale_factor).to(self.dtype)).float()
+
+    # ------------------------------------------------------------------ prompts
+
+    def add_placeholder(
+        self,
+        placeholder: str,
+        vectors: Tensor | None = None,
+        *,
+        init: str | None = None,
+        num_vectors: int = 1,
+        progressive: tuple[int, ...] | None = None,
+        generator: torch.Generator | None = None,
+        compat: bool = False,
+    ) -> int:
+        """Make a string a word of this model; returns its private token id.
+
+        Args:
+            placeholder: any string.
+            vectors: (K, D) to use as they are; else they start from
+            init: a phrase (its tokens' embeddings), or ``None`` for the vocabulary's mean.
+            num_vectors: K, when ``vectors`` is not given.
+            progressive: optimiser steps at which the second, third, ... vector comes into use.
+            generator: of the initial noise (default: seed 0).
+            compat: the official code's start.
+
+        Raises:
+            UserError: an init phrase with words that are not in the vocabulary, or vectors of
+                another width.
+        """
+        tokenizer = self.text.tokenizer
+        if vectors is None:
+            ids = tokenizer.words(init) if init else []
+            if init and (not ids or tokenizer.unknown_id in ids):
+                raise UserError(f"the init phrase {init!r} has words that this model does not know; choose others")
+            generator = generator or torch.Generator().manual_seed(0)
+            vectors = initial_vectors(
+                self.text.token_table, ids, num_vectors, generator, compat=compat
+            )
+        token_id = tokenizer.add_placeholder(placeholder)
+        self.manager.add(tokenizer.decode_id(token_id), token_id, vectors, progressive)
+        return token_id
+
+    def remove_placeholder(self, placeholder: str) -> None:
+        """Forget a placeholder and its vectors."""
+        self.manager.remove(placeholder)
+        self.text.tokenizer.remove_placeholder(placeholder)
+
+    def condition(self, prompts: list[str], step: int | Tensor | None = None) -> Tensor:
+        """Contexts (B, L, D) of prompts; ``step`` is the optimiser step of progressive words."""
+        ids = self.text.tokenize(list(prompts)).to(self.device)
+        ids, embeds = self.manager(ids, self.text.embed(ids), step)
+        return self.text.encode(embeds, ids)
+
+    # ------------------------------------------------------------------ diffusion
+
+    def predict(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """The UNet's own output (eps, v or x0) at noisy latents (B, C, h, w), t (B,) int64."""
+        return self.unet(z_t.to(self.dtype), t, cond.to(self.dtype))
+
+    def eps(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """The noise in z_t (B, C, h, w), whatever the UNet's parameterization."""
+        return self.schedule.to_eps(self.predict(z_t, t, cond), z_t, t, self.parameterization)
+
+    def q_sample(self, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Scaled latents z (B, C, h, w) noised to timesteps t (B,)."""
+        return self.schedule.q_sample(z, t, noise)
+
+    def loss_terms(self, z: Tensor, cond: Tensor, t: Tensor, noise: Tensor) -> LossTerms:
+        """All terms of the denoising loss, per sample."""
+        z_t = self.q_sample(z, t, noise)
+        return self.diffusion_loss(self.predict(z_t, t, cond), z, z_t, t, noise)
+
+    def loss(self, z: Tensor, cond: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The scalar that training minimises (Gal et al. 2022, eq. 2)."""
+        return self.loss_terms(z, cond, t, noise).total
+
+
+def build(config: ModelConfig) -> LatentDiffusion:
+    """A model of this config with random weights."""
+    return LatentDiffusion(
+        instantiate(config.autoencoder),
+        instantiate(config.unet),
+        instantiate(config.text),
+        image_size=config.image_size,
+        scale_factor=config.scale_factor,
+        parameterization=config.parameterization,
+        schedule=config.schedule,
+        loss=config.loss,
+    )

@@ -1,0 +1,96 @@
+"""Prompts to pictures: contexts, classifier-free guidance, a sampler and the decoder in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion import samplers
+from ldm.errors import UserError
+from ldm.model import LatentDiffusion
+from ldm.seeding import generator
+
+
+def initial_noise(model: LatentDiffusion, n: int, seed: int) -> Tensor:
+    """x_T (n, C, h, w): picture i depends on (seed, i) alone, not on how many are drawn with it."""
+    rows = [torch.randn(model.latent_shape, generator=generator(seed, "x_T", i)) for i in range(n)]
+    return torch.stack(rows).to(model.device)
+
+
+@torch.no_grad()
+def sample(
+    model: LatentDiffusion,
+    prompts: str | Sequence[str] | None = None,
+    *,
+    cond: Tensor | None = None,
+    uncond: Tensor | None = None,
+    steps: int = 50,
+    sampler: str = "ddim",
+    scale: float = 5.0,
+    eta: float = 0.0,
+    seed: int | None = None,
+    x_T: Tensor | None = None,
+    decode: bool = True,
+    batch_size: int = 64,
+    negative_prompt: str = "",
+    progress: bool = False,
+    callback: Callable[[samplers.SamplerState], None] | None = None,
+) -> Tensor:
+    """Draw one picture a prompt.
+
+    Args:
+        model: what ``ldm.load`` returned.
+        prompts: B prompts (one string is one prompt); or give
+        cond: (B, L, D) contexts instead.
+        uncond: (B or 1, L, D); by default the context of ``negative_prompt``.
+        steps, sampler, eta: ``ddim`` (eta in [0, 1]), ``plms`` or ``dpm++``.
+        scale: classifier-free guidance; 1 switches it off, more follows the prompt more closely.
+        seed: picture i is a function of (seed, i); ``None`` draws a fresh seed.
+        x_T: (B, C, h, w) start noise instead of the seed's.
+        decode: return pictures, else the scaled latents z_0.
+        batch_size: pictures drawn at once.
+        progress, callback: a bar, and a call after every step (per batch).
+
+    Returns:
+        (B, 3, H, W) float32 in [-1, 1], or (B, C, h, w) latents.
+
+    Raises:
+        UserError: both or none of ``prompts`` and ``cond``, or sizes that do not agree.
+    """
+    if (prompts is None) == (cond is None):
+        raise UserError("give either prompts or cond")
+    if prompts is not None:
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise UserError("give at least one prompt")
+        cond = model.condition(prompts)
+    assert cond is not None
+    n = len(cond)
+    if uncond is None and scale != 1:
+        uncond = model.condition([negative_prompt])
+    seed = int(torch.seed() % 2**31) if seed is None else seed
+    if x_T is None:
+        x_T = initial_noise(model, n, seed)
+    elif len(x_T) != n:
+        raise UserError(f"x_T has {len(x_T)} rows for {n} prompts; give one a prompt")
+    pieces = []
+    for start in range(0, n, batch_size):
+        rows = slice(start, start + batch_size)
+        z = samplers.sample(
+            model.eps,
+            x_T[rows].to(model.device),
+            cond=cond[rows],
+            uncond=uncond[rows] if uncond is not None and len(uncond) == n else uncond,
+            scale=scale,
+            schedule=model.schedule,
+            sampler=sampler,
+            steps=steps,
+            eta=eta,
+            generator=[generator(seed, "noise", i) for i in range(n)[rows]] if eta else None,
+            callback=callback,
+            progress=progress,
+        )
+        pieces.append(model.decode(z).clamp(-1, 1) if decode else z)
+    return torch.cat(pieces)

@@ -1,0 +1,88 @@
+"""Text-to-image training of the latent diffusion model: UNet and text conditioner together.
+
+The autoencoder is frozen and not even called: pictures were encoded once (``ldm.data.bank``).
+Captions are dropped with probability ``caption_dropout`` for classifier-free guidance (Ho & Salimans
+2022); weights are averaged by Lightning's ``EMAWeightAveraging``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.data.bank import LatentBank
+from ldm.data.stream import StepStream
+from ldm.model import LatentDiffusion
+from ldm.seeding import generator
+from ldm.training import optim
+
+
+class DiffusionTraining(pl.LightningModule):
+    """Trains ``model.unet`` and ``model.text`` on a bank of latents.
+
+    Args:
+        model: its autoencoder and manager stay as they are.
+        bank: posteriors and captions.
+        batch_size: latents a step.
+        caption_dropout: share of captions replaced by the empty prompt.
+        seed: of order, posterior noise, timesteps and diffusion noise, each a function of the step.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        bank: LatentBank,
+        optim_config: optim.OptimConfig,
+        *,
+        batch_size: int,
+        max_steps: int,
+        caption_dropout: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        # only what trains is a submodule: the checkpoint and the average hold nothing frozen
+        self.unet: nn.Module = model.unet
+        self.text: nn.Module = model.text
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "bank", bank)
+        self.optim_config, self.batch_size, self.max_steps = optim_config, batch_size, max_steps
+        self.caption_dropout, self.seed = caption_dropout, seed
+        self._ids = model.text.tokenize(bank.captions).to(torch.int16)
+        self._empty = model.text.tokenize([""])
+
+    def make_batch(self, step: int) -> dict[str, Tensor]:
+        """Latents, caption ids, timesteps and noise of a step; a pure function of it."""
+        z, rows = self.bank.batch(step, self.batch_size, self.seed)
+        rng = generator(self.seed, "diffusion", step)
+        ids = self._ids[rows].long()
+        drop = torch.rand(len(rows), 1, generator=rng) < self.caption_dropout
+        # one timestep from each of B equal strata: the loss has less variance than with plain draws
+        u = (torch.arange(len(rows)) + torch.rand(len(rows), generator=rng)) / len(rows)
+        t = (u * self.model.schedule.num_timesteps).long()
+        return {
+            "z": z * self.model.scale_factor,
+            "ids": torch.where(drop, self._empty, ids),
+            "t": t[torch.randperm(len(rows), generator=rng)],
+            "noise": torch.randn(z.shape, generator=rng),
+        }
+
+    def train_dataloader(self) -> Any:
+        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return StepStream(self.make_batch, first).loader()
+
+    def configure_optimizers(self) -> Any:
+        return optim.configure(self.parameters(), self.optim_config, self.max_steps)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        model = self.model
+        cond = model.text.encode(model.text.embed(batch["ids"]), batch["ids"])
+        terms = model.loss_terms(batch["z"], cond, batch["t"], batch["noise"])
+        late = batch["t"] > model.schedule.num_timesteps // 2
+        self.log("train/loss", terms.total, prog_bar=True)
+        # above half the schedule the layout is decided, below it the detail
+        self.log("train/simple_noisy", terms.simple[late].mean())
+        self.log("train/simple_clean", terms.simple[~late].mean())
+        return terms.total
