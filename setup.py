@@ -1,0 +1,65 @@
+"""Package metadata. Exact versions of everything are in requirements.lock; tools' settings in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+ABOUT: dict[str, str] = {}
+exec((HERE / "ldm" / "_version.py").read_text(encoding="utf-8"), ABOUT)
+README = HERE / "README.md"
+
+RUNTIME = [
+    "torch>=2.11",
+    "torchvision>=0.26",  # open_clip imports it
+    "pytorch-lightning>=2.6",
+    "torchmetrics>=1.9",
+    "open_clip_torch>=3.2",
+    "tokenizers>=0.21",
+    "safetensors>=0.5",
+    "omegaconf>=2.3",
+    "PyYAML>=6.0",
+    "numpy>=2.0",
+    "pillow>=11.0",
+    "matplotlib>=3.9",
+    "rich>=13.7",
+    "tqdm>=4.66",
+    "tensorboard>=2.18",
+    "wandb>=0.19",
+]
+DEV = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.110",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    # the implementations that the tests compare with
+    "diffusers>=0.35",
+    "transformers>=4.56",
+    # the notebook
+    "nbformat>=5.10",
+    "nbclient>=0.10",
+    "ipykernel>=6.29",
+]
+
+setup(
+    name="ldm",
+    version=ABOUT["__version__"],
+    description="Textual Inversion: teach a frozen latent diffusion model a new word from pictures",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ldm", "ldm.*"]),
+    package_data={"ldm": ["py.typed", "assets/**/*"]},
+    include_package_data=True,
+    install_requires=RUNTIME,
+    extras_require={"dev": DEV},
+    entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
