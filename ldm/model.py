@@ -7,13 +7,12 @@ embedding manager, noisy latents to the noise in them. It owns no training and n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.config import instantiate, load_yaml, resolve
+from ldm.config import instantiate
 from ldm.diffusion.loss import DiffusionLoss, LossTerms
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
@@ -108,6 +107,7 @@ class LatentDiffusion(nn.Module):
         self.image_size = image_size
         side = image_size // autoencoder.factor
         self.latent_shape = (autoencoder.embed_dim, side, side)
+        self.inversion_defaults: dict[str, Any] = {}  # settings that suit this model
         self._fingerprint: str | None = None
 
     @property

@@ -114,15 +114,28 @@ def attention_backend(accelerator: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def _checkpoints(folder: Path, every: int) -> ModelCheckpoint:
+    """Keep the newest checkpoint, and ``last.ckpt`` to resume from."""
+    return ModelCheckpoint(
+        folder / "checkpoints",
+        filename="{step}",
+        every_n_train_steps=every,
+        save_top_k=1,
+        monitor="step",
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=False,
+    )
+
+
 def fit(
     module: pl.LightningModule,
-    folder: Path,
+    folder: Path | None,
     config: TrainerConfig,
     logging_config: LoggingConfig,
     *,
     seed: int,
     callbacks: Sequence[Callback] = (),
-    checkpoint: Callback | None = None,
     clip_norm: float = 0.0,
     resume: Path | None = None,
     progress: bool = True,
@@ -130,22 +143,16 @@ def fit(
     """Train ``module`` (which brings its own ``train_dataloader``) in ``folder``; returns the Trainer.
 
     Checkpoints go to ``folder/checkpoints``; ``resume`` continues from one of them, bit for bit where
-    the device is deterministic.
+    the device is deterministic. Without a folder nothing is written: no checkpoints, no logs.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     pl.seed_everything(seed, verbose=False)
-    keep = checkpoint or ModelCheckpoint(
-        folder / "checkpoints",
-        filename="{step}",
-        every_n_train_steps=config.checkpoint_every,
-        save_top_k=1,
-        monitor="step",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=False,
-    )
-    loggers = make_loggers(logging_config, folder / "logs")
+    keep: list[Callback] = []
+    loggers: list[Logger] = []
+    if folder is not None:
+        keep = [_checkpoints(folder, config.checkpoint_every)]
+        loggers = make_loggers(logging_config, folder / "logs")
     bars: list[Callback] = [StepProgressBar()] if progress else []
     monitor: list[Callback] = [LearningRateMonitor("step")] if loggers else []
     with warnings.catch_warnings():
@@ -165,12 +172,13 @@ def fit(
             gradient_clip_val=clip_norm or None,
             log_every_n_steps=config.log_every,
             logger=loggers,
-            callbacks=[keep, *bars, *monitor, *callbacks],
+            callbacks=[*keep, *bars, *monitor, *callbacks],
             enable_progress_bar=progress,
+            enable_checkpointing=bool(keep),
             enable_model_summary=False,
             num_sanity_val_steps=0,
             inference_mode=False,
-            default_root_dir=str(folder),
+            default_root_dir=str(folder) if folder is not None else None,
         )
         with attention_backend(config.accelerator):
             trainer.fit(module, ckpt_path=str(resume) if resume else None)

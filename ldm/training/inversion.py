@@ -1,0 +1,210 @@
+"""Textual Inversion as a LightningModule: everything is frozen but v* (Gal et al. 2022, section 3).
+
+``L = E || target - f_theta(z_t, t, c(y)) ||^2`` is minimised over the placeholder's vectors alone;
+the gradient passes through the frozen UNet and text transformer and reaches nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+
+from ldm.data.latents import Batch, ConceptBatches
+from ldm.errors import UserError
+from ldm.inversion.init import nearest_words
+from ldm.inversion.manager import EmbeddingManager
+from ldm.inversion.regularize import regularization
+from ldm.io import checkpoints
+from ldm.model import LatentDiffusion
+from ldm.seeding import generator
+from ldm.training import optim
+
+log = logging.getLogger(__name__)
+
+COMPUTE_DTYPE = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
+# an untrained network returns about 0 for a target of unit variance, so its loss is about 1
+UNTRAINED_LOSS = 0.95
+
+
+class TextualInversion(pl.LightningModule):
+    """Learns the vectors of one concept's placeholder(s).
+
+    Args:
+        model: autoencoder, UNet and text conditioner, which are frozen here, and the manager, whose
+            v* must have been added.
+        batches: latents and prompts of the concept, a pure function of the step.
+        optim_config: the optimiser; its ``lr`` is the base rate,
+        lr: the effective one.
+        max_steps: optimiser steps, for the schedule.
+        regularization: weight of the squared distance to the init (figure 10, "regularised").
+        compat: the official regulariser.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        batches: ConceptBatches,
+        optim_config: optim.OptimConfig,
+        *,
+        lr: float,
+        max_steps: int,
+        regularization: float = 0.0,
+        compat: bool = False,
+    ) -> None:
+        super().__init__()
+        self.base_fingerprint = model.fingerprint()  # before a cast loses bits
+        self.model = model.freeze()
+        self.batches = batches
+        self.optim_config, self.lr, self.max_steps = optim_config, lr, max_steps
+        self.regularization, self.compat = regularization, compat
+        self.strict_loading = False  # a run's checkpoint holds the manager only
+
+    @property
+    def autoencoder(self) -> nn.Module:
+        return self.model.autoencoder
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.model.unet
+
+    @property
+    def text(self) -> nn.Module:
+        return self.model.text
+
+    @property
+    def manager(self) -> EmbeddingManager:
+        return self.model.manager
+
+    def store_in(self, precision: str) -> None:
+        """Keep the frozen weights in the compute precision of a Lightning precision string.
+
+        Autocast would cast frozen float32 weights again at every use; v* stays float32.
+        """
+        dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
+        for part in self.model.parts.values():
+            part.to(dtype)
+
+    def train_dataloader(self) -> Any:
+        return self.batches.loader(self.trainer.global_step * self.trainer.accumulate_grad_batches)
+
+    def configure_optimizers(self) -> Any:
+        return optim.configure(
+            self.manager.parameters(), self.optim_config, self.max_steps, self.lr
+        )
+
+    def draw_noise(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Timesteps (B,), one from each of B equal strata, and noise: functions of the step."""
+        rng = generator(self.batches.seed, self.batches.concept, "diffusion", step)
+        n = len(z)
+        u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
+        t = (u * self.model.schedule.num_timesteps).long()[torch.randperm(n, generator=rng)]
+        return t.to(z.device), torch.randn(z.shape, generator=rng).to(z.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        step = self.global_step
+        t, noise = self.draw_noise(batch["z"], batch["step"])
+        cond = self.model.condition(batch["prompt"], step)
+        loss = self.model.loss_terms(batch["z"], cond, t, noise).total
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(t))
+        if self.regularization:
+            pull = regularization(self.manager, step, compat=self.compat)
+            self.log("train/regularization", pull, batch_size=len(t))
+            loss = loss + self.regularization * pull
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is not finite at step {step}; lower the learning rate, or use precision 32-true"
+            )
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains and what resumes it: kilobytes. Batches and noise follow from the step."""
+        own = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in own.items() if k.startswith("model.manager.")}
+        checkpoint["base_model"] = self.base_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("base_model") != self.base_fingerprint:
+            raise UserError("this run was made with another base model; give the model it was started with")
+
+
+class FixedBatchMonitor(Callback):
+    """Measures what tells a word's progress: loss on a fixed batch, norm, distance, nearest words.
+
+    The loss of single steps says nothing (its noise is larger than its trend); on fixed pictures,
+    captions, timesteps and noise it can be compared between steps (DVAR, arXiv 2302.04841).
+
+    Args:
+        every: in optimiser steps.
+        size: fixed samples, drawn by the run's own rule at steps that training never reaches.
+        allow_untrained: do not refuse a base model whose loss looks untrained.
+    """
+
+    def __init__(self, every: int, size: int = 32, allow_untrained: bool = False) -> None:
+        self.every, self.size, self.allow_untrained = every, size, allow_untrained
+        self.history: list[dict[str, Any]] = []
+        self._fixed: tuple[Tensor, list[str], Tensor, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = state["history"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    def _fixed_batch(self, module: Any) -> tuple[Tensor, list[str], Tensor, Tensor]:
+        if self._fixed is None:
+            far, pieces, prompts = 2**40, [], []
+            while len(prompts) < self.size:
+                batch = module.batches.batch(far + len(pieces))
+                pieces.append(batch["z"])
+                prompts += batch["prompt"]
+            z = torch.cat(pieces).to(module.device)
+            self._fixed = (z, prompts, *module.draw_noise(z, far))
+        return self._fixed
+
+    @torch.no_grad()
+    def _measure(self, trainer: pl.Trainer, module: Any) -> None:
+        step = trainer.global_step
+        if self.history and self.history[-1]["step"] >= step:
+            return
+        z, prompts, t, noise = self._fixed_batch(module)
+        with trainer.precision_plugin.forward_context():
+            cond = module.model.condition(prompts, step)
+            loss = float(module.model.loss_terms(z, cond, t, noise).simple.mean())
+        if not self.history and not self.allow_untrained and loss > UNTRAINED_LOSS:
+            raise UserError(
+                f"the base model's loss on these pictures is {loss:.2f}, like that of an untrained one; "
+                "check its checkpoint (allow_untrained=true goes on regardless)"
+            )
+        manager, table = module.manager, module.model.text.token_table
+        row: dict[str, Any] = {"step": step, "fixed_loss": loss}
+        for name in manager.placeholders:
+            row[f"norm/{name}"] = float(manager.norms(step)[name].mean())
+            row[f"distance_to_init/{name}"] = float(manager.distance_to_init(step)[name].mean())
+        self.history.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
+        for name in manager.placeholders:
+            words = nearest_words(
+                manager.vectors(name, step), table, module.model.text.tokenizer.decode_id
+            )
+            row[f"nearest/{name}"] = [[n.word, round(n.cosine, 3)] for n in words[0]]
+
+
+def frozen_hash(model: LatentDiffusion) -> str:
+    """Hash of the raw bytes of all that must not move; equal means bit-identical."""
+    return checkpoints.fingerprint(model.parts, exact=True)

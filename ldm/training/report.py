@@ -1,0 +1,99 @@
+"""The end of an inversion: final pictures and ``report.html``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.data.concept import Concept
+from ldm.evaluation.report import InversionReport, write_inversion_report
+from ldm.inversion.init import nearest_words
+from ldm.io.embeddings import Embedding
+from ldm.io.images import save_png
+from ldm.io.runs import RunFolder
+from ldm.model import LatentDiffusion
+from ldm.sampling import sample
+
+if TYPE_CHECKING:
+    from ldm.training.run import InversionConfig
+
+
+def final_samples(
+    run: RunFolder, model: LatentDiffusion, config: InversionConfig
+) -> dict[str, list[Path]]:
+    """``samples_per_prompt`` pictures of every prompt, as PNG files of the run."""
+    word = config.placeholder
+    rows = [p.replace("{}", word) for p in config.prompts for _ in range(config.samples_per_prompt)]
+    images = sample(
+        model,
+        rows,
+        steps=config.sample_steps,
+        sampler=config.sampler,
+        scale=config.sample_scale,
+        seed=config.seed,
+    )
+    files: dict[str, list[Path]] = {}
+    for i, (prompt, image) in enumerate(zip(rows, images, strict=True)):
+        notes = {"prompt": prompt, "seed": str(config.seed), "index": str(i)}
+        files.setdefault(prompt, []).append(
+            save_png(image, run.file("images", f"final_{i:03d}.png"), notes)
+        )
+    return files
+
+
+def finish(
+    run: RunFolder,
+    model: LatentDiffusion,
+    concept: Concept,
+    config: InversionConfig,
+    embedding: Embedding,
+    history: list[dict[str, Any]],
+    seconds: float,
+) -> Path:
+    """Draw the final pictures and write the report; returns its path."""
+    prompts = final_samples(run, model, config)
+    training = [
+        save_png(image, run.file("images", f"training_{i:02d}.png"))
+        for i, image in enumerate(concept.images)
+    ]
+    by_step = {
+        int(match.group(1)): [path]
+        for path in sorted((run.path / "images").glob("samples_*.png"))
+        if (match := re.fullmatch(r"samples_(\d+)", path.stem))
+    }
+    word = embedding.placeholder
+    curves = {
+        title: [(float(row["step"]), float(row[key])) for row in history]
+        for title, key in (
+            ("loss on a fixed batch", "fixed_loss"),
+            ("norm of v*", f"norm/{word}"),
+            ("distance of v* to its start", f"distance_to_init/{word}"),
+        )
+    }
+    decode = model.text.tokenizer.decode_id
+    summary = {
+        "pictures": len(concept),
+        "init": config.init or "vocabulary mean",
+        "vectors": embedding.K,
+        "steps": embedding.metadata.get("step", ""),
+        "batch size": config.batch_size,
+        "seed": config.seed,
+        "seconds": round(seconds, 1),
+        "loss on a fixed batch": f"{history[0]['fixed_loss']:.4f} to {history[-1]['fixed_loss']:.4f}",
+        "sampler": f"{config.sampler}, {config.sample_steps} steps, guidance {config.sample_scale}",
+    }
+    report = InversionReport(
+        title=f"Textual Inversion of {word}",
+        placeholder=word,
+        summary=summary,
+        training_images=training,
+        samples_by_step=by_step,
+        prompts=prompts,
+        curves=curves,
+        nearest_words=nearest_words(embedding.vectors, model.text.token_table, decode, k=8),
+        manifest=run.read_manifest(),
+    )
+    path = run.file("report.html")
+    write_inversion_report(report, path)
+    return path

@@ -1,0 +1,312 @@
+"""One inversion from pictures to a run folder: what ``ldm invert``, ``main.py`` and ``ldm.invert`` do."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ldm import loading
+from ldm.config import dump_yaml, to_plain
+from ldm.data.captions import PromptSource, contains_placeholder, has_captions, read_captions
+from ldm.data.concept import Concept, load_concept
+from ldm.data.latents import ConceptBatches, encode_latents
+from ldm.errors import UserError
+from ldm.inversion.init import from_vocabulary
+from ldm.io.embeddings import Embedding, provenance, save_embeddings
+from ldm.io.runs import RunFolder, create_run, now, write_text
+from ldm.model import LatentDiffusion
+from ldm.sampling import sample
+from ldm.seeding import generator
+from ldm.text.templates import templates
+from ldm.training.callbacks import ImageLogger
+from ldm.training.fit import LoggingConfig, TrainerConfig, fit
+from ldm.training.inversion import FixedBatchMonitor, TextualInversion
+from ldm.training.optim import OptimConfig, scale_lr
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PROMPTS = (
+    "a photo of {}",
+    "a photo of {} on a red background",
+    "a photo of {} on a blue background",
+    "a photo of two {} on the beach",
+)
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """Everything an inversion depends on; the keys of an inversion YAML.
+
+    Attributes:
+        model: a shipped model's name, a model folder or YAML, or the mapping itself.
+        checkpoint: weights instead of the model's own.
+        images: folder of 3-5 pictures.
+        placeholder: the new word, any string.
+        init: a phrase to start from; ``None`` starts at the vocabulary's mean.
+        num_vectors, progressive: K, and the K - 1 steps at which the second, third ... enter.
+        per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped.
+        templates: caption templates: object, style, photo, plain, ...
+        captions: use ``name.txt`` files; ``None``: if there are any.
+        regularization: weight of the squared distance to the init.
+        compat: the official code's init and regulariser.
+        flip_p: probability of a mirrored picture.
+        fit, background: "crop" or "pad", and what transparent parts are laid on.
+        scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
+        prompts: drawn as training goes and at the end; ``{}`` is the placeholder.
+        samples_per_prompt: pictures of each prompt at the end.
+        sample_steps, sample_scale, sampler: how they are drawn.
+        monitor_every: steps between measurements on the fixed batch.
+        allow_untrained: accept a base model whose loss looks untrained.
+    """
+
+    images: Path
+    placeholder: str
+    model: Any = "emoji"
+    checkpoint: str | None = None
+    init: str | None = None
+    num_vectors: int = 1
+    progressive: tuple[int, ...] = ()
+    per_image_tokens: bool = False
+    templates: str = "object"
+    captions: bool | None = None
+    regularization: float = 0.0
+    compat: bool = False
+    flip_p: float = 0.5
+    fit: str = "crop"
+    background: str = "white"
+    batch_size: int = 4
+    seed: int = 23
+    scale_lr: bool = True
+    prompts: tuple[str, ...] = DEFAULT_PROMPTS
+    samples_per_prompt: int = 4
+    sample_steps: int = 50
+    sample_scale: float = 5.0
+    sampler: str = "ddim"
+    monitor_every: int = 25
+    allow_untrained: bool = False
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.005, schedule="constant"))
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=5000))
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def run_inversion(
+    config: InversionConfig, out: Path, *, resume: bool = False, progress: bool = True
+) -> Embedding:
+    """Learn a word and leave a run folder: config, embeddings, pictures, logs, manifest, report.
+
+    Raises:
+        UserError: anything wrong with the input; nothing is left half-written.
+    """
+    model = loading.load(config.model, config.checkpoint)
+    concept = load_concept(
+        config.images, model.image_size, fit=config.fit, background=config.background
+    )
+    captions = None
+    if config.captions or (config.captions is None and has_captions(concept.paths)):
+        captions = read_captions(concept.paths, config.placeholder)
+    check(config)
+    run = create_run(out, resume=resume)
+    write_text(run.file("config.yaml"), dump_yaml(to_plain(config)))
+    return learn(model, concept, config, captions=captions, run=run, resume=resume, progress=progress)
+
+
+def check(config: InversionConfig) -> None:
+    """Refuse what would only fail, or silently learn nothing, after minutes of work."""
+    templates(config.templates)
+    for prompt in config.prompts:
+        if "{}" not in prompt and not contains_placeholder(prompt, config.placeholder):
+            raise UserError(f"the prompt {prompt!r} has no placeholder; write {{}} or {config.placeholder} in it")
+
+
+def learn(
+    model: LatentDiffusion,
+    concept: Concept,
+    config: InversionConfig,
+    *,
+    captions: Sequence[Sequence[str]] | None = None,
+    run: RunFolder | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Embedding:
+    """Teach ``model`` the placeholder; with a ``run`` folder, leave everything there.
+
+    The model keeps the word (a word of that name from before is replaced).
+    """
+    word, started = config.placeholder, time.perf_counter()
+    base_model = model.fingerprint()
+    if word in model.manager.placeholders:
+        model.remove_placeholder(word)
+    model.add_placeholder(
+        word,
+        init=config.init,
+        num_vectors=config.num_vectors,
+        progressive=config.progressive or None,
+        generator=generator(config.seed, word, "init"),
+        compat=config.compat,
+    )
+    image_words = _image_words(model, config, len(concept)) if config.per_image_tokens else None
+    kind = config.templates
+    if image_words:
+        kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
+    cache = encode_latents(
+        model.encode,
+        concept.images,
+        scale_factor=model.scale_factor,
+        mirror=config.flip_p > 0,
+    )
+    batches = ConceptBatches(
+        cache,
+        PromptSource(word, kind=kind, captions=captions, image_tokens=image_words),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        concept=word,
+        flip_p=config.flip_p,
+    )
+    module = _module(model, batches, config)
+    monitor = FixedBatchMonitor(config.monitor_every, allow_untrained=config.allow_untrained)
+    callbacks: list[Callback] = [monitor]
+    prompts = [prompt.replace("{}", word) for prompt in config.prompts]
+
+    def details(step: int) -> dict[str, str]:
+        return provenance(
+            base_model=base_model,
+            step=step,
+            seed=config.seed,
+            init=config.init,
+            templates="captions" if captions else config.templates,
+            image_hashes=concept.hashes,
+        )
+
+    if run is not None:
+        run.write_manifest(
+            seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model
+        )
+        callbacks.append(EmbeddingCheckpoint(run, word, details, config.trainer.checkpoint_every))
+        if config.trainer.image_every:
+            callbacks.append(_image_logger(run, model, prompts, config))
+    trainer = fit(
+        module,
+        run.path if run is not None else None,
+        config.trainer,
+        config.logging,
+        seed=config.seed,
+        callbacks=callbacks,
+        clip_norm=config.optim.clip_norm,
+        resume=_last(run) if run is not None and resume else None,
+        progress=progress,
+    )
+    model.to("cpu" if not trainer.strategy.root_device.type == "cuda" else trainer.strategy.root_device)
+    if image_words:
+        for name in image_words:
+            model.remove_placeholder(name)
+    embedding = Embedding(word, model.manager.vectors(word), details(trainer.global_step))
+    if run is not None:
+        from ldm.training.report import finish  # the report's libraries load only when one is due
+
+        save_embeddings(embedding, run.file("embeddings.safetensors"))
+        finish(run, model, concept, config, embedding, monitor.history, time.perf_counter() - started)
+        run.update_manifest(finished=now(), steps=trainer.global_step)
+    return embedding
+
+
+class EmbeddingCheckpoint(Callback):
+    """Write ``checkpoints/embeddings_gs-<step>.safetensors`` beside every resumable checkpoint."""
+
+    def __init__(self, run: RunFolder, word: str, details: Any, every: int) -> None:
+        self.run, self.word, self.details, self.every = run, word, details, every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step and step % self.every == 0:
+            vectors = pl_module.manager.vectors(self.word, step)  # type: ignore[union-attr]
+            path = self.run.file("checkpoints", f"embeddings_gs-{step}.safetensors")
+            save_embeddings(Embedding(self.word, vectors, self.details(step)), path)
+
+
+def _module(
+    model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig
+) -> TextualInversion:
+    lr = config.optim.lr
+    if config.scale_lr:
+        lr = scale_lr(
+            lr,
+            accumulate=config.trainer.accumulate,
+            devices=config.trainer.devices,
+            batch_size=config.batch_size,
+        )
+    log.info("learning rate: base %g, effective %g", config.optim.lr, lr)
+    module = TextualInversion(
+        model,
+        batches,
+        config.optim,
+        lr=lr,
+        max_steps=config.trainer.max_steps,
+        regularization=config.regularization,
+        compat=config.compat,
+    )
+    module.store_in(config.trainer.precision)
+    return module
+
+
+def _image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> tuple[str, ...]:
+    rng = generator(config.seed, config.placeholder, "image words")
+    vectors = from_vocabulary(model.text.token_table, n, rng)
+    return model.manager.add_image_tokens(
+        config.placeholder, vectors, model.text.tokenizer.add_placeholder
+    )
+
+
+def _image_logger(
+    run: RunFolder, model: LatentDiffusion, prompts: list[str], config: InversionConfig
+) -> ImageLogger:
+    def draw(module: pl.LightningModule) -> dict[str, Tensor]:
+        images = sample(
+            model,
+            prompts,
+            steps=min(20, config.sample_steps),
+            sampler="dpm++",
+            scale=config.sample_scale,
+            seed=config.seed,
+        )
+        return {"samples": images}
+
+    return ImageLogger(draw, run.path / "images", config.trainer.image_every, columns=len(prompts))
+
+
+def _last(run: RunFolder) -> Path | None:
+    path = run.path / "checkpoints" / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def concept_of(images: Any, model: LatentDiffusion, config: InversionConfig) -> Concept:
+    """Pictures given in Python: a folder, files, PIL pictures or a tensor (N, 3, S, S) in [-1, 1]."""
+    from PIL import Image
+
+    from ldm.data.concept import load_picture, load_pil
+    from ldm.io.runs import image_hash
+
+    style = {"fit": config.fit, "background": config.background}
+    size = model.image_size
+    if isinstance(images, (str, Path)):
+        return load_concept(images, size, **style)
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise UserError(f"images have shape {tuple(images.shape)}; this model wants (N, 3, {size}, {size})")
+        return Concept(images.float(), (), ())
+    items = list(images)
+    if not items:
+        raise UserError("no pictures; give 3 to 5")
+    if all(isinstance(item, Image.Image) for item in items):
+        return Concept(load_pil(items, size, **style), (), ())
+    paths = tuple(Path(item) for item in items)
+    pictures = torch.stack([load_picture(path, size, **style) for path in paths])
+    return Concept(pictures, paths, tuple(image_hash(path) for path in paths))
