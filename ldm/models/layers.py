@@ -27,8 +27,9 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
         (B, dim) float32.
     """
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    frequencies = torch.exp(-math.log(max_period) * exponent)
+    place = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    # multiplied before it is divided, as the public models were trained: equal to the bit
+    frequencies = torch.exp(-math.log(max_period) * place / half)
     angles = timesteps.float()[:, None] * frequencies[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, dim % 2))
