@@ -30,6 +30,7 @@ class AutoencoderLossConfig:
         kl_weight: of the KL in nats per latent element (small: the latents stay informative).
         adversarial_weight: of the patch discriminator; 0 leaves it out altogether.
         adversarial_start: optimiser step at which the discriminator enters.
+        train_encoder: false trains the decoder alone, so that latents made before stay valid.
     """
 
     kl_weight: float = 1e-4
@@ -37,6 +38,7 @@ class AutoencoderLossConfig:
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     discriminator_channels: int = 64
+    train_encoder: bool = True
 
 
 class AutoencoderTraining(pl.LightningModule):
@@ -59,6 +61,9 @@ class AutoencoderTraining(pl.LightningModule):
         self.autoencoder = autoencoder
         self.make_batch = make_batch
         self.optim_config, self.loss_config, self.max_steps = optim_config, loss_config, max_steps
+        if not loss_config.train_encoder:
+            autoencoder.encoder.requires_grad_(False)
+            autoencoder.quant_conv.requires_grad_(False)
         self.adversarial = loss_config.adversarial_weight > 0
         self.discriminator: nn.Module | None = (
             PatchDiscriminator(loss_config.discriminator_channels) if self.adversarial else None
@@ -75,7 +80,8 @@ class AutoencoderTraining(pl.LightningModule):
         return self.trainer.global_step // (2 if self.adversarial else 1)
 
     def configure_optimizers(self) -> Any:
-        generator = optim.configure(self.autoencoder.parameters(), self.optim_config, self.max_steps)
+        trained = [p for p in self.autoencoder.parameters() if p.requires_grad]
+        generator = optim.configure(trained, self.optim_config, self.max_steps)
         if self.discriminator is None:
             return generator
         return generator, optim.configure(

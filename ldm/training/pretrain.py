@@ -28,10 +28,15 @@ from ldm.training.optim import OptimConfig
 
 @dataclass(frozen=True)
 class AutoencoderStage:
-    """``ldm train autoencoder``: all of ``configs/emoji/autoencoder.yaml``."""
+    """``ldm train autoencoder``: all of ``configs/emoji/autoencoder.yaml``.
+
+    Attributes:
+        start_from: run folder of an autoencoder to go on from, such as for its decoder alone.
+    """
 
     autoencoder: dict
     data: dict
+    start_from: Path | None = None
     batch_size: int = 32
     seed: int = 0
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
@@ -103,8 +108,11 @@ def train_autoencoder(config: AutoencoderStage, folder: Path, resume: bool = Fal
     checkpoint = start(folder, config, resume)
     source: PictureSource = instantiate(config.data)
     torch.manual_seed(config.seed)
+    autoencoder = instantiate(config.autoencoder)
+    if config.start_from is not None:
+        load_part(autoencoder, config.start_from, "autoencoder")
     module = AutoencoderTraining(
-        instantiate(config.autoencoder),
+        autoencoder,
         lambda step: source.batch(step, config.batch_size, config.seed).images,
         config.optim,
         config.loss,
