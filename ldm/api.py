@@ -55,7 +55,9 @@ def invert(
     return learn(model, concept_of(images, model, config), config, progress=progress)
 
 
-def evaluate(model: LatentDiffusion, embedding: Embedding, images: Any, **settings: Any) -> dict[str, Any]:
+def evaluate(
+    model: LatentDiffusion, embedding: Embedding, images: Any, **settings: Any
+) -> dict[str, Any]:
     """Measure a word: reconstruction, editability and obeyed backgrounds (``ldm evaluate``)."""
     from ldm.evaluation.setups import evaluate_embedding
     from ldm.sampling import sample

@@ -128,7 +128,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return resolve(hint, value, where + ".")  # type: ignore[arg-type]
     if origin is typing.Literal:
         if value not in args:
-            raise UserError(f"config {where} is {value!r}; choose one of {', '.join(map(str, args))}")
+            raise UserError(
+                f"config {where} is {value!r}; choose one of {', '.join(map(str, args))}"
+            )
         return value
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):

@@ -82,9 +82,17 @@ def load(
         defaults = dict(values.get("inversion") or {})
         config = resolve(ModelConfig, values["model"], "model.")
     model = build(_in_folder(config, folder))
-    weights = Path(checkpoint) if checkpoint else folder / config.checkpoint if config.checkpoint else None
+    weights = (
+        Path(checkpoint)
+        if checkpoint
+        else folder / config.checkpoint
+        if config.checkpoint
+        else None
+    )
     if weights is None:
-        raise UserError("this config names no checkpoint; give one (checkpoint=..., --checkpoint FILE)")
+        raise UserError(
+            "this config names no checkpoint; give one (checkpoint=..., --checkpoint FILE)"
+        )
     load_model_weights(model.parts, read_state_dict(weights), source=str(weights))
     model.inversion_defaults = defaults
     return model.freeze().to(device)

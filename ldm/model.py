@@ -190,7 +190,9 @@ class LatentDiffusion(nn.Module):
         if vectors is None:
             ids = tokenizer.words(init) if init else []
             if init and (not ids or tokenizer.unknown_id in ids):
-                raise UserError(f"the init phrase {init!r} has words that this model does not know; choose others")
+                raise UserError(
+                    f"the init phrase {init!r} has words that this model does not know; choose others"
+                )
             generator = generator or torch.Generator().manual_seed(0)
             vectors = initial_vectors(
                 self.text.token_table, ids, num_vectors, generator, compat=compat

@@ -21,7 +21,9 @@ class StepStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         info = torch.utils.data.get_worker_info()
-        step, stride = (self.first_step, 1) if info is None else (self.first_step + info.id, info.num_workers)
+        step, stride = (
+            (self.first_step, 1) if info is None else (self.first_step + info.id, info.num_workers)
+        )
         while True:
             yield self.make_batch(step)
             step += stride

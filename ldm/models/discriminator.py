@@ -12,7 +12,10 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
-        stages: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        stages: list[nn.Module] = [
+            nn.Conv2d(3, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         width = channels
         for i in range(1, layers + 1):
             wider = channels * min(2**i, 8)
@@ -34,7 +37,7 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Ratio of the two gradients' norms at the decoder's last layer, in [0, 1e4] (Esser et al. 2021, eq. 7)."""
+    """Ratio of both gradients' norms at the decoder's last layer (Esser et al. 2021, eq. 7)."""
     grad_rec = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
     grad_adv = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
     return (grad_rec.norm() / (grad_adv.norm() + 1e-4)).clamp(0.0, 1e4).detach()

@@ -24,7 +24,12 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, emb_channels: int, out_channels: int, dropout: float, use_checkpoint: bool
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        dropout: float,
+        use_checkpoint: bool,
     ) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint

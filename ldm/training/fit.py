@@ -89,7 +89,9 @@ def _wandb(config: LoggingConfig, folder: Path) -> Logger:
     if mode == "auto":
         mode = "online" if wandb.api.api_key else "offline"
         if mode == "offline":
-            log.info("wandb: no account found, logging offline under %s; `wandb sync` uploads it", folder)
+            log.info(
+                "wandb: no account found, logging offline under %s; `wandb sync` uploads it", folder
+            )
     return WandbLogger(
         project=config.project,
         name=config.name,
@@ -162,7 +164,9 @@ def fit(
         warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
         trainer = pl.Trainer(
             max_steps=config.max_steps,
-            max_time=None if config.max_minutes is None else {"seconds": int(config.max_minutes * 60)},
+            max_time=None
+            if config.max_minutes is None
+            else {"seconds": int(config.max_minutes * 60)},
             max_epochs=-1,
             precision=config.precision,  # type: ignore[arg-type]
             accelerator=config.accelerator,

@@ -129,7 +129,9 @@ class TextualInversion(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("base_model") != self.base_fingerprint:
-            raise UserError("this run was made with another base model; give the model it was started with")
+            raise UserError(
+                "this run was made with another base model; give the model it was started with"
+            )
 
 
 class FixedBatchMonitor(Callback):
@@ -158,7 +160,9 @@ class FixedBatchMonitor(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measure(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
         if trainer.global_step % self.every == 0:
             self._measure(trainer, pl_module)
 

@@ -97,7 +97,9 @@ def start(folder: Path, config: Any, resume: bool) -> Path | None:
     """
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None and not resume:
-        raise UserError(f"{folder} already holds a run; add --resume to continue it or choose another --out")
+        raise UserError(
+            f"{folder} already holds a run; add --resume to continue it or choose another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_yaml(to_plain(config)))
     return checkpoint
@@ -227,7 +229,10 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     state = read_state_dict(path)
     load_model_weights({"unet.": model.unet, "text.": model.text}, state, source=str(path))
     vocabulary = Path(config.model.text["params"]["vocab_file"])
-    text = {**config.model.text, "params": {**config.model.text["params"], "vocab_file": "vocab.txt"}}
+    text = {
+        **config.model.text,
+        "params": {**config.model.text["params"], "vocab_file": "vocab.txt"},
+    }
     shipped = replace(
         config.model, text=text, scale_factor=model.scale_factor, checkpoint="model.safetensors"
     )

@@ -116,7 +116,9 @@ def run_inversion(
     check(config)
     run = create_run(out, resume=resume)
     write_text(run.file("config.yaml"), dump_yaml(to_plain(config)))
-    return learn(model, concept, config, captions=captions, run=run, resume=resume, progress=progress)
+    return learn(
+        model, concept, config, captions=captions, run=run, resume=resume, progress=progress
+    )
 
 
 def check(config: InversionConfig) -> None:
@@ -124,7 +126,9 @@ def check(config: InversionConfig) -> None:
     templates(config.templates)
     for prompt in config.prompts:
         if "{}" not in prompt and not contains_placeholder(prompt, config.placeholder):
-            raise UserError(f"the prompt {prompt!r} has no placeholder; write {{}} or {config.placeholder} in it")
+            raise UserError(
+                f"the prompt {prompt!r} has no placeholder; write {{}} or {config.placeholder} in it"
+            )
 
 
 def learn(
@@ -204,7 +208,9 @@ def learn(
         resume=_last(run) if run is not None and resume else None,
         progress=progress,
     )
-    model.to("cpu" if not trainer.strategy.root_device.type == "cuda" else trainer.strategy.root_device)
+    model.to(
+        "cpu" if not trainer.strategy.root_device.type == "cuda" else trainer.strategy.root_device
+    )
     if image_words:
         for name in image_words:
             model.remove_placeholder(name)
@@ -213,7 +219,9 @@ def learn(
         from ldm.training.report import finish  # the report's libraries load only when one is due
 
         save_embeddings(embedding, run.file("embeddings.safetensors"))
-        finish(run, model, concept, config, embedding, monitor.history, time.perf_counter() - started)
+        finish(
+            run, model, concept, config, embedding, monitor.history, time.perf_counter() - started
+        )
         run.update_manifest(finished=now(), steps=trainer.global_step)
     return embedding
 
@@ -224,7 +232,9 @@ class EmbeddingCheckpoint(Callback):
     def __init__(self, run: RunFolder, word: str, details: Any, every: int) -> None:
         self.run, self.word, self.details, self.every = run, word, details, every
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
         step = trainer.global_step
         if step and step % self.every == 0:
             vectors = pl_module.manager.vectors(self.word, step)  # type: ignore[union-attr]
@@ -300,7 +310,9 @@ def concept_of(images: Any, model: LatentDiffusion, config: InversionConfig) -> 
         return load_concept(images, size, **style)
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise UserError(f"images have shape {tuple(images.shape)}; this model wants (N, 3, {size}, {size})")
+            raise UserError(
+                f"images have shape {tuple(images.shape)}; this model wants (N, 3, {size}, {size})"
+            )
         return Concept(images.float(), (), ())
     items = list(images)
     if not items:
