@@ -61,8 +61,8 @@ class Encoder(nn.Module):
                 self.layers.append(nn.ModuleList([nn.LayerNorm(dim), function]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, function in self.layers:
-            x = x + function(norm(x))
+        for layer in self.layers:
+            x = x + layer[1](layer[0](x))  # type: ignore[index]
         return x
 
 
