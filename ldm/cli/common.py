@@ -1,0 +1,156 @@
+"""What the subcommands share: options, merging of settings, and the lines they print."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+
+
+def add_parser(
+    subparsers: Any, name: str, summary: str, description: str, example: str
+) -> argparse.ArgumentParser:
+    """A subcommand's parser; its ``--help`` ends with an example."""
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_verbose(parser, default=argparse.SUPPRESS)
+    return parser
+
+
+def add_verbose(parser: argparse.ArgumentParser, default: Any = False) -> None:
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=default,
+        help="show all messages, Lightning's too, and the traceback of an error",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, default: str | None = "emoji") -> None:
+    """``--model``, ``--checkpoint`` and ``--device``."""
+    parser.add_argument(
+        "--model",
+        default=default,
+        metavar="NAME|PATH",
+        help="a shipped model's name, a model folder or its YAML (default: emoji)",
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the model's own")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (default: a GPU if there is one)",
+    )
+
+
+def torch_device(name: str) -> str:
+    """The torch device of a ``--device`` value.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise UserError("no GPU that torch can use was found; leave out --device, or give cpu")
+    return "cuda" if found and name != "cpu" else "cpu"
+
+
+def merge(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merged key by key and level by level; the later one wins."""
+    merged = dict(base)
+    for other in others:
+        for key, value in other.items():
+            old = merged.get(key)
+            both = isinstance(old, Mapping) and isinstance(value, Mapping)
+            merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a.b": x}`` as ``{"a": {"b": x}}``; keys whose value is ``None`` are left out."""
+    result: dict[str, Any] = {}
+    for dotted, value in values.items():
+        if value is not None:
+            for key in reversed(dotted.split(".")):
+                value = {key: value}
+            result = merge(result, value)
+    return result
+
+
+def slug(text: str, limit: int = 60) -> str:
+    """A text as a part of a file name: "a photo of <cat-toy>" gives "a-photo-of-cat-toy"."""
+    return re.sub(r"[^\w]+", "-", text).strip("-")[:limit].rstrip("-") or "word"
+
+
+def stamp() -> str:
+    """Local time as the names of run folders hold it."""
+    return datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Silence what Lightning says about hardware, tips and its own warnings, unless asked for."""
+    import pytorch_lightning  # noqa: F401  (importing it sets the level that is set here)
+
+    if not verbose:
+        for name in ("pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch)\b")
+
+
+@contextmanager
+def no_remains(path: Path) -> Iterator[None]:
+    """If the work inside fails, remove the folder ``path`` that it made, and parents it made.
+
+    A folder that was there before is never touched, nor is one with a checkpoint to resume from.
+    """
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield
+    except Exception:
+        if missing and not any(path.glob("checkpoints/*")):
+            shutil.rmtree(path, ignore_errors=True)
+            for parent in missing[1:]:
+                try:
+                    parent.rmdir()
+                except OSError:  # never made, or holds something else by now
+                    break
+        raise
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are: no wrapping, so that paths and commands can be copied."""
+    for line in lines:
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def heading(text: str) -> None:
+    """A line that stands out on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(soft_wrap=True).print(Text(text, style="bold green"))
+
+
+def command(words: Sequence[str | Path]) -> str:
+    """Words as a shell command that can be pasted."""
+    return shlex.join(map(str, words))

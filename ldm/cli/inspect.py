@@ -1,0 +1,93 @@
+"""``ldm inspect``: what an embedding file holds, where it comes from, which words it is near."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli import common
+
+if TYPE_CHECKING:
+    from ldm.io.embeddings import Embedding
+    from ldm.model import LatentDiffusion
+
+EXAMPLE = """\
+  ldm inspect runs/my-run/embeddings.safetensors
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = common.add_parser(
+        subparsers,
+        "inspect",
+        "look into an embedding file",
+        "Provenance, size and norms of the words in an embedding file (of this program or any\n"
+        "other), and the vocabulary's words that are nearest to them.",
+        EXAMPLE,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .pt or .bin")
+    parser.add_argument("--top", type=int, default=5, help="nearest words shown (default: 5)")
+    common.add_model(parser, default=None)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a table a word."""
+    from ldm.io.embeddings import check_width, load_embeddings
+    from ldm.loading import load
+
+    words = load_embeddings(args.file)
+    model = load(args.model or "emoji", args.checkpoint, common.torch_device(args.device))
+    if args.model:  # asked for: then it must fit
+        for word in words:
+            check_width(word, model.text.width)
+    for word in words:
+        _show(word, model, args.top)
+
+
+def _show(word: Embedding, model: LatentDiffusion, top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{word.placeholder}"), show_header=False, title_justify="left")
+    table.add_column("what", style="bold", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    for key, value in [*_facts(word, model), *_neighbours(word, model, top)]:
+        table.add_row(Text(key), Text(value))
+    Console().print(table)
+
+
+def _facts(word: Embedding, model: LatentDiffusion) -> list[tuple[str, str]]:
+    norms = word.vectors.norm(dim=1)
+    facts = [
+        ("vectors", f"{word.K} of width {word.D}"),
+        ("norms", ", ".join(f"{norm:.3f}" for norm in norms)),
+    ]
+    if word.D == model.text.width:
+        usual = model.text.token_table.detach().float().norm(dim=1).median()
+        facts.append(("norm of the model's own words", f"{usual:.3f} (median)"))
+    for key, value in word.metadata.items():
+        if key == "base_model":
+            value += " (this model)" if value == model.fingerprint() else " (another model)"
+        if key == "image_hashes":
+            key, value = "pictures", f"{len(value.split(',')) if value else 0} (sha256 {value})"
+        facts.append((key.replace("_", " "), value or "none"))
+    return facts
+
+
+def _neighbours(word: Embedding, model: LatentDiffusion, top: int) -> list[tuple[str, str]]:
+    from ldm.inversion.init import nearest_words
+
+    if word.D != model.text.width:
+        return [("nearest words", "give the model that it was learned on by --model")]
+    found = nearest_words(
+        word.vectors, model.text.token_table, model.text.tokenizer.decode_id, max(1, top)
+    )
+    names = ["nearest words"] if word.K == 1 else [f"nearest to vector {i + 1}" for i in range(word.K)]
+    return [
+        (name, ", ".join(f"{n.word} {n.cosine:.2f}" for n in row))
+        for name, row in zip(names, found, strict=True)
+    ]

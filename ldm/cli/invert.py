@@ -1,0 +1,145 @@
+"""``ldm invert``: learn a word from a folder of pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ldm.cli import common
+from ldm.errors import UserError
+
+EXAMPLE = """\
+  ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
+  ldm invert --resume --out runs/2025-01-31T12-00-00_cat-toy        # after an interruption
+"""
+#: option -> key of InversionConfig
+KEYS = {
+    "model": "model",
+    "checkpoint": "checkpoint",
+    "images": "images",
+    "name": "placeholder",
+    "init": "init",
+    "num_vectors": "num_vectors",
+    "batch_size": "batch_size",
+    "seed": "seed",
+    "templates": "templates",
+    "prompt": "prompts",
+    "steps": "trainer.max_steps",
+    "precision": "trainer.precision",
+    "accelerator": "trainer.accelerator",
+    "lr": "optim.lr",
+}
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = common.add_parser(
+        subparsers,
+        "invert",
+        "learn a word from 3-5 pictures",
+        "Learn a word from 3-5 pictures. The run's folder holds the embedding, pictures drawn\n"
+        "with it, curves and report.html. Settings that are not given are the model's own.",
+        EXAMPLE,
+    )
+    common.add_model(parser, default=None)
+    add = parser.add_argument
+    add("--images", type=Path, metavar="DIR", help="folder with the pictures")
+    add("--name", metavar="WORD", help='the new word, any string, such as "<cat-toy>"')
+    add("--init", metavar="PHRASE", help='known words to start from, such as "cat toy"')
+    add("--steps", type=int, help="optimiser steps")
+    add("--lr", type=float, help="base learning rate, before it is scaled by the batch size")
+    add("--batch-size", type=int)
+    add("--num-vectors", type=int, metavar="K", help="vectors of the word (default: 1)")
+    add("--templates", help="captions: object, style, photo, ... (default: object)")
+    add(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="draw this on the way and at the end; {} is the word; may be given several times",
+    )
+    add("--seed", type=int)
+    add("--precision", help="32-true, bf16-mixed or 16-mixed")
+    add("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<date>_<name>)")
+    add("--resume", action="store_true", help="continue the run in --out")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, such as optim.weight_decay=0.01 or num_vectors=3",
+    )
+    parser.set_defaults(run=run)
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The run's settings as a mapping: the model's own, then options, then ``--set``.
+
+    With ``--resume``, those of the run that is continued in place of the model's.
+    """
+    from ldm.config import load_yaml
+    from ldm.loading import inversion_defaults
+
+    if args.resume:
+        if args.out is None:
+            raise UserError("--resume needs --out: give the folder of the run to continue")
+        base = load_yaml([args.out / "config.yaml"])
+    else:
+        for option in ("images", "name"):
+            if getattr(args, option) is None:
+                raise UserError(f"--{option} is missing; see the example of ldm invert --help")
+        base = inversion_defaults(args.model or "emoji")
+    given = {key: getattr(args, option, None) for option, key in KEYS.items()}
+    given["images"] = str(args.images) if args.images else None
+    given["trainer.accelerator"] = _accelerator(args.device)
+    return common.merge(base, common.nested(given), load_yaml([], args.set))
+
+
+def _accelerator(device: str) -> str | None:
+    if device == "auto":
+        return None
+    return "gpu" if common.torch_device(device) == "cuda" else "cpu"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Learn the word, then say where it is and how to draw with it."""
+    from ldm.config import resolve
+    from ldm.training.run import InversionConfig
+
+    config = resolve(InversionConfig, settings(args))
+    out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(config.placeholder)}"
+    again = common.command(["ldm", "invert", "--resume", "--out", out])
+    invert(args, config, out, again)
+
+
+def invert(args: argparse.Namespace, config: Any, out: Path, again: str) -> None:
+    """Run ``config`` in ``out``; ``again`` is the command that continues it."""
+    from ldm.training.run import run_inversion
+
+    def how_to_resume() -> str:
+        if (out / "checkpoints" / "last.ckpt").is_file():
+            return f"continue with: {again}"
+        return "it had not come to its first checkpoint; start it again"
+
+    args.how_to_resume = how_to_resume
+    common.quiet_libraries(args.verbose)
+    with common.no_remains(out):
+        embedding = run_inversion(config, out, resume=bool(args.resume))
+    plural = "s" if embedding.K > 1 else ""
+    common.heading(
+        f"learned {embedding.placeholder}: {embedding.K} vector{plural} of width {embedding.D}"
+    )
+    sample = ["ldm", "sample", "--model", *_model_words(config)]
+    sample += ["--embedding", out / "embeddings.safetensors"]
+    sample += ["--prompt", f"a photo of {embedding.placeholder} on a red background", "--n", "8"]
+    common.say(
+        f"  embedding  {out / 'embeddings.safetensors'}",
+        f"  report     {out / 'report.html'}",
+        "draw with it:",
+        f"  {common.command(sample)}",
+    )
+
+
+def _model_words(config: Any) -> list[str]:
+    name = config.model if isinstance(config.model, str) else "MODEL"
+    return [name, *(["--checkpoint", config.checkpoint] if config.checkpoint else [])]

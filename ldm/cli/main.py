@@ -1,0 +1,123 @@
+"""The console script ``ldm``: the argument tree, and one line for every error a user can cause.
+
+Nothing heavy is imported before a subcommand runs, so that ``ldm --help`` takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from ldm._version import __version__
+from ldm.cli import common, evaluate, inspect, invert, sample, train
+from ldm.errors import UserError
+
+EXAMPLE = """\
+example:
+  ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
+  ldm sample --embedding runs/.../embeddings.safetensors --prompt "a photo of <cat-toy> on grass"
+"""
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole argument tree."""
+    parser = argparse.ArgumentParser(
+        prog="ldm",
+        description="Textual Inversion: teach a text-to-image model a new word from 3-5 pictures.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ldm {__version__}")
+    common.add_verbose(parser)
+    subparsers = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
+    for module in (invert, sample, evaluate, inspect, train):
+        module.register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status (0, 2 for bad input, 130 if interrupted)."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    overrides = [item for item in rest if "=" in item and not item.startswith("-")]
+    if not hasattr(args, "overrides"):
+        overrides = []
+    if len(overrides) < len(rest):
+        unknown = next(item for item in rest if item not in overrides)
+        parser.error(f"unrecognized argument {unknown}; see the --help of the subcommand")
+    if overrides:
+        args.overrides = [*args.overrides, *overrides]
+    return guarded(args.run, args)
+
+
+def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Call ``run(args)``; an error that the user caused is one line on stderr, not a traceback."""
+    _log_to_stderr(args.verbose)
+    try:
+        run(args)
+        return 0
+    except UserError as error:
+        return _fail(str(error), args.verbose)
+    except KeyboardInterrupt:
+        return _interrupted(args)
+    except SystemExit as error:
+        # Lightning turns a Ctrl-C into a plain exit with status 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted(args)
+        raise
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        return _fail(message, args.verbose)
+
+
+def _explain(error: Exception) -> str | None:
+    """The line for a full disk, a refused write or a full GPU; ``None`` for anything else."""
+    from ldm.io.runs import write_error
+
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU's memory is full: lower --batch-size, or use --precision bf16-mixed"
+    written = write_error(getattr(error, "filename", None) or "the output", error)
+    return str(written) if written else None
+
+
+def _fail(message: str, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    sys.stderr.write(f"ldm: error: {' '.join(message.split())}\n")
+    return 2
+
+
+def _interrupted(args: argparse.Namespace) -> int:
+    how: Callable[[], str] = getattr(args, "how_to_resume", lambda: "nothing was left to resume")
+    sys.stderr.write(f"\nldm: interrupted: {how()}\n")
+    return INTERRUPTED
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"ldm: {record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    """Warnings of the library (with ``verbose`` its notes too) as lines on stderr."""
+    logger = logging.getLogger("ldm")
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.propagate = False
+    for handler in [h for h in logger.handlers if isinstance(h.formatter, _OneLine)]:
+        logger.removeHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logger.addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""``main.py``: the official command line (``--base``, ``-t``, dot-list overrides) for inversions.
+
+A YAML of ``--base`` holds keys of ``ldm.training.run.InversionConfig``; what it leaves out are the
+model's own settings. Options win over the files, ``key.sub=value`` words over both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.cli import common
+from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EXAMPLE = """\
+example:
+  python main.py --base configs/emoji/invert.yaml -t -n cat --data_root my-pictures/ \\
+                 --placeholder_string "<cat-toy>" --init_word "cat" trainer.max_steps=300
+"""
+SEED = 23
+#: option -> key of InversionConfig
+KEYS = {
+    "data_root": "images",
+    "placeholder_string": "placeholder",
+    "init_word": "init",
+    "actual_resume": "checkpoint",
+    "scale_lr": "scale_lr",
+    "seed": "seed",
+    "project": "logging.project",
+}
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of the official ``main.py``."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Textual Inversion from YAML files; any key can be changed by key.sub=value.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    switch: dict[str, Any] = {"type": _truth, "nargs": "?", "const": True, "metavar": "BOOL"}
+    add("-b", "--base", nargs="*", default=[], metavar="YAML", help="of several the later wins")
+    add("-t", "--train", default=False, help="train; without it the resolved config is shown", **switch)
+    add("--no-test", default=False, help="accepted; there is no separate test pass", **switch)
+    add("-n", "--name", default="", help="last part of the output folder's name")
+    add("-f", "--postfix", default="", help="appended to the name")
+    add("-r", "--resume", type=Path, metavar="PATH", help="a run's folder or a checkpoint in it")
+    add("-p", "--project", help="wandb project")
+    add("-d", "--debug", default=False, help="open the debugger where an error happens", **switch)
+    add("-s", "--seed", type=int, help=f"(default: the YAML's, else {SEED})")
+    add("-l", "--logdir", type=Path, default=Path("logs"), help="(default: logs)")
+    add("--scale_lr", help="multiply the rate by accumulate x devices x batch size", **switch)
+    add("--datadir_in_name", default=True, help="begin the folder's name with --data_root's", **switch)
+    add("--actual_resume", metavar="CKPT", help="weights of the base model")
+    add("--data_root", metavar="DIR", help="folder with the pictures")
+    add("--embedding_manager_ckpt", metavar="PT", help="not supported: use --resume")
+    add("--placeholder_string", metavar="S", help="the new word")
+    add("--init_word", metavar="W", help="known words to start from")
+    add("--gpus", metavar="IDS", help='such as "0,"; without it a GPU is used if there is one')
+    common.add_verbose(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status as ``ldm.cli.main.main`` does."""
+    from ldm.cli.main import guarded
+
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    args.overrides = [word for word in [*args.base, *rest] if _is_override(word)]
+    args.base = [word for word in args.base if not _is_override(word)]
+    unknown = [word for word in rest if not _is_override(word)]
+    if unknown:
+        parser.error(f"unrecognized argument {unknown[0]}")
+    return guarded(_debugged if args.debug else run, args)
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
+def _debugged(args: argparse.Namespace) -> None:
+    try:
+        run(args)
+    except Exception as error:
+        if not isinstance(error, UserError) and sys.stdin.isatty():
+            import pdb
+
+            pdb.post_mortem(error.__traceback__)
+        raise
+
+
+def run(args: argparse.Namespace) -> None:
+    """Resolve the config; train if asked to."""
+    from ldm.cli.invert import invert
+    from ldm.config import dump_yaml, resolve, to_plain
+    from ldm.training.run import InversionConfig
+
+    folder = resumed_folder(args.resume) if args.resume else None
+    config = resolve(InversionConfig, settings(args, folder))
+    if not args.train:
+        common.say(dump_yaml(to_plain(config)).rstrip())
+        sys.stderr.write("ldm: nothing was trained: add -t to train with this config\n")
+        return
+    out = folder or args.logdir / run_name(args, config.images)
+    args.resume = folder
+    invert(args, config, out, common.command(["python", "main.py", "-t", "-r", out]))
+
+
+def settings(args: argparse.Namespace, folder: Path | None) -> dict[str, Any]:
+    """The model's own settings (or the resumed run's), the files, the options, the overrides."""
+    from ldm.config import load_yaml
+    from ldm.loading import inversion_defaults
+
+    if args.embedding_manager_ckpt:
+        raise UserError("--embedding_manager_ckpt is not supported; continue a run by -r FOLDER")
+    resumed = [folder / "config.yaml"] if folder else []
+    files = load_yaml([*resumed, *args.base])
+    overrides = load_yaml([], args.overrides)
+    model = common.merge(files, overrides).get("model", "emoji")
+    base = {} if folder else {**inversion_defaults(model), "seed": SEED}
+    given = common.nested({key: getattr(args, option) for option, key in KEYS.items()})
+    return common.merge(base, files, given, _devices(args.gpus), overrides)
+
+
+def _devices(gpus: str | None) -> dict[str, Any]:
+    """``--gpus 0,`` as settings of the trainer: how many, and which ones torch may see."""
+    if gpus is None:
+        return {}
+    ids = [item for item in gpus.split(",") if item.strip()]
+    if not all(item.strip().isdigit() for item in ids):
+        raise UserError(f'--gpus is {gpus!r}; give ids, such as "0,"')
+    if not ids:
+        return {"trainer": {"accelerator": "cpu", "devices": 1}}
+    visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+    if visible:
+        if any(int(item) >= len(visible) for item in ids):
+            raise UserError(f"--gpus is {gpus!r}, but only {len(visible)} GPUs are visible")
+        ids = [visible[int(item)] for item in ids]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids)
+    import torch
+
+    if not torch.cuda.is_available():
+        log.warning("--gpus %s is left out: torch finds no GPU here, so the CPU is used", gpus)
+        return {"trainer": {"accelerator": "cpu", "devices": 1}}
+    return {"trainer": {"accelerator": "gpu", "devices": len(ids)}}
+
+
+def resumed_folder(path: Path) -> Path:
+    """The run's folder of ``-r``: itself, or that of a checkpoint in it."""
+    folder = path.parent.parent if path.is_file() else path
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"there is no run in {folder}; give its folder, or a checkpoint in it, to -r")
+    return folder
+
+
+def run_name(args: argparse.Namespace, images: Path) -> str:
+    """``<data><time>_<name><postfix>``, as the official code names its folders."""
+    name = args.name or (Path(args.base[0]).stem if args.base else "")
+    data = images.resolve().name if args.datadir_in_name else ""
+    return f"{data}{common.stamp()}{'_' + name if name else ''}{args.postfix}"

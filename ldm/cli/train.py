@@ -1,0 +1,176 @@
+"""``ldm train``: the stages that made the shipped model, each resumable."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ldm.cli import common
+from ldm.errors import UserError
+
+EXAMPLE = """\
+  ldm train data                               # fetch and prepare the emoji
+  ldm train autoencoder --resume               # each stage goes on where it was interrupted
+  ldm train latents
+  ldm train diffusion trainer.max_minutes=60   # any key of the YAML can be changed
+  ldm train clip
+  ldm train export --run logs/emoji-diffusion --out my-model
+"""
+#: stage -> what it does, and where it writes for configs/<model>/<stage>.yaml
+STAGES = {
+    "autoencoder": ("train the autoencoder", "logs/{model}-{stage}"),
+    "latents": ("encode pictures once with the trained autoencoder", "data/{model}/{stage}.safetensors"),
+    "diffusion": ("train UNet and text encoder on those latents", "logs/{model}-{stage}"),
+    "clip": ("train the small CLIP that judges pictures", "logs/{model}-{stage}"),
+}
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand and, below it, one for each stage."""
+    parser = common.add_parser(
+        subparsers,
+        "train",
+        "train a text-to-image model of your own, stage by stage",
+        "Train a text-to-image model: the stages that made the shipped one, in their order.",
+        EXAMPLE,
+    )
+    stages = parser.add_subparsers(title="stages", metavar="STAGE", required=True)
+    _register_data(stages)
+    for stage, (summary, out) in STAGES.items():
+        _register_stage(stages, stage, summary, out)
+    _register_export(stages)
+
+
+def _register_data(stages: Any) -> None:
+    parser = common.add_parser(
+        stages,
+        "data",
+        "fetch and prepare the emoji pictures",
+        "Fetch four packages of the npm registry with npm (150 MB) and prepare their pictures.",
+        "  ldm train data --packages folder-with-the-four-tgz-files",
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/emoji"), metavar="DIR")
+    parser.add_argument(
+        "--packages", type=Path, metavar="DIR", help="folder that holds the four .tgz files already"
+    )
+    parser.set_defaults(run=run_data)
+
+
+def _register_stage(stages: Any, stage: str, summary: str, out: str) -> None:
+    default = f"configs/emoji/{stage}.yaml"
+    parser = common.add_parser(
+        stages,
+        stage,
+        summary,
+        f"{summary[0].upper()}{summary[1:]}. Settings come from a YAML file; KEY=VALUE words change them.",
+        f"  ldm train {stage} --base {default} seed=1",
+    )
+    _add_base(parser, default)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help=f"where to write (default: {out.format(model='emoji', stage=stage)})",
+    )
+    if stage != "latents":
+        parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.set_defaults(run=run_stage, stage=stage, overrides=[])
+
+
+def _register_export(stages: Any) -> None:
+    parser = common.add_parser(
+        stages,
+        "export",
+        "write a trained model as a folder that ldm.load reads",
+        "Write the averaged weights of a diffusion run as a model folder: float16 .safetensors in\n"
+        "the public layout, config.yaml and the vocabulary.",
+        "  ldm train export --run logs/emoji-diffusion --out my-model",
+    )
+    _add_base(parser, "configs/emoji/diffusion.yaml")
+    parser.add_argument("--run", dest="source", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="instead of the last one")
+    parser.set_defaults(run=run_export, overrides=[])
+
+
+def _add_base(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--base",
+        nargs="+",
+        default=[default],
+        metavar="YAML",
+        help=f"settings; of several files the later one wins (default: {default})",
+    )
+
+
+def split_base(args: argparse.Namespace) -> None:
+    """Move ``key=value`` words that came right after ``--base a.yaml`` to the overrides."""
+    words = [word for word in args.base if "=" in word]
+    args.base = [word for word in args.base if "=" not in word]
+    args.overrides = [*words, *args.overrides]
+
+
+def run_data(args: argparse.Namespace) -> None:
+    """Prepare the emoji."""
+    from ldm.data.emoji import EmojiSprites, prepare
+
+    prepare(args.out, args.packages)
+    common.heading(f"{len(EmojiSprites.load(args.out))} concepts in three styles in {args.out}")
+
+
+def run_stage(args: argparse.Namespace) -> None:
+    """Run one training stage."""
+    from ldm.config import load_yaml, resolve
+    from ldm.training import pretrain
+
+    split_base(args)
+    values = load_yaml(args.base, args.overrides)
+    model = Path(args.base[0]).resolve().parent.name
+    out = args.out or Path(STAGES[args.stage][1].format(model=model, stage=args.stage))
+    common.quiet_libraries(args.verbose)
+
+    def how_to_resume() -> str:
+        if pretrain.last_checkpoint(out) is None:
+            return "it had not come to its first checkpoint; start it again"
+        words = ["--base", *args.base, "--out", out, "--resume", *args.overrides]
+        return f"continue with: {common.command(['ldm', 'train', args.stage, *words])}"
+
+    args.how_to_resume = how_to_resume
+    if args.stage == "latents":
+        bank = pretrain.encode_latents(resolve(pretrain.LatentsStage, values), out)
+        common.heading(f"{len(bank)} latents in {out}; their scale factor is {bank.scale_factor:.5f}")
+        return
+    with common.no_remains(out):
+        written = _trained(args.stage, values, out, args.resume)
+    common.heading(f"trained: {written}")
+
+
+def _trained(stage: str, values: dict[str, Any], out: Path, resume: bool) -> Path:
+    from ldm.config import resolve
+    from ldm.training import pretrain
+
+    if stage == "autoencoder":
+        return pretrain.train_autoencoder(resolve(pretrain.AutoencoderStage, values), out, resume)
+    if stage == "diffusion":
+        return pretrain.train_diffusion(resolve(pretrain.DiffusionStage, values), out, resume)
+    from ldm.training.clip import ClipStage, train_clip
+
+    return train_clip(resolve(ClipStage, values), out, resume)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write a model folder."""
+    from ldm.config import load_yaml, resolve
+    from ldm.training import pretrain
+
+    split_base(args)
+    if not args.source.is_dir():
+        raise UserError(f"there is no folder {args.source}; give the run of ldm train diffusion")
+    config = resolve(pretrain.DiffusionStage, load_yaml(args.base, args.overrides))
+    with common.no_remains(args.out):
+        pretrain.export(config, args.source, args.out, args.checkpoint)
+    common.heading(f"model in {args.out}")
+    common.say("draw with it:", "  " + common.command(
+        ["ldm", "sample", "--model", args.out, "--prompt", "a red apple on a blue background"]
+    ))  # fmt: skip
