@@ -161,6 +161,7 @@ def fit(
         # what these warn of is meant: batches come from a stream that makes them, on purpose
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*IterableDataset.*__len__.*")
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
         warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
         trainer = pl.Trainer(
             max_steps=config.max_steps,

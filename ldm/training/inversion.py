@@ -7,6 +7,8 @@ the gradient passes through the frozen UNet and text transformer and reaches not
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +31,24 @@ log = logging.getLogger(__name__)
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
 # an untrained network returns about 0 for a target of unit variance, so its loss is about 1
 UNTRAINED_LOSS = 0.95
+
+
+@contextmanager
+def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
+    """Hold the frozen weights in the compute precision of a Lightning precision string for a while.
+
+    Autocast would cast frozen float32 weights again at every use. v* stays float32. Afterwards the
+    model has the very weights that it had, on the device where it then is.
+    """
+    dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
+    originals = [(p, p.data) for part in model.parts.values() for p in part.parameters()]
+    for part in model.parts.values():
+        part.to(dtype)
+    try:
+        yield
+    finally:
+        for p, data in originals:
+            p.data = data.to(p.device)
 
 
 class TextualInversion(pl.LightningModule):
@@ -79,15 +99,6 @@ class TextualInversion(pl.LightningModule):
     @property
     def manager(self) -> EmbeddingManager:
         return self.model.manager
-
-    def store_in(self, precision: str) -> None:
-        """Keep the frozen weights in the compute precision of a Lightning precision string.
-
-        Autocast would cast frozen float32 weights again at every use; v* stays float32.
-        """
-        dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
-        for part in self.model.parts.values():
-            part.to(dtype)
 
     def train_dataloader(self) -> Any:
         return self.batches.loader(self.trainer.global_step * self.trainer.accumulate_grad_batches)

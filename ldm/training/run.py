@@ -29,7 +29,7 @@ from ldm.seeding import generator
 from ldm.text.templates import templates
 from ldm.training.callbacks import ImageLogger
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
-from ldm.training.inversion import FixedBatchMonitor, TextualInversion
+from ldm.training.inversion import FixedBatchMonitor, TextualInversion, stored_in
 from ldm.training.optim import OptimConfig, scale_lr
 
 log = logging.getLogger(__name__)
@@ -175,6 +175,7 @@ def learn(
         concept=word,
         flip_p=config.flip_p,
     )
+    _refuse_cut_prompts(model, batches, word)
     module = _module(model, batches, config)
     monitor = FixedBatchMonitor(config.monitor_every, allow_untrained=config.allow_untrained)
     callbacks: list[Callback] = [monitor]
@@ -263,8 +264,18 @@ def _module(
         regularization=config.regularization,
         compat=config.compat,
     )
-    module.store_in(config.trainer.precision)
     return module
+
+
+def _refuse_cut_prompts(model: LatentDiffusion, batches: ConceptBatches, word: str) -> None:
+    """A prompt cut before its placeholder would train nothing, silently: v* gets no gradient."""
+    token = model.manager.placeholders[word]
+    for prompt in {p for step in range(64) for p in batches.batch(step)["prompt"]}:
+        if not (model.text.tokenize([prompt]) == token).any():
+            raise UserError(
+                f"{prompt!r} is longer than the {model.text.max_length} tokens this model reads, and "
+                f"{word} is cut off; use shorter captions"
+            )
 
 
 def _image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> tuple[str, ...]:

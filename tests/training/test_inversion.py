@@ -1,0 +1,203 @@
+"""Inversion: only v* moves, runs resume exactly, and what a run leaves behind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.data.captions import PromptSource
+from ldm.data.concept import Concept
+from ldm.data.latents import ConceptBatches, encode_latents
+from ldm.errors import UserError
+from ldm.io.embeddings import load_embedding
+from ldm.io.runs import create_run
+from ldm.model import LatentDiffusion
+from ldm.training.fit import LoggingConfig, TrainerConfig
+from ldm.training.inversion import TextualInversion, frozen_hash
+from ldm.training.optim import OptimConfig, lr_factor, scale_lr
+from ldm.training.run import InversionConfig, check, learn
+
+TRAINER = TrainerConfig(max_steps=20, accelerator="cpu", checkpoint_every=5, image_every=10)
+BASE = InversionConfig(
+    images=Path(),
+    placeholder="<toy>",
+    init="cat",
+    templates="plain",
+    prompts=("a photo of {}",),
+    samples_per_prompt=1,
+    sample_steps=2,
+    monitor_every=10,
+    allow_untrained=True,
+    optim=OptimConfig(lr=1e-3, schedule="constant"),
+    trainer=TRAINER,
+    logging=LoggingConfig(loggers=("csv",)),
+)
+
+
+@pytest.fixture
+def concept(tmp_path: Path) -> Concept:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Concept(images, (tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"), ("1", "2", "3"))
+
+
+def learn_word(model: LatentDiffusion, concept: Concept, **changes: Any) -> torch.Tensor:
+    config = replace(BASE, **changes)
+    return learn(model, concept, config, progress=False).vectors
+
+
+def test_after_twenty_steps_only_v_star_differs(tiny_model: LatentDiffusion, concept: Concept) -> None:
+    before = frozen_hash(tiny_model)
+    tiny_model.add_placeholder("<other>", init="dog")
+    other = tiny_model.manager.vectors("<other>").clone()
+    vectors = learn_word(tiny_model, concept)
+    assert frozen_hash(tiny_model) == before
+    assert torch.equal(tiny_model.manager.vectors("<other>"), other)
+    start = tiny_model.manager.init_vectors("<toy>")
+    assert (vectors - start).norm() > 1e-3
+    assert all(p.grad is None for part in tiny_model.parts.values() for p in part.parameters())
+
+
+def test_frozen_parts_stay_in_evaluation_mode(tiny_model: LatentDiffusion, concept: Concept) -> None:
+    module = _module(tiny_model, concept)
+    module.train()
+    assert not (module.unet.training or module.text.training or module.autoencoder.training)
+    trained = [name for name, p in module.named_parameters() if p.requires_grad]
+    assert trained and all(".manager." in name for name in trained)
+
+
+def _module(model: LatentDiffusion, concept: Concept, **settings: Any) -> TextualInversion:
+    if "<toy>" not in model.manager.placeholders:
+        model.add_placeholder("<toy>", init="cat")
+    cache = encode_latents(model.encode, concept.images, scale_factor=0.5, mirror=True)
+    batches = ConceptBatches(cache, PromptSource("<toy>"), batch_size=2, seed=0, concept="<toy>")
+    return TextualInversion(model, batches, OptimConfig(lr=1e-3), lr=1e-3, max_steps=9, **settings)
+
+
+def test_the_same_seed_learns_the_same_vector_and_another_another(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    first = learn_word(tiny_model, concept)
+    assert torch.equal(first, learn_word(tiny_model, concept))
+    assert not torch.equal(first, learn_word(tiny_model, concept, seed=1))
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
+) -> None:
+    optim = OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=3)
+    whole = learn(tiny_model, concept, replace(BASE, optim=optim), run=create_run(tmp_path / "whole"))
+    cut = create_run(tmp_path / "cut")
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 12:
+            raise Stop
+        return original(self, batch, batch_idx)
+
+    original = TextualInversion.training_step
+    TextualInversion.training_step = interrupt  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Stop):
+            learn(tiny_model, concept, replace(BASE, optim=optim), run=cut)
+    finally:
+        TextualInversion.training_step = original  # type: ignore[method-assign]
+    checkpoint = cut.path / "checkpoints" / "last.ckpt"
+    assert checkpoint.stat().st_size < 100_000
+    resumed = learn(tiny_model, concept, replace(BASE, optim=optim), run=create_run(cut.path, resume=True), resume=True)
+    assert torch.equal(resumed.vectors, whole.vectors)
+
+
+def test_a_checkpoint_of_another_base_model_is_refused(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    module = _module(tiny_model, concept)
+    with pytest.raises(UserError, match="another base model"):
+        module.on_load_checkpoint({"base_model": "0" * 64})
+
+
+def test_a_run_leaves_config_embeddings_pictures_logs_and_manifest(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
+) -> None:
+    run = create_run(tmp_path / "run")
+    embedding = learn(tiny_model, concept, BASE, run=run)
+    kept = load_embedding(run.path / "embeddings.safetensors")
+    assert torch.equal(kept.vectors, embedding.vectors) and kept.placeholder == "<toy>"
+    assert load_embedding(run.path / "checkpoints" / "embeddings_gs-5.safetensors").metadata["step"] == "5"
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["base_model"] == tiny_model.fingerprint() and manifest["seed"] == 23
+    assert len(manifest["image_hashes"]) == 3 and manifest["steps"] == 20
+    for step in (0, 10, 20):
+        assert Image.open(run.path / "images" / f"samples_{step:06d}.png").width >= 16
+    assert (run.path / "report.html").stat().st_size > 1000
+    assert "fixed_loss" in (run.path / "logs" / "csv" / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_the_regulariser_keeps_the_word_nearer_to_its_start(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    def distance(weight: float) -> float:
+        vectors = learn_word(tiny_model, concept, regularization=weight)
+        return float((vectors - tiny_model.manager.init_vectors("<toy>")).norm())
+
+    assert distance(1e3) < 0.5 * distance(0.0)
+
+
+def test_progressive_vectors_enter_at_their_steps(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    vectors = learn_word(tiny_model, concept, num_vectors=2, progressive=(30,))
+    start = tiny_model.manager.init_vectors("<toy>")
+    assert not torch.equal(vectors[0], start[0])
+    assert torch.equal(vectors[1], start[1])  # not in use within 20 steps
+
+
+def test_per_image_words_are_dropped_after_training(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    learn_word(tiny_model, concept, per_image_tokens=True)
+    assert list(tiny_model.manager.placeholders) == ["<toy>"]
+
+
+def test_bfloat16_parts_keep_v_star_in_float32(tiny_model: LatentDiffusion, concept: Concept) -> None:
+    trainer = replace(TRAINER, precision="bf16-mixed", max_steps=3)
+    vectors = learn_word(tiny_model, concept, trainer=trainer)
+    assert vectors.dtype == torch.float32 and tiny_model.manager.vectors("<toy>").dtype == torch.float32
+    assert tiny_model.dtype == torch.float32  # the model is given back as it was
+
+
+def test_a_base_model_that_looks_untrained_is_refused(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    with pytest.raises(UserError, match="untrained"):
+        learn_word(tiny_model, concept, allow_untrained=False)
+
+
+def test_unknown_init_words_and_prompts_without_the_word_are_refused(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    with pytest.raises(UserError, match="init phrase"):
+        learn_word(tiny_model, concept, init="猫")
+    with pytest.raises(UserError, match="no placeholder"):
+        check(replace(BASE, prompts=("a photo of a cat",)))
+
+
+def test_captions_that_are_cut_before_the_word_are_refused(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    captions = [["a photo of a big red dog and a small green car on the beach of a <toy>"]] * 3
+    with pytest.raises(UserError, match="cut off"):
+        learn(tiny_model, concept, BASE, captions=captions, progress=False)
+
+
+def test_learning_rate_scaling_and_schedules() -> None:
+    assert scale_lr(0.005, accumulate=1, devices=2, batch_size=4) == pytest.approx(0.04)
+    config = OptimConfig(schedule="cosine", warmup_steps=10, lr_final_ratio=0.1)
+    factors = [lr_factor(step, 110, config) for step in (0, 9, 10, 60, 110, 200)]
+    assert factors == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1, 0.1])
+    assert lr_factor(1000, 10, OptimConfig(schedule="constant")) == 1.0
