@@ -1,4 +1,4 @@
-"""Package metadata. Exact versions of everything are in requirements.lock; tools' settings in pyproject.toml."""
+"""Package metadata; exact versions are in requirements.lock, tools' settings in pyproject.toml."""
 
 from pathlib import Path
 

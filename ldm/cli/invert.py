@@ -129,7 +129,7 @@ def invert(args: argparse.Namespace, config: Any, out: Path, again: str) -> None
     common.heading(
         f"learned {embedding.placeholder}: {embedding.K} vector{plural} of width {embedding.D}"
     )
-    sample = ["ldm", "sample", "--model", *_model_words(config)]
+    sample: list[str | Path] = ["ldm", "sample", "--model", *_model_words(config)]
     sample += ["--embedding", out / "embeddings.safetensors"]
     sample += ["--prompt", f"a photo of {embedding.placeholder} on a red background", "--n", "8"]
     common.say(

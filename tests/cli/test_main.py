@@ -1,0 +1,145 @@
+"""The command tree: help, version, exit status, and what is imported before the work begins."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ldm import __version__
+from ldm.cli.common import merge, nested, no_remains, slug
+from ldm.cli.main import build_parser, guarded
+from ldm.errors import UserError
+
+COMMANDS = [
+    ["invert"], ["sample"], ["evaluate"], ["inspect"], ["train"], ["train", "data"],
+    ["train", "autoencoder"], ["train", "latents"], ["train", "diffusion"], ["train", "clip"],
+    ["train", "export"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [[], *COMMANDS], ids=" ".join)
+def test_every_help_ends_with_an_example(cli, words):
+    result = cli(*words, "--help")
+    assert result.code == 0
+    assert f"ldm {' '.join(words)}" in result.out.rpartition("example:")[2]
+
+
+@pytest.mark.parametrize("code", [
+    "import ldm",
+    "from ldm.cli.main import main; main(['--help'])",
+    "from ldm.cli.main import main; main(['train', 'diffusion', '--help'])",
+])  # fmt: skip
+def test_nothing_heavy_is_imported_before_the_work_begins(code):
+    heavy = ["torch", "numpy", "pytorch_lightning", "open_clip", "wandb", "matplotlib", "PIL"]
+    script = f"""
+import sys
+try:
+    {code}
+except SystemExit:
+    pass
+found = [name for name in {heavy} if name in sys.modules]
+sys.exit(f"imported: {{found}}" if found else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_the_packages_own(cli):
+    assert cli("--version").out == f"ldm {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["learn"], ["sample", "--promt", "a"], ["inspect", "f", "a=b"]])
+def test_an_unknown_command_or_option_exits_with_2(cli, words):
+    result = cli(*words)
+    assert result.code == 2 and "ldm" in result.err.splitlines()[-1]
+
+
+def _args(**values: object) -> argparse.Namespace:
+    return argparse.Namespace(verbose=False, **values)
+
+
+def _raiser(error: BaseException):
+    def run(_: argparse.Namespace) -> None:
+        raise error
+
+    return run
+
+
+def test_a_user_error_is_one_line_and_status_2(capsys):
+    assert guarded(_raiser(UserError("first\nsecond")), _args()) == 2
+    assert capsys.readouterr().err == "ldm: error: first second\n"
+
+
+def test_verbose_adds_the_traceback(capsys):
+    args = argparse.Namespace(verbose=True)
+    assert guarded(_raiser(UserError("wrong")), args) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interruption_exits_with_130_and_says_how_to_go_on(capsys):
+    args = _args(how_to_resume=lambda: "continue with: ldm invert --resume --out runs/x")
+    assert guarded(_raiser(KeyboardInterrupt()), args) == 130
+    assert "ldm invert --resume --out runs/x" in capsys.readouterr().err
+
+
+def test_an_interruption_that_lightning_turned_into_an_exit_is_one_too(capsys):
+    def run(_: argparse.Namespace) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    assert guarded(run, _args()) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        guarded(_raiser(ZeroDivisionError()), _args())
+
+
+def test_every_option_of_a_subcommand_has_one_meaning():
+    parser = build_parser()
+    args = parser.parse_args(["-v", "sample", "--prompt", "a", "--embedding", "x", "y", "--embedding", "z"])
+    assert args.verbose and [os.fspath(p) for p in args.embedding] == ["x", "y", "z"]
+    assert parser.parse_args(["sample", "--prompt", "a", "-v"]).verbose
+    assert not parser.parse_args(["sample", "--prompt", "a"]).verbose
+
+
+def test_settings_merge_level_by_level():
+    base = {"seed": 1, "trainer": {"max_steps": 5, "devices": 1}}
+    given = nested({"trainer.max_steps": 9, "optim.lr": 0.1, "seed": None})
+    assert merge(base, given) == {
+        "seed": 1,
+        "trainer": {"max_steps": 9, "devices": 1},
+        "optim": {"lr": 0.1},
+    }
+    assert base["trainer"] == {"max_steps": 5, "devices": 1}
+
+
+def test_names_of_files_are_plain():
+    assert slug("a photo of <cat-toy>, please/now") == "a-photo-of-cat-toy-please-now"
+    assert slug("***") == "word"
+
+
+def test_a_failed_command_removes_only_the_folder_that_it_made(tmp_path):
+    for name, before in (("new/deep", False), ("old", True)):
+        out = tmp_path / name
+        if before:
+            out.mkdir()
+            (out / "mine").touch()
+        with pytest.raises(UserError), no_remains(out):
+            (out / "part").mkdir(parents=True)
+            raise UserError("stop")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "old" / "mine").exists()
+
+
+def test_a_failed_run_with_a_checkpoint_is_kept_to_be_resumed(tmp_path):
+    with pytest.raises(UserError), no_remains(tmp_path / "run"):
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+        raise UserError("stop")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
