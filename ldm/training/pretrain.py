@@ -65,12 +65,16 @@ class DiffusionStage:
     Attributes:
         autoencoder_run: run folder of the autoencoder, whose weights are shipped along.
         latents: the bank that ``ldm train latents`` wrote.
-        prompts: drawn every ``trainer.image_every`` steps, from the averaged weights at export.
+        decoder_run: run folder of the decoder that went on learning, exported in place of that one's.
+        inversion: settings for inverting into this model, written beside it at export.
+        prompts: drawn every ``trainer.image_every`` steps, from the weights as they are then.
     """
 
     model: ModelConfig
     autoencoder_run: Path
     latents: Path
+    decoder_run: Path | None = None
+    inversion: dict = field(default_factory=dict)
     batch_size: int = 64
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
@@ -228,6 +232,8 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
         raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")
     state = read_state_dict(path)
     load_model_weights({"unet.": model.unet, "text.": model.text}, state, source=str(path))
+    if config.decoder_run is not None:
+        load_part(model.autoencoder, config.decoder_run, "autoencoder")
     vocabulary = Path(config.model.text["params"]["vocab_file"])
     text = {
         **config.model.text,
@@ -236,9 +242,10 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     shipped = replace(
         config.model, text=text, scale_factor=model.scale_factor, checkpoint="model.safetensors"
     )
+    sections = {"model": to_plain(shipped)} | ({"inversion": config.inversion} if config.inversion else {})
     out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model.parts, out / "model.safetensors")
-    write_text(out / "config.yaml", dump_yaml({"model": to_plain(shipped)}))
+    write_text(out / "config.yaml", dump_yaml(sections))
     if vocabulary.resolve() != (out / "vocab.txt").resolve():
         write_text(out / "vocab.txt", vocabulary.read_text())
     return out
