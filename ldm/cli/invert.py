@@ -114,7 +114,11 @@ def run(args: argparse.Namespace) -> None:
 
 def invert(args: argparse.Namespace, config: Any, out: Path, again: str) -> None:
     """Run ``config`` in ``out``; ``again`` is the command that continues it."""
+    from ldm.diffusion.samplers import SAMPLERS
     from ldm.training.run import run_inversion
+
+    if config.sampler not in SAMPLERS:  # it would be found out at the end of the training
+        raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
 
     def how_to_resume() -> str:
         if (out / "checkpoints" / "last.ckpt").is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ def _draw(args: argparse.Namespace, model: LatentDiffusion, prompts: list[str], 
             seed=args.seed,
             batch_size=args.batch_size,
             negative_prompt=args.negative_prompt,
-            progress=True,
+            progress=sys.stderr.isatty(),
         )
         rows.append(images)
         for index, image in enumerate(images):
