@@ -1,0 +1,86 @@
+"""The public API: loading by name, folder and mapping; inverting and sampling as the README shows."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import ldm
+from ldm.config import dump_yaml, to_plain
+from ldm.io.checkpoints import save_checkpoint
+from ldm.model import LatentDiffusion, ModelConfig
+
+SETTINGS = {
+    "templates": "plain",
+    "allow_untrained": True,
+    "trainer": {"accelerator": "cpu"},
+    "optim": {"lr": 1e-3},
+    "scale_lr": False,
+}
+
+
+@pytest.fixture
+def folder(tiny_model: LatentDiffusion, tiny_config: ModelConfig, tmp_path: Path) -> Path:
+    params = dict(tiny_config.text["params"])
+    vocabulary = Path(params["vocab_file"])
+    (tmp_path / "vocab.txt").write_text(vocabulary.read_text())
+    text = {**tiny_config.text, "params": {**params, "vocab_file": "vocab.txt"}}
+    config = replace(tiny_config, text=text, checkpoint="model.safetensors")
+    save_checkpoint(tiny_model.parts, tmp_path / "model.safetensors")
+    sections = {"model": to_plain(config), "inversion": SETTINGS}
+    (tmp_path / "config.yaml").write_text(dump_yaml(sections))
+    return tmp_path
+
+
+def test_a_model_folder_loads_to_the_model_that_was_saved(folder: Path, tiny_model: LatentDiffusion) -> None:
+    model = ldm.load(folder)
+    assert model.fingerprint() == tiny_model.fingerprint()
+    assert not any(p.requires_grad for p in model.parameters())
+    again = ldm.load(folder / "config.yaml", checkpoint=folder / "model.safetensors")
+    assert again.fingerprint() == model.fingerprint()
+
+
+def test_unknown_models_sections_and_foreign_weights_are_said_in_one_line(folder: Path) -> None:
+    with pytest.raises(ldm.UserError, match="no model 'emojis'"):
+        ldm.load("emojis")
+    text = (folder / "config.yaml").read_text()
+    (folder / "other.yaml").write_text(text.replace("model_channels: 32", "model_channels: 64"))
+    with pytest.raises(ldm.UserError, match="another model"):
+        ldm.load(folder / "other.yaml")
+    (folder / "typo.yaml").write_text(text.replace("image_size", "imagesize"))
+    with pytest.raises(ldm.UserError, match="did you mean 'image_size'"):
+        ldm.load(folder / "typo.yaml")
+
+
+def test_invert_then_sample_in_python(folder: Path) -> None:
+    model = ldm.load(folder)
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue", "white")]
+    word = ldm.invert(model, pictures, "<toy>", init="dog", steps=3, seed=1, progress=False)
+    assert word.placeholder == "<toy>" and word.vectors.shape == (1, 32)
+    again = ldm.invert(model, pictures, "<toy>", init="dog", steps=3, seed=1, progress=False)
+    assert torch.equal(word.vectors, again.vectors)  # the word is replaced, not stacked
+    images = ldm.sample(model, ["a photo of a <toy>"] * 2, steps=2, seed=0)
+    assert images.shape == (2, 3, 16, 16) and images.abs().max() <= 1
+    ldm.embeddings.save_embeddings(word, folder / "toy.safetensors")
+    kept = ldm.embeddings.load_embedding(folder / "toy.safetensors")
+    fresh = ldm.load(folder)
+    fresh.add_placeholder(kept.placeholder, kept.vectors)
+    assert torch.equal(ldm.sample(fresh, ["a photo of a <toy>"] * 2, steps=2, seed=0), images)
+
+
+def test_an_unknown_setting_of_invert_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(ldm.UserError, match="did you mean 'num_vectors'"):
+        ldm.invert(ldm.load(folder), torch.zeros(1, 3, 16, 16), "<toy>", num_vector=2)
+
+
+def test_the_signatures_that_users_rely_on() -> None:
+    assert list(inspect.signature(ldm.load).parameters) == ["config_or_path", "checkpoint", "device"]
+    assert list(inspect.signature(ldm.sample).parameters)[:11] == [
+        "model", "prompts", "cond", "uncond", "steps", "sampler", "scale", "eta", "seed", "x_T", "decode",
+    ]  # fmt: skip
+    assert list(inspect.signature(ldm.invert).parameters)[:4] == ["model", "images", "placeholder", "init"]
+    with pytest.raises(AttributeError):
+        ldm.nothing  # noqa: B018
