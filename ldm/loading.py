@@ -81,7 +81,7 @@ def load(
         values, folder = find(config_or_path)
         defaults = dict(values.get("inversion") or {})
         config = resolve(ModelConfig, values["model"], "model.")
-    model = build(_in_folder(config, folder))
+    model = build(in_folder(config, folder))
     weights = (
         Path(checkpoint)
         if checkpoint
@@ -98,7 +98,7 @@ def load(
     return model.freeze().to(device)
 
 
-def _in_folder(config: ModelConfig, folder: Path) -> ModelConfig:
+def in_folder(config: ModelConfig, folder: Path) -> ModelConfig:
     """The config with its vocabulary found beside it."""
     params = dict(config.text.get("params") or {})
     beside = folder / str(params.get("vocab_file", ""))
