@@ -1,0 +1,182 @@
+"""The judge: a small CLIP (Radford et al. 2021) of ``open_clip``'s own classes, and its features.
+
+The shipped one, ``emoji-clip``, was trained by :mod:`ldm.training.clip` on the shipped model's
+pictures, and on the concepts that the generator never saw too: a judge has to know what it judges.
+``open_clip`` is imported when a judge is built, not before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.config import dump_yaml, load_yaml, resolve, to_plain
+from ldm.errors import UserError
+from ldm.io.checkpoints import read_state_dict
+from ldm.io.runs import atomic_write, write_bytes, write_text
+from ldm.text.tokenizer import Tokenizer
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.yaml", "vocab.txt"
+
+
+class Judge(Protocol):
+    """What the metrics need of a model; all features are (N, D) float32 of unit length."""
+
+    def image_features(self, images: Tensor) -> Tensor: ...
+
+    def text_features(self, texts: Sequence[str]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Size of a CLIP.
+
+    Attributes:
+        embed_dim: width D of the common space.
+        vision: arguments of ``open_clip.model.CLIPVisionCfg``; a list of ``layers`` is a
+            ModifiedResNet, a number a vision transformer.
+        text: arguments of ``open_clip.model.CLIPTextCfg`` without the vocabulary's.
+        quick_gelu: the activation of OpenAI's weights.
+    """
+
+    embed_dim: int = 256
+    vision: dict = field(default_factory=dict)
+    text: dict = field(default_factory=dict)
+    quick_gelu: bool = False
+
+    @property
+    def context_length(self) -> int:
+        return int(self.text.get("context_length", 77))
+
+
+def build_clip(config: ClipConfig, tokenizer: Tokenizer) -> nn.Module:
+    """An untrained ``open_clip.model.CLIP`` over a tokenizer's ids.
+
+    ``open_clip`` takes the text feature at the *largest* id unless told otherwise, which is the end
+    token of its own vocabulary only; here it is taken at the first [SEP].
+
+    Raises:
+        UserError: open_clip is missing, or does not know an argument.
+    """
+    try:
+        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+    except ImportError as error:
+        raise UserError(f"cannot import open_clip ({error}); pip install open_clip_torch") from None
+    ids = {"pool_type": "eos", "eos_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
+    try:
+        vision = CLIPVisionCfg(**config.vision)
+        text = CLIPTextCfg(vocab_size=tokenizer.vocab_size, **{**config.text, **ids})
+    except TypeError as error:
+        raise UserError(f"config of the CLIP: {error}; correct its vision or text part") from None
+    return CLIP(config.embed_dim, vision, text, quick_gelu=config.quick_gelu)
+
+
+class ClipJudge:
+    """Unit features of pictures and texts.
+
+    Args:
+        clip: an ``open_clip`` model over ``tokenizer``'s ids.
+        image_size: pixels a side that it sees.
+        batch_size: pictures or texts encoded at once.
+    """
+
+    def __init__(
+        self, clip: nn.Module, tokenizer: Tokenizer, image_size: int, batch_size: int = 256
+    ) -> None:
+        self.clip = clip.eval().requires_grad_(False)
+        self.tokenizer, self.image_size, self.batch_size = tokenizer, image_size, batch_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.clip.parameters()).device
+
+    def to(self, device: torch.device | str) -> ClipJudge:
+        """Move the model; features come back on this device."""
+        self.clip.to(device)
+        return self
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1], resized to a square if needed -> (N, D), each of length 1."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are (N, 3, H, W), not {tuple(images.shape)}")
+        parts = [self._encode_images(part) for part in images.split(self.batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, self.width)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (N, D), each of length 1."""
+        ids = self.tokenizer(texts).to(self.device)
+        parts = [self.clip.encode_text(part, normalize=True) for part in ids.split(self.batch_size)]  # type: ignore[operator]
+        return torch.cat(parts).float()
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.clip.visual.output_dim)  # type: ignore[union-attr]
+
+    def _encode_images(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, torch.float32).clamp(-1, 1)
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return self.clip.encode_image(images, normalize=True).float()  # type: ignore[operator]
+
+
+def save_clip(clip: nn.Module, config: ClipConfig, vocabulary: Path, folder: Path) -> Path:
+    """Write a CLIP as :func:`load_clip` reads it: matrices in half precision, vectors and
+    statistics (a few kilobytes) in full; returns ``folder``."""
+    from safetensors.torch import save_file
+
+    def stored(value: Tensor) -> Tensor:
+        half = value.is_floating_point() and value.ndim > 1
+        return value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
+
+    with atomic_write(folder / WEIGHTS) as path:
+        save_file({name: stored(value) for name, value in clip.state_dict().items()}, path)
+    write_text(folder / CONFIG, dump_yaml(to_plain(config)))
+    write_bytes(folder / VOCABULARY, Path(vocabulary).read_bytes())
+    return folder
+
+
+def load_clip(name_or_path: str | Path = "emoji-clip", device: str = "cpu") -> ClipJudge:
+    """A judge: the name of a shipped one, or a folder that :func:`save_clip` wrote.
+
+    Raises:
+        UserError: no such judge, or its weights do not fit its config.
+    """
+    folder = Path(name_or_path)
+    shipped = ASSETS / str(name_or_path)
+    if not (folder / WEIGHTS).is_file() and (shipped / WEIGHTS).is_file():
+        folder = shipped
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        raise UserError(
+            f"no CLIP named {name_or_path}: give emoji-clip or a folder with {WEIGHTS}, {CONFIG}"
+        )
+    config = resolve(ClipConfig, load_yaml([folder / CONFIG]))
+    tokenizer = Tokenizer(folder / VOCABULARY, config.context_length)
+    clip = build_clip(config, tokenizer)
+    _load_strictly(clip, read_state_dict(folder / WEIGHTS), folder)
+    size = int(config.vision.get("image_size", 224))
+    return ClipJudge(clip.to(device), tokenizer, size)
+
+
+def _load_strictly(clip: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:
+    try:
+        clip.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder / WEIGHTS} does not fit its config: {reason}") from None
+
+
+def temperature(clip: nn.Module) -> float:
+    """1 / logit scale of a CLIP: what a difference of cosines is measured in."""
+    return math.exp(-float(clip.logit_scale))  # type: ignore[arg-type]
