@@ -182,7 +182,9 @@ class FixedBatchMonitor(Callback):
 
     def _fixed_batch(self, module: Any) -> tuple[Tensor, list[str], Tensor, Tensor]:
         if self._fixed is None:
-            far, pieces, prompts = 2**40, [], []
+            far = 2**40
+            pieces: list[Tensor] = []
+            prompts: list[str] = []
             while len(prompts) < self.size:
                 batch = module.batches.batch(far + len(pieces))
                 pieces.append(batch["z"])

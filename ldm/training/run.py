@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ldm import loading
 from ldm.config import dump_yaml, to_plain
 from ldm.data.captions import PromptSource, contains_placeholder, has_captions, read_captions
 from ldm.data.concept import Concept, load_concept
-from ldm.data.latents import ConceptBatches, encode_latents
+from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.errors import UserError
 from ldm.inversion.init import from_vocabulary
 from ldm.io.embeddings import Embedding, provenance, save_embeddings
@@ -161,12 +162,13 @@ def learn(
     kind = config.templates
     if image_words:
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
-    cache = encode_latents(
-        model.encode,
-        concept.images,
+    encode = partial(
+        encode_latents if run is None else cached_latents,  # a resumed run encodes nothing again
         scale_factor=model.scale_factor,
         mirror=config.flip_p > 0,
     )
+    kept = {} if run is None else {"folder": run.path / "latents", "fingerprint": base_model}
+    cache = encode(model.encode, concept.images, **kept)
     batches = ConceptBatches(
         cache,
         PromptSource(word, kind=kind, captions=captions, image_tokens=image_words),
@@ -198,20 +200,19 @@ def learn(
         callbacks.append(EmbeddingCheckpoint(run, word, details, config.trainer.checkpoint_every))
         if config.trainer.image_every:
             callbacks.append(_image_logger(run, model, prompts, config))
-    trainer = fit(
-        module,
-        run.path if run is not None else None,
-        config.trainer,
-        config.logging,
-        seed=config.seed,
-        callbacks=callbacks,
-        clip_norm=config.optim.clip_norm,
-        resume=_last(run) if run is not None and resume else None,
-        progress=progress,
-    )
-    model.to(
-        "cpu" if not trainer.strategy.root_device.type == "cuda" else trainer.strategy.root_device
-    )
+    with stored_in(model, config.trainer.precision):
+        trainer = fit(
+            module,
+            run.path if run is not None else None,
+            config.trainer,
+            config.logging,
+            seed=config.seed,
+            callbacks=callbacks,
+            clip_norm=config.optim.clip_norm,
+            resume=_last(run) if run is not None and resume else None,
+            progress=progress,
+        )
+    model.to(trainer.strategy.root_device)
     if image_words:
         for name in image_words:
             model.remove_placeholder(name)

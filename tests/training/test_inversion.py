@@ -15,7 +15,7 @@ from ldm.data.latents import ConceptBatches, encode_latents
 from ldm.errors import UserError
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
-from ldm.model import LatentDiffusion
+from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.inversion import TextualInversion, frozen_hash
 from ldm.training.optim import OptimConfig, lr_factor, scale_lr
@@ -109,7 +109,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(
         TextualInversion.training_step = original  # type: ignore[method-assign]
     checkpoint = cut.path / "checkpoints" / "last.ckpt"
     assert checkpoint.stat().st_size < 100_000
-    resumed = learn(tiny_model, concept, replace(BASE, optim=optim), run=create_run(cut.path, resume=True), resume=True)
+    config, run = replace(BASE, optim=optim), create_run(cut.path, resume=True)
+    resumed = learn(tiny_model, concept, config, run=run, resume=True)
     assert torch.equal(resumed.vectors, whole.vectors)
 
 
@@ -138,6 +139,21 @@ def test_a_run_leaves_config_embeddings_pictures_logs_and_manifest(
     assert "fixed_loss" in (run.path / "logs" / "csv" / "metrics.csv").read_text().splitlines()[0]
 
 
+def test_wandb_without_an_account_and_tensorboard_log_offline(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    logging = LoggingConfig(loggers=("tensorboard", "wandb"))
+    trainer = replace(TRAINER, max_steps=2, image_every=2)
+    run = create_run(tmp_path / "run")
+    learn(tiny_model, concept, replace(BASE, logging=logging, trainer=trainer), run=run, progress=False)
+    assert list((run.path / "logs").rglob("offline-run-*/*.wandb"))
+    assert list((run.path / "logs" / "tensorboard").glob("events.*"))
+
+
 def test_the_regulariser_keeps_the_word_nearer_to_its_start(
     tiny_model: LatentDiffusion, concept: Concept
 ) -> None:
@@ -157,11 +173,12 @@ def test_progressive_vectors_enter_at_their_steps(
     assert torch.equal(vectors[1], start[1])  # not in use within 20 steps
 
 
-def test_per_image_words_are_dropped_after_training(
-    tiny_model: LatentDiffusion, concept: Concept
-) -> None:
-    learn_word(tiny_model, concept, per_image_tokens=True)
-    assert list(tiny_model.manager.placeholders) == ["<toy>"]
+def test_per_image_words_are_dropped_after_training(tiny_config: ModelConfig, concept: Concept) -> None:
+    text = {**tiny_config.text, "params": {**tiny_config.text["params"], "max_seq_len": 64}}
+    model = build(replace(tiny_config, text=text)).freeze()
+    learn_word(model, concept, per_image_tokens=True)
+    assert list(model.manager.placeholders) == ["<toy>"]
+    assert list(model.text.tokenizer.placeholders) == ["<toy>"]
 
 
 def test_bfloat16_parts_keep_v_star_in_float32(tiny_model: LatentDiffusion, concept: Concept) -> None:
