@@ -22,7 +22,7 @@ from ldm.data.concept import Concept, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.errors import UserError
 from ldm.inversion.init import from_vocabulary
-from ldm.io.embeddings import Embedding, provenance, save_embeddings
+from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
 from ldm.sampling import sample
@@ -53,6 +53,7 @@ class InversionConfig:
         images: folder of 3-5 pictures.
         placeholder: the new word, any string.
         init: a phrase to start from; ``None`` starts at the vocabulary's mean.
+        init_embedding: an embedding file whose vectors are the start instead.
         num_vectors, progressive: K, and the K - 1 steps at which the second, third ... enter.
         per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped.
         templates: caption templates: object, style, photo, plain, ...
@@ -74,6 +75,7 @@ class InversionConfig:
     model: Any = "emoji"
     checkpoint: str | None = None
     init: str | None = None
+    init_embedding: Path | None = None
     num_vectors: int = 1
     progressive: tuple[int, ...] = ()
     per_image_tokens: bool = False
@@ -152,6 +154,7 @@ def learn(
         model.remove_placeholder(word)
     model.add_placeholder(
         word,
+        _start(config, model),
         init=config.init,
         num_vectors=config.num_vectors,
         progressive=config.progressive or None,
@@ -226,6 +229,18 @@ def learn(
         )
         run.update_manifest(finished=now(), steps=trainer.global_step)
     return embedding
+
+
+def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
+    """The vectors of ``init_embedding``: those of the word itself, or of the file's only one."""
+    if config.init_embedding is None:
+        return None
+    words = {word.placeholder: word for word in load_embeddings(config.init_embedding)}
+    if config.placeholder not in words and len(words) > 1:
+        raise UserError(f"{config.init_embedding} holds {', '.join(words)}, but not {config.placeholder}")
+    word = words.get(config.placeholder) or next(iter(words.values()))
+    check_width(word, model.manager.width)
+    return word.vectors
 
 
 class EmbeddingCheckpoint(Callback):

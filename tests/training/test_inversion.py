@@ -13,7 +13,7 @@ from ldm.data.captions import PromptSource
 from ldm.data.concept import Concept
 from ldm.data.latents import ConceptBatches, encode_latents
 from ldm.errors import UserError
-from ldm.io.embeddings import load_embedding
+from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.runs import create_run
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.fit import LoggingConfig, TrainerConfig
@@ -210,6 +210,19 @@ def test_captions_that_are_cut_before_the_word_are_refused(
     captions = [["a photo of a big red dog and a small green car on the beach of a <toy>"]] * 3
     with pytest.raises(UserError, match="cut off"):
         learn(tiny_model, concept, BASE, captions=captions, progress=False)
+
+
+def test_training_goes_on_from_the_vectors_of_an_embedding_file(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
+) -> None:
+    path = tmp_path / "word.pt"
+    given = Embedding("<other>", torch.full((2, 32), 0.1))
+    save_embeddings(given, path)
+    vectors = learn_word(tiny_model, concept, init_embedding=path, init=None)
+    assert vectors.shape == (2, 32) and (vectors - given.vectors).abs().max() < 0.1
+    save_embeddings(Embedding("<other>", torch.zeros(1, 7)), path)
+    with pytest.raises(UserError, match="7"):
+        learn_word(tiny_model, concept, init_embedding=path)
 
 
 def test_learning_rate_scaling_and_schedules() -> None:
