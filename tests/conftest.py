@@ -19,9 +19,7 @@ TINY_WORDS = (
 def _randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     norms = {
-        f"{name}.weight"
-        for name, m in module.named_modules()
-        if isinstance(m, nn.GroupNorm | nn.LayerNorm)
+        f"{name}.weight" for name, m in module.named_modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm)
     }
     with torch.no_grad():
         for name, p in sorted(module.named_parameters()):

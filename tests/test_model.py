@@ -64,9 +64,7 @@ def test_a_new_word_leaves_other_prompts_as_they_were(tiny_model: LatentDiffusio
 
 
 @pytest.mark.parametrize("name", ["S*", "  <my   dog> "])
-def test_a_word_can_be_removed_by_the_string_it_was_added_by(
-    tiny_model: LatentDiffusion, name: str
-) -> None:
+def test_a_word_can_be_removed_by_the_string_it_was_added_by(tiny_model: LatentDiffusion, name: str) -> None:
     tiny_model.add_placeholder(name, init="dog")
     tiny_model.remove_placeholder(name)
     assert not tiny_model.manager.placeholders and not tiny_model.text.tokenizer.placeholders

@@ -45,9 +45,7 @@ def test_picture_i_depends_on_seed_and_i_not_on_the_batch(
     tiny_model: LatentDiffusion, options: dict[str, Any]
 ) -> None:
     def draw(prompts: list[str], batch_size: int) -> Tensor:
-        return sample(
-            tiny_model, prompts, steps=3, seed=4, decode=False, batch_size=batch_size, **options
-        )
+        return sample(tiny_model, prompts, steps=3, seed=4, decode=False, batch_size=batch_size, **options)
 
     together = draw(PROMPTS, 64)
     for batch_size in (1, 2):
@@ -91,9 +89,7 @@ def test_one_call_a_step_with_twice_the_rows_under_guidance(
     assert calls == [rows] * 4
 
 
-def test_pictures_are_drawn_at_most_batch_size_at_once(
-    tiny_model: LatentDiffusion, calls: list[int]
-) -> None:
+def test_pictures_are_drawn_at_most_batch_size_at_once(tiny_model: LatentDiffusion, calls: list[int]) -> None:
     sample(tiny_model, PROMPTS, steps=2, scale=1.0, seed=0, batch_size=2)
     assert calls == [2, 2, 1, 1]
 

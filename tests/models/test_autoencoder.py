@@ -65,9 +65,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(randomise: Callable[..., nn
     with torch.no_grad():
         p = model.encode(x)
         torch.testing.assert_close(model.encode(x[1:2]).mean, p.mean[1:2], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            model.decode(p.mean[1:2]), model.decode(p.mean)[1:2], rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(model.decode(p.mean[1:2]), model.decode(p.mean)[1:2], rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_every_weight_through_a_sample(

@@ -135,9 +135,7 @@ def their_autoencoder(autoencoder: AutoencoderKL, params: dict[str, Any]) -> nn.
     return model.eval()
 
 
-@pytest.mark.parametrize(
-    ("ch_mult", "num_res_blocks", "z"), [([1, 2, 2], 2, 4), ([1, 1, 2, 1], 1, 8)]
-)
+@pytest.mark.parametrize(("ch_mult", "num_res_blocks", "z"), [([1, 2, 2], 2, 4), ([1, 1, 2, 1], 1, 8)])
 def test_autoencoder_agrees_with_diffusers(
     ch_mult: list[int], num_res_blocks: int, z: int, randomise: Randomise
 ) -> None:
@@ -156,16 +154,12 @@ def test_autoencoder_agrees_with_diffusers(
 def test_timestep_embedding_is_diffusers_to_the_bit(dim: int) -> None:
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     t = torch.arange(1000)
-    theirs = embeddings.get_timestep_embedding(
-        t, dim, flip_sin_to_cos=True, downscale_freq_shift=0
-    )
+    theirs = embeddings.get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(timestep_embedding(t, dim), theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("context_dim", [None, 12])
-def test_cross_attention_is_softmax_of_scaled_products(
-    context_dim: int | None, randomise: Randomise
-) -> None:
+def test_cross_attention_is_softmax_of_scaled_products(context_dim: int | None, randomise: Randomise) -> None:
     heads, width = 3, 4
     attention = randomise(CrossAttention(20, context_dim, heads, width))
     x = torch.randn(2, 6, 20)
