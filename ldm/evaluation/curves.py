@@ -70,6 +70,8 @@ def line_chart(title: str, points: Sequence[Point], x_label: str = "step") -> Ma
     for run in runs:
         line = " ".join(f"{px(x)},{py(y)}" for x, y in run)
         parts.append(f'<polyline points="{line}"/>')
-    x, y = runs[-1][-1]
-    parts.append(f'<circle cx="{px(x)}" cy="{py(y)}" r="3"/></svg>')
+    # the end of the curve, and values that stand alone
+    for x, y in [*(run[0] for run in runs if len(run) == 1), runs[-1][-1]]:
+        parts.append(f'<circle cx="{px(x)}" cy="{py(y)}" r="3"/>')
+    parts.append("</svg>")
     return Markup("".join(parts))

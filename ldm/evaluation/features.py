@@ -7,7 +7,6 @@ pictures, and on the concepts that the generator never saw too: a judge has to k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,9 +88,10 @@ class ClipJudge:
     """
 
     def __init__(
-        self, clip: nn.Module, tokenizer: Tokenizer, image_size: int, batch_size: int = 256
+        self, clip: Any, tokenizer: Tokenizer, image_size: int, batch_size: int = 256
     ) -> None:
         self.clip = clip.eval().requires_grad_(False)
+        self.width: int = clip.visual.output_dim  # D
         self.tokenizer, self.image_size, self.batch_size = tokenizer, image_size, batch_size
 
     @property
@@ -115,20 +115,15 @@ class ClipJudge:
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (N, D), each of length 1."""
         ids = self.tokenizer(texts).to(self.device)
-        parts = [self.clip.encode_text(part, normalize=True) for part in ids.split(self.batch_size)]  # type: ignore[operator]
+        parts = [self.clip.encode_text(part, normalize=True) for part in ids.split(self.batch_size)]
         return torch.cat(parts).float()
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return int(self.clip.visual.output_dim)  # type: ignore[union-attr]
 
     def _encode_images(self, images: Tensor) -> Tensor:
         images = images.to(self.device, torch.float32).clamp(-1, 1)
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        return self.clip.encode_image(images, normalize=True).float()  # type: ignore[operator]
+        return self.clip.encode_image(images, normalize=True).float()
 
 
 def save_clip(clip: nn.Module, config: ClipConfig, vocabulary: Path, folder: Path) -> Path:
@@ -175,8 +170,3 @@ def _load_strictly(clip: nn.Module, weights: Mapping[str, Any], folder: Path) ->
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{folder / WEIGHTS} does not fit its config: {reason}") from None
-
-
-def temperature(clip: nn.Module) -> float:
-    """1 / logit scale of a CLIP: what a difference of cosines is measured in."""
-    return math.exp(-float(clip.logit_scale))  # type: ignore[arg-type]

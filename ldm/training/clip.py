@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.data.emoji import EmojiSprites
 from ldm.data.emoji_captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
 from ldm.data.emoji_compose import Composer, EmojiBatch
 from ldm.data.stream import StepStream
 from ldm.evaluation.features import ClipConfig, build_clip, save_clip
+from ldm.evaluation.setups import write_concepts
 from ldm.seeding import generator as seeded
 from ldm.text.tokenizer import Tokenizer
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
@@ -177,7 +178,7 @@ class ClipTraining(pl.LightningModule):
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Any,
         make_batch: Callable[[int], Pairs],
         optim_config: OptimConfig,
         max_steps: int,
@@ -196,13 +197,13 @@ class ClipTraining(pl.LightningModule):
         return configure(self.clip.parameters(), self.optim_config, self.max_steps)
 
     def training_step(self, pairs: Pairs, batch_idx: int) -> Tensor:
-        image_features = self.clip.encode_image(pairs.images)  # type: ignore[operator]
-        text_features = self.clip.encode_text(pairs.ids)  # type: ignore[operator]
+        image_features = self.clip.encode_image(pairs.images)
+        text_features = self.clip.encode_text(pairs.ids)
         # a logit of 50 has steps of 0.25 in bfloat16: the product of the features is float32
         with torch.autocast(self.device.type, enabled=False):
             image_features = F.normalize(image_features.float(), dim=-1)
             text_features = F.normalize(text_features.float(), dim=-1)
-            scale = self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()  # type: ignore[operator, union-attr]
+            scale = self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
             loss = self.contrast(image_features, text_features, scale)
         nearest = (image_features @ text_features.T).detach().argmax(1)
         own = torch.arange(len(nearest), device=nearest.device)
@@ -220,7 +221,7 @@ def train_clip(config: ClipStage, folder: Path, resume: bool = False) -> Path:
     checkpoint = start(folder, config, resume)
     tokenizer = Tokenizer(config.vocabulary, config.clip.context_length)
     torch.manual_seed(config.seed)
-    clip = build_clip(config.clip, tokenizer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    clip = build_clip(config.clip, tokenizer).to(memory_format=torch.channels_last)
     pairs = JudgePairs(config.data, tokenizer, int(config.clip.vision.get("image_size", 64)))
     module = ClipTraining(
         clip,
@@ -237,4 +238,5 @@ def train_clip(config: ClipStage, folder: Path, resume: bool = False) -> Path:
         clip_norm=config.optim.clip_norm,
         resume=checkpoint,
     )
+    write_concepts(pairs.composer.sprites.concepts, folder / "clip" / "concepts.tsv")
     return save_clip(clip, config.clip, config.vocabulary, folder / "clip")

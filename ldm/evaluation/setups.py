@@ -1,0 +1,336 @@
+"""Measured promises of a text-to-image model and of one learned word.
+
+Models come in as arguments, with the public functions that use them, so that nothing here depends
+on how a word is learned: ``sample`` is ``ldm.sample``. The benchmark of held-out concepts is in
+:mod:`ldm.evaluation.heldout`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from ldm.data.emoji import NAMED_THINGS
+from ldm.data.emoji_captions import STYLE_WORDS, article, fill
+from ldm.data.emoji_compose import COLOUR_NAMES
+from ldm.errors import UserError
+from ldm.evaluation import metrics
+from ldm.evaluation.features import ASSETS, Judge
+from ldm.evaluation.metrics import Share, Similarity
+from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
+from ldm.io.embeddings import Embedding
+from ldm.io.images import save_grid
+from ldm.io.runs import now, versions, write_json, write_text
+
+SampleFunction = Callable[..., Tensor]
+CONCEPTS = ASSETS / "emoji-clip" / "concepts.tsv"
+CHUNK = 25  # pictures between two movements of the progress bar
+RECONSTRUCTION_PROMPT = "a photo of {}"
+EDIT_PROMPTS = (
+    "a photo of {} on the beach",
+    "a photo of {} in the snow",
+    "a photo of {} on grass",
+    "a photo of {} under a night sky",
+)
+COLOUR_PROMPT = "a photo of {{}} on {article}{colour} background"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn; part of what a figure means."""
+
+    steps: int = 50
+    sampler: str = "ddim"
+    scale: float = 5.0
+
+
+class Named(NamedTuple):
+    """A concept by name, for prompts: its hex code, group, subgroup and label."""
+
+    hex: str
+    group: str
+    subgroup: str
+    label: str
+
+
+def write_concepts(concepts: Sequence[Any], path: Path) -> Path:
+    """Names of :class:`ldm.data.emoji.Concept` rows as tab-separated lines, for
+    :func:`read_concepts`: prompts can then be written without the pictures."""
+    rows = ["\t".join((c.hex, c.group, c.subgroup, c.label)) for c in concepts]
+    return write_text(path, "\n".join(rows) + "\n")
+
+
+def read_concepts(
+    path: Path = CONCEPTS,
+    groups: Collection[str] | None = NAMED_THINGS,
+    exclude: Collection[str] = (),
+) -> list[Named]:
+    """The named concepts of ``groups`` (``None``: all), without the hex codes in ``exclude``.
+
+    The default are the groups that the shipped model was trained on.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the concepts {path} ({error.strerror}); check the path") from None
+    rows = [Named(*line.split("\t")) for line in lines]
+    return [r for r in rows if (groups is None or r.group in groups) and r.hex not in exclude]
+
+
+def colour_prompt(colour: str) -> str:
+    """``a photo of {} on a <colour> background``."""
+    return COLOUR_PROMPT.format(article=article(colour), colour=colour)
+
+
+def draw(
+    model: Any,
+    sample: SampleFunction,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    title: str = "",
+) -> Tensor:
+    """One picture a prompt, (N, 3, H, W) in [-1, 1] on the CPU; with a bar if there is a title.
+
+    Picture i depends on its prompt, ``seed`` and i, through the chunk that it is drawn in.
+    """
+    parts = []
+    with Progress(disable=not title, transient=True) as bar:
+        task = bar.add_task(title, total=len(prompts))
+        for start in range(0, len(prompts), CHUNK):
+            chunk = list(prompts[start : start + CHUNK])
+            own = random.Random(f"{seed} {start}").getrandbits(31)
+            parts.append(sample(model, prompts=chunk, seed=own, **asdict(sampling)).cpu().float())
+            bar.advance(task, len(chunk))
+    return torch.cat(parts)
+
+
+# ---------------------------------------------------------------------------- a base model
+@dataclass(frozen=True)
+class BaseResult:
+    """Of :func:`evaluate_base`.
+
+    Attributes:
+        background: pictures whose border has the colour of the prompt.
+        caption: pictures whose own caption is first among ``among``.
+        median_rank: of the right caption.
+        rows: one a picture: prompt, measured colour, rank.
+    """
+
+    background: Share
+    caption: Share
+    median_rank: float
+    among: int
+    rows: list[dict[str, Any]]
+    images: Tensor
+
+
+def base_prompts(concepts: Sequence[Named], n: int, seed: int) -> list[tuple[str, str, str]]:
+    """``n`` of (template with ``{}`` for the name, name, colour), seeded; no concept twice before
+    every concept came once; styles and colours in equal parts."""
+    rng = random.Random(f"base prompts {seed}")
+    names = [c.label for c in concepts]
+    order: list[str] = []
+    while len(order) < n:
+        order += rng.sample(names, len(names))
+    words = [word for row in STYLE_WORDS.values() for word in row]
+    styles = [words[i % len(words)] for i in range(n)]
+    colours = [COLOUR_NAMES[i % len(COLOUR_NAMES)] for i in range(n)]
+    rng.shuffle(styles)
+    rng.shuffle(colours)
+    return [
+        (f"{article(s)}{s} of a {{}} on {article(c)}{c} background", name, c)
+        for s, name, c in zip(styles, order, colours, strict=False)
+    ]
+
+
+def evaluate_base(
+    model: Any,
+    sample: SampleFunction,
+    clip: Judge,
+    *,
+    concepts: Sequence[Named] | None = None,
+    holdout: Collection[str] = (),
+    n: int = 200,
+    among: int = 100,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    out: Path | None = None,
+    progress: bool = True,
+) -> BaseResult:
+    """Does the model draw what a prompt says?
+
+    ``n`` pictures of "a <style> of a <concept> on a <colour> background". The background is
+    measured on border pixels. For the content, the judge ranks ``among`` captions for each picture:
+    its prompt, and the same prompt with the names of other concepts, drawn with the seed.
+
+    Args:
+        model, sample: a model and the ``ldm.sample`` that draws from it.
+        clip: the judge, which never took part in making the model.
+        concepts: what can be asked for (default: the shipped model's, see :func:`read_concepts`),
+            less ``holdout`` (hex codes the model never saw).
+        out: folder for ``result.json``, ``samples.png`` and ``report.html``.
+
+    Raises:
+        UserError: fewer concepts than ``among``.
+    """
+    sampling = sampling or Sampling()
+    known = read_concepts() if concepts is None else concepts
+    known = [c for c in known if c.hex not in holdout]
+    if len(known) < among:
+        raise UserError(f"{len(known)} concepts are too few for {among} captions; ask for fewer")
+    asked = base_prompts(known, n, seed)
+    prompts = [fill(template, name) for template, name, _ in asked]
+    images = draw(model, sample, prompts, sampling, seed, "drawing" if progress else "")
+    colours = metrics.background_colours(images)
+    obeyed = [a == c for a, (_, _, c) in zip(colours, asked, strict=True)]
+    features = clip.image_features(images)
+    ranks = torch.tensor([
+        _rank(clip, feature, template, name, known, among, random.Random(f"captions {seed} {i}"))
+        for i, (feature, (template, name, _)) in enumerate(zip(features, asked, strict=True))
+    ])  # fmt: skip
+    rows = [
+        {"prompt": prompt, "colour": colour, "measured": measured, "obeyed": hit, "rank": rank}
+        for prompt, (_, _, colour), measured, hit, rank in zip(
+            prompts, asked, colours, obeyed, ranks.tolist(), strict=True
+        )
+    ]
+    result = BaseResult(
+        Share.of(obeyed),
+        metrics.recall_at_1(ranks),
+        float(ranks.double().median()),
+        among,
+        rows,
+        images,
+    )
+    if out is not None:
+        _write_base(result, out, {"n": n, "seed": seed, **asdict(sampling)}, model)
+    return result
+
+
+def _rank(
+    clip: Judge,
+    feature: Tensor,
+    template: str,
+    name: str,
+    concepts: Sequence[Named],
+    among: int,
+    rng: random.Random,
+) -> int:
+    others = rng.sample(sorted({c.label for c in concepts} - {name}), among - 1)
+    texts = clip.text_features([fill(template, other) for other in [name, *others]])
+    return int(metrics.caption_rank(feature[None], texts, torch.tensor([0])))
+
+
+def _write_base(result: BaseResult, out: Path, settings: dict[str, Any], model: Any) -> None:
+    summary = {
+        "background obeyed": str(result.background),
+        f"right caption first of {result.among}": str(result.caption),
+        "median rank": result.median_rank,
+    }
+    manifest = {
+        **settings,
+        "base_model": model.fingerprint(),
+        "versions": versions(),
+        "finished": now(),
+    }
+    write_json(out / "result.json", {"summary": summary, **manifest, "pictures": result.rows})
+    sheet = save_grid(result.images, out / "samples.png", columns=20)
+    columns = ("prompt", "colour", "measured", "obeyed", "rank")
+    table = Table("Pictures", columns, [[row[c] for c in columns] for row in result.rows])
+    notes = ["Does the model draw what a prompt says? Backgrounds are measured on border pixels, "
+             "content by a small CLIP that ranks captions which differ in the name only."]  # fmt: skip
+    report = EvaluationReport(
+        "Base model: prompts obeyed", summary, notes, [table], {"Pictures": sheet}, manifest
+    )
+    write_evaluation_report(report, out / "report.html")
+
+
+# ---------------------------------------------------------------------------- one learned word
+def evaluate_embedding(
+    model: Any,
+    embedding: Embedding,
+    images: Tensor,
+    *,
+    sample: SampleFunction,
+    clip: Judge | None = None,
+    n: int = 16,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    prompts: Sequence[str] = EDIT_PROMPTS,
+    colours: Sequence[str] = COLOUR_NAMES,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure a learned word as section 4.7 of the paper does, and the backgrounds it lets through.
+
+    Args:
+        model, sample: as for :func:`evaluate_base`; the model knows the word afterwards.
+        images: training pictures (M, 3, H, W) in [-1, 1].
+        clip: the judge (default: the shipped ``emoji-clip``).
+        n: samples of each prompt (the paper: 64, which on a CPU takes minutes).
+        prompts: edits, with ``{}`` for the word.
+        colours: each drawn once; empty: not measured.
+
+    Returns:
+        ``reconstruction`` (CLIP-I) and ``editability`` (CLIP-T, also by prompt), each as
+        ``cosine_of_means`` (the paper's text) and ``mean_of_cosines`` (the official code);
+        ``between_training_pictures``, which reconstruction is read against; ``backgrounds`` with
+        ``share``, ``low``, ``high`` (95 %); and how it was measured.
+    """
+    if clip is None:
+        from ldm.evaluation.features import load_clip
+
+        clip = load_clip()
+    sampling = sampling or Sampling()
+    word = embedding.placeholder
+    if word in model.manager.placeholders:
+        model.remove_placeholder(word)
+    model.add_placeholder(word, embedding.vectors)
+    rows = [t.replace("{}", word) for t in (RECONSTRUCTION_PROMPT, *prompts) for _ in range(n)]
+    rows += [colour_prompt(colour).replace("{}", word) for colour in colours]
+    drawn = draw(model, sample, rows, sampling, seed, "drawing" if progress else "")
+    training = clip.image_features(images)
+    features = clip.image_features(drawn[: n * (1 + len(prompts))]).split(n)
+    bare = clip.text_features([without_word(p) for p in prompts])
+    edits = [metrics.similarity(f, t[None]) for f, t in zip(features[1:], bare, strict=True)]
+    backgrounds = metrics.background_accuracy(drawn[n * (1 + len(prompts)) :], list(colours))
+    share = backgrounds.value if colours else None
+    low, high = backgrounds.interval
+    return {
+        "placeholder": word,
+        "reconstruction": asdict(metrics.similarity(features[0], training)),
+        "between_training_pictures": _between(training),
+        "editability": asdict(_mean(edits)),
+        "editability_by_prompt": dict(zip(prompts, map(asdict, edits), strict=True)),
+        "backgrounds": {**asdict(backgrounds), "share": share, "low": low, "high": high},
+        "measured": {"samples": n, "seed": seed, **asdict(sampling)},
+    }
+
+
+def without_word(prompt: str) -> str:
+    """A prompt with its ``{}`` left out, as the paper compares samples with."""
+    return " ".join(re.sub(r"\{\}", " ", prompt).split())
+
+
+def _between(training: Tensor) -> float | None:
+    """Mean cosine of different training pictures; ``None`` of a single one."""
+    m = len(training)
+    if m < 2:
+        return None
+    return float(((training @ training.T).sum() - m) / (m * (m - 1)))
+
+
+def _mean(values: Sequence[Similarity]) -> Similarity:
+    count = max(1, len(values))
+    return Similarity(
+        sum(v.cosine_of_means for v in values) / count,
+        sum(v.mean_of_cosines for v in values) / count,
+    )
