@@ -26,7 +26,8 @@ code { font: .9em ui-monospace, SFMono-Regular, Menlo, monospace; }
 .strip figure { flex: none; }
 figure { margin: 0; } figcaption { text-align: center; }
 img { display: block; max-width: 100%; height: auto; border-radius: 6px; image-rendering: auto;
-  background: var(--page); outline: 1px solid var(--line); outline-offset: -1px; } .strip img { max-width: none; }
+  background: var(--page); outline: 1px solid var(--line); outline-offset: -1px; }
+.strip img { max-width: none; }
 .missing { display: grid; place-items: center; width: 160px; height: 100px; border-radius: 6px;
   border: 1px dashed var(--line); color: var(--soft); font-size: .8rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1rem; }

@@ -114,7 +114,7 @@ def write_evaluation_report(report: EvaluationReport, path: Path) -> Path:
             "columns": table.columns,
             "rows": [[show(value) for value in row] for row in table.rows],
             "numeric": [
-                bool(column) and all(isinstance(v, int | float) for v in column)
+                bool(column) and all(type(v) in (int, float) for v in column)
                 for column in _columns(table)
             ],
         }
