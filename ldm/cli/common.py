@@ -56,7 +56,7 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "emoji") ->
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where to compute (default: a GPU if there is one)",
+        help="where to compute (default: auto)",
     )
 
 

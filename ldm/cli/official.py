@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,17 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ldm.cli.main import guarded
 
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    args.overrides = [word for word in [*args.base, *rest] if _is_override(word)]
-    args.base = [word for word in args.base if not _is_override(word)]
-    unknown = [word for word in rest if not _is_override(word)]
-    if unknown:
-        parser.error(f"unrecognized argument {unknown[0]}")
+    words, overrides = split_overrides(parser, sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(words)
+    args.overrides = overrides
     return guarded(_debugged if args.debug else run, args)
 
 
-def _is_override(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
+def split_overrides(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Options, and the ``key=value`` words, which may stand anywhere but as an option's value."""
+    valued = {flag for a in parser._actions if a.nargs is None for flag in a.option_strings}
+    words: list[str] = []
+    overrides: list[str] = []
+    for word in argv:
+        free = not (words and words[-1] in valued)
+        (overrides if free and re.match(r"[\w.\[\]]+=", word) else words).append(word)
+    return words, overrides
 
 
 def _debugged(args: argparse.Namespace) -> None:

@@ -19,6 +19,8 @@ EXAMPLE = """\
   ldm sample --embedding runs/my-run/embeddings.safetensors \\
              --prompt "a photo of {} on a red background" --prompt "two {} on the beach" --n 8
 """
+#: option, its key in the model's own settings, and the value of a model that has none
+OWN = (("steps", "sample_steps", 50), ("scale", "sample_scale", 5.0), ("sampler", "sampler", "ddim"))
 
 
 def register(subparsers: Any) -> None:
@@ -51,9 +53,9 @@ def register(subparsers: Any) -> None:
     )
     add("--n", type=int, default=4, help="pictures of each prompt (default: 4)")
     add("--seed", type=int, default=0, help="(default: 0)")
-    add("--steps", type=int, default=50, help="sampling steps (default: 50)")
-    add("--scale", type=float, default=5.0, help="guidance; 1 is none (default: 5)")
-    add("--sampler", default="ddim", help="ddim, plms or dpm++ (default: ddim)")
+    add("--steps", type=int, help="sampling steps (default: the model's own, else 50)")
+    add("--scale", type=float, help="guidance; 1 is none (default: the model's own, else 5)")
+    add("--sampler", help="ddim, plms or dpm++ (default: the model's own, else ddim)")
     add("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default: 0)")
     add("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
     add("--batch-size", type=int, default=64, help="pictures drawn at once (default: 64)")
@@ -73,6 +75,9 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.model, args.checkpoint, common.torch_device(args.device))
     teach(model, words, force=args.force)
     prompts = with_words(model, args.prompt, [word.placeholder for word in words])
+    for option, key, usual in OWN:
+        if getattr(args, option) is None:
+            setattr(args, option, model.inversion_defaults.get(key, usual))
     out = args.out or Path("out") / common.stamp()
     with common.no_remains(out):
         _draw(args, model, prompts, out)

@@ -1,6 +1,5 @@
 """A model folder with tiny random weights, five pictures, and the command line run in process."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +90,3 @@ def embedding(tiny_model: LatentDiffusion, tmp_path: Path) -> Path:
     vectors = torch.randn(1, tiny_model.text.width, generator=torch.Generator().manual_seed(1))
     notes = {"base_model": tiny_model.fingerprint(), "step": "7", "init": "cat"}
     return save_embeddings(Embedding("<toy>", vectors, notes), tmp_path / "toy.safetensors")
-
-
-def manifest(run: Path) -> dict:
-    """The manifest of a run."""
-    return json.loads((run / "manifest.json").read_text())
