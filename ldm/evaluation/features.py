@@ -108,8 +108,9 @@ class ClipJudge:
         """(N, 3, H, W) in [-1, 1], resized to a square if needed -> (N, D), each of length 1."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are (N, 3, H, W), not {tuple(images.shape)}")
-        parts = [self._encode_images(part) for part in images.split(self.batch_size)]
-        return torch.cat(parts) if parts else torch.empty(0, self.width)
+        if not len(images):
+            return torch.empty(0, self.width, device=self.device)
+        return torch.cat([self._encode_images(part) for part in images.split(self.batch_size)])
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
