@@ -13,9 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.model import LatentDiffusion
 
 
 def add_parser(
@@ -58,6 +61,23 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "emoji") ->
         default="auto",
         help="where to compute (default: auto)",
     )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """``--steps``, ``--scale`` and ``--sampler``; :func:`own_sampling` fills what is not given."""
+    own = "(default: the model's own, else {})"
+    parser.add_argument("--steps", type=int, help=f"sampling steps {own.format(50)}")
+    parser.add_argument("--scale", type=float, help=f"guidance; 1 is none {own.format(5)}")
+    parser.add_argument("--sampler", help=f"ddim, plms or dpm++ {own.format('ddim')}")
+
+
+def own_sampling(args: argparse.Namespace, model: LatentDiffusion) -> None:
+    """Set the sampling options that were not given to what suits the model."""
+    usual = {"steps": 50, "scale": 5.0, "sampler": "ddim"}
+    keys = {"steps": "sample_steps", "scale": "sample_scale", "sampler": "sampler"}
+    for option, key in keys.items():
+        if getattr(args, option) is None:
+            setattr(args, option, model.inversion_defaults.get(key, usual[option]))
 
 
 def torch_device(name: str) -> str:

@@ -1,20 +1,212 @@
-"""``ldm evaluate``: measure a learned word, or the shipped model's two promises."""
+"""``ldm evaluate``: measure a learned word, or what the shipped model promises."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.model import LatentDiffusion
 
 EXAMPLE = """\
   ldm evaluate --embedding runs/my-run/embeddings.safetensors --images my-pictures/
-  ldm evaluate base          # does the model draw what a prompt says?
-  ldm evaluate inversion     # are 20 held-out concepts learned from 5 pictures each?
+  ldm evaluate base          # does the model draw what a prompt says? (200 prompts)
+  ldm evaluate inversion     # does it learn 20 held-out concepts from 5 pictures each?
 """
+WHAT = ("embedding", "base", "inversion")
+#: pictures of each prompt, of the whole, of each concept
+USUAL_N = {"embedding": 16, "base": 200, "inversion": 16}
 
 
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
-    common.add_parser(subparsers, "evaluate", "measure a learned word or a model", "", EXAMPLE)
+    parser = common.add_parser(
+        subparsers,
+        "evaluate",
+        "measure a learned word or a model",
+        "Measure a learned word (reconstruction, editability, obeyed backgrounds), or the two\n"
+        "promises of the shipped model. Backgrounds are measured on border pixels; everything\n"
+        "else by the small CLIP that comes with the project, whose figures compare with nothing\n"
+        "but its own.",
+        EXAMPLE,
+    )
+    parser.add_argument("what", nargs="?", choices=WHAT, default="embedding")
+    common.add_model(parser)
+    add = parser.add_argument
+    add("--embedding", type=Path, metavar="FILE", help="the learned word")
+    add("--images", type=Path, metavar="DIR", help="the pictures that it was learned from")
+    add("--judge", default="emoji-clip", metavar="NAME|DIR", help="CLIP (default: emoji-clip)")
+    add("--n", type=int, help="pictures: of each prompt 16, of a base model 200, of a concept 16")
+    add("--seed", type=int, default=0, help="(default: 0)")
+    common.add_sampling(parser)
+    add("--out", type=Path, metavar="DIR", help="folder of table, pictures and report.html")
+    group = parser.add_argument_group("of base and inversion")
+    group.add_argument("--among", type=int, default=100, help="captions compared (default: 100)")
+    group.add_argument("--concepts", type=int, default=20, help="concepts learned (default: 20)")
+    group.add_argument("--pictures", type=int, default=5, help="pictures of each (default: 5)")
+    group.add_argument("--invert-steps", type=int, help="optimiser steps (default: the model's own)")
+    group.add_argument("--data", type=Path, default=Path("data/emoji"), help="(default: data/emoji)")
+    group.add_argument(
+        "--holdout",
+        type=Path,
+        default=Path("configs/emoji/holdout.txt"),
+        help="hex codes that the model never saw (default: configs/emoji/holdout.txt)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, write, and print the figures."""
+    from ldm.loading import load
+
+    if args.what == "embedding":
+        for option in ("embedding", "images"):
+            if getattr(args, option) is None:
+                raise UserError(f"--{option} is missing; see the example of ldm evaluate --help")
+    if args.n is None:
+        args.n = USUAL_N[args.what]
+    if args.n < 1:
+        raise UserError(f"--n is {args.n}; ask for at least one picture")
+    args.how_to_resume = lambda: "run the same command again; finished concepts are kept"
+    common.quiet_libraries(args.verbose)
+    model = load(args.model, args.checkpoint, common.torch_device(args.device))
+    common.own_sampling(args, model)
+    {"embedding": _embedding, "base": _base, "inversion": _inversion}[args.what](args, model)
+
+
+def _judge_and_sampling(args: argparse.Namespace) -> tuple[Any, Any]:
+    from ldm.evaluation.features import load_clip
+    from ldm.evaluation.setups import Sampling
+
+    judge = load_clip(args.judge, common.torch_device(args.device))
+    return judge, Sampling(args.steps, args.sampler, args.scale)
+
+
+def _holdout(path: Path) -> frozenset[str]:
+    from ldm.data.emoji import load_holdout
+
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give the held-out hex codes by --holdout")
+    return load_holdout(path)
+
+
+def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
+    from ldm.api import evaluate
+    from ldm.cli.sample import check_fits
+    from ldm.io.embeddings import load_embedding
+    from ldm.io.runs import write_json
+
+    word = load_embedding(args.embedding)
+    check_fits(model, word, force=False)
+    judge, sampling = _judge_and_sampling(args)
+    settings = {"clip": judge, "n": args.n, "seed": args.seed, "sampling": sampling}
+    figures = evaluate(model, word, args.images, **settings)
+    _print(f"{word.placeholder}", figures)
+    if args.out:
+        with common.no_remains(args.out):
+            write_json(args.out / "result.json", figures)
+            _write_csv(args.out / "table.csv", [_flat(figures)])
+        common.say(f"  written to {args.out}")
+
+
+def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
+    from ldm.evaluation.setups import evaluate_base
+    from ldm.sampling import sample
+
+    out = args.out or Path("runs/evaluation/base")
+    judge, sampling = _judge_and_sampling(args)
+    holdout = _holdout(args.holdout)
+    with common.no_remains(out):
+        result = evaluate_base(
+            model,
+            sample,
+            judge,
+            holdout=holdout,
+            n=args.n,
+            among=args.among,
+            seed=args.seed,
+            sampling=sampling,
+            out=out,
+        )
+        _write_csv(out / "table.csv", result.rows)
+    _print(
+        f"{args.n} prompts",
+        {
+            "background obeyed": str(result.background),
+            f"right caption first of {result.among}": str(result.caption),
+            "median rank": result.median_rank,
+        },
+    )
+    _say_where(out, "samples.png")
+
+
+def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
+    from ldm.api import invert
+    from ldm.data.emoji import EmojiSprites
+    from ldm.evaluation.heldout import evaluate_inversion
+    from ldm.sampling import sample
+
+    out = args.out or Path("runs/evaluation/inversion")
+    judge, sampling = _judge_and_sampling(args)
+    result = evaluate_inversion(
+        model,
+        sample,
+        invert,
+        judge,
+        EmojiSprites.load(args.data),
+        _holdout(args.holdout),
+        out,
+        concepts=args.concepts,
+        pictures=args.pictures,
+        samples=args.n,
+        seed=args.seed,
+        sampling=sampling,
+        invert_settings={"steps": args.invert_steps} if args.invert_steps else None,
+    )
+    _print(f"{args.concepts} held-out concepts", result.summary())
+    _say_where(out, "contact_sheet.png")
+
+
+def _say_where(out: Path, pictures: str) -> None:
+    common.say(
+        f"  table     {out / 'table.csv'}",
+        f"  pictures  {out / pictures}",
+        f"  report    {out / 'report.html'}",
+    )
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{before}{key}"
+        flat |= _flat(value, f"{name}: ") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _print(title: str, figures: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), show_header=False, title_justify="left")
+    for key, value in _flat(figures).items():
+        shown = f"{value:.3f}" if isinstance(value, float) else "none" if value is None else str(value)
+        table.add_row(Text(key.replace("_", " ")), Text(shown))
+    Console().print(table)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from ldm.io.runs import write_text
+
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, lines.getvalue())

@@ -31,6 +31,7 @@ KEYS = {
     "data_root": "images",
     "placeholder_string": "placeholder",
     "init_word": "init",
+    "embedding_manager_ckpt": "init_embedding",
     "actual_resume": "checkpoint",
     "scale_lr": "scale_lr",
     "seed": "seed",
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--datadir_in_name", default=True, help="begin the folder's name with --data_root's", **switch)
     add("--actual_resume", metavar="CKPT", help="weights of the base model")
     add("--data_root", metavar="DIR", help="folder with the pictures")
-    add("--embedding_manager_ckpt", metavar="PT", help="not supported: use --resume")
+    add("--embedding_manager_ckpt", metavar="PT", help="embedding file to start from")
     add("--placeholder_string", metavar="S", help="the new word")
     add("--init_word", metavar="W", help="known words to start from")
     add("--gpus", metavar="IDS", help='such as "0,"; without it a GPU is used if there is one')
@@ -135,8 +136,6 @@ def settings(args: argparse.Namespace, folder: Path | None) -> dict[str, Any]:
     from ldm.config import load_yaml
     from ldm.loading import inversion_defaults
 
-    if args.embedding_manager_ckpt:
-        raise UserError("--embedding_manager_ckpt is not supported; continue a run by -r FOLDER")
     resumed = [folder / "config.yaml"] if folder else []
     files = load_yaml([*resumed, *args.base])
     overrides = load_yaml([], args.overrides)

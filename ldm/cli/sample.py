@@ -19,9 +19,6 @@ EXAMPLE = """\
   ldm sample --embedding runs/my-run/embeddings.safetensors \\
              --prompt "a photo of {} on a red background" --prompt "two {} on the beach" --n 8
 """
-#: option, its key in the model's own settings, and the value of a model that has none
-OWN = (("steps", "sample_steps", 50), ("scale", "sample_scale", 5.0), ("sampler", "sampler", "ddim"))
-
 
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
@@ -53,9 +50,7 @@ def register(subparsers: Any) -> None:
     )
     add("--n", type=int, default=4, help="pictures of each prompt (default: 4)")
     add("--seed", type=int, default=0, help="(default: 0)")
-    add("--steps", type=int, help="sampling steps (default: the model's own, else 50)")
-    add("--scale", type=float, help="guidance; 1 is none (default: the model's own, else 5)")
-    add("--sampler", help="ddim, plms or dpm++ (default: the model's own, else ddim)")
+    common.add_sampling(parser)
     add("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default: 0)")
     add("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
     add("--batch-size", type=int, default=64, help="pictures drawn at once (default: 64)")
@@ -75,9 +70,7 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.model, args.checkpoint, common.torch_device(args.device))
     teach(model, words, force=args.force)
     prompts = with_words(model, args.prompt, [word.placeholder for word in words])
-    for option, key, usual in OWN:
-        if getattr(args, option) is None:
-            setattr(args, option, model.inversion_defaults.get(key, usual))
+    common.own_sampling(args, model)
     out = args.out or Path("out") / common.stamp()
     with common.no_remains(out):
         _draw(args, model, prompts, out)
@@ -89,24 +82,32 @@ def teach(model: LatentDiffusion, words: Sequence[Embedding], *, force: bool = F
     """Give a model learned words.
 
     Raises:
-        UserError: a word of another width or (without ``force``) of another model, or two words of
-            one name.
+        UserError: a word that :func:`check_fits` refuses, or two words of one name.
     """
-    from ldm.io.embeddings import check_base_model, check_width
-
     for word in words:
-        check_width(word, model.text.width)
-        learned_on = word.metadata.get("base_model")
-        if force:
-            check_base_model(word, model.fingerprint())  # warns
-        elif learned_on and learned_on != model.fingerprint():
-            raise UserError(
-                f"the embedding {word.placeholder!r} was learned on another model; give that one "
-                "by --model, or add --force to use it all the same"
-            )
+        check_fits(model, word, force=force)
         if word.placeholder in model.manager.placeholders:
             raise UserError(f"two embeddings are called {word.placeholder!r}; give one of them")
         model.add_placeholder(word.placeholder, word.vectors)
+
+
+def check_fits(model: LatentDiffusion, word: Embedding, *, force: bool) -> None:
+    """Refuse a word of another width or (without ``force``, else warn) of another model.
+
+    Raises:
+        UserError: the word does not belong to this model.
+    """
+    from ldm.io.embeddings import check_base_model, check_width
+
+    check_width(word, model.text.width)
+    learned_on = word.metadata.get("base_model")
+    if force:
+        check_base_model(word, model.fingerprint())  # warns
+    elif learned_on and learned_on != model.fingerprint():
+        raise UserError(
+            f"the embedding {word.placeholder!r} was learned on another model; give that one "
+            "by --model, or use it all the same by ldm sample --force"
+        )
 
 
 def with_words(model: LatentDiffusion, prompts: Sequence[str], names: Sequence[str]) -> list[str]:
