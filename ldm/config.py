@@ -36,7 +36,10 @@ def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dic
         if not path.is_file():
             raise UserError(f"config {path} does not exist; give the path of a YAML file")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
+            loaded = OmegaConf.load(path)
+            if not OmegaConf.is_dict(loaded):
+                raise UserError(f"config {path} must be a mapping of keys to values at its top level")
+            merged = OmegaConf.merge(merged, loaded)  # type: ignore[assignment]
         except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"config {path} is not readable YAML ({reason}); correct it") from None
@@ -48,8 +51,6 @@ def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dic
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config: {str(error).splitlines()[0]}") from None
-    if not isinstance(plain, dict):
-        raise UserError("a config is a mapping of keys to values at its top level")
     return typing.cast(dict[str, Any], plain)
 
 

@@ -198,17 +198,27 @@ class LatentDiffusion(nn.Module):
                 self.text.token_table, ids, num_vectors, generator, compat=compat
             )
         token_id = tokenizer.add_placeholder(placeholder)
-        self.manager.add(tokenizer.decode_id(token_id), token_id, vectors, progressive)
+        name = tokenizer.decode_id(token_id)
+        try:
+            self.manager.add(name, token_id, vectors, progressive)
+        except ValueError:
+            if name not in self.manager.placeholders:  # else it was there before, and stays
+                tokenizer.remove_placeholder(name)
+            raise
         return token_id
 
     def remove_placeholder(self, placeholder: str) -> None:
         """Forget a placeholder and its vectors."""
-        self.manager.remove(placeholder)
-        self.text.tokenizer.remove_placeholder(placeholder)
+        tokenizer = self.text.tokenizer
+        # the tokenizer adds the string in its one spelling, or knows it already
+        name = tokenizer.decode_id(tokenizer.add_placeholder(placeholder))
+        tokenizer.remove_placeholder(name)
+        self.manager.remove(name)
 
-    def condition(self, prompts: list[str], step: int | Tensor | None = None) -> Tensor:
+    def condition(self, prompts: str | list[str], step: int | Tensor | None = None) -> Tensor:
         """Contexts (B, L, D) of prompts; ``step`` is the optimiser step of progressive words."""
-        ids = self.text.tokenize(list(prompts)).to(self.device)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        ids = self.text.tokenize(prompts).to(self.device)
         ids, embeds = self.manager(ids, self.text.embed(ids), step)
         return self.text.encode(embeds, ids)
 

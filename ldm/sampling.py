@@ -47,7 +47,7 @@ def sample(
         uncond: (B or 1, L, D); by default the context of ``negative_prompt``.
         steps, sampler, eta: ``ddim`` (eta in [0, 1]), ``plms`` or ``dpm++``.
         scale: classifier-free guidance; 1 switches it off, more follows the prompt more closely.
-        seed: picture i is a function of (seed, i); ``None`` draws a fresh seed.
+        seed: picture i is a function of (seed, i); ``None`` draws one from torch's generator.
         x_T: (B, C, h, w) start noise instead of the seed's.
         decode: return pictures, else the scaled latents z_0.
         batch_size: pictures drawn at once.
@@ -70,7 +70,7 @@ def sample(
     n = len(cond)
     if uncond is None and scale != 1:
         uncond = model.condition([negative_prompt])
-    seed = int(torch.seed() % 2**31) if seed is None else seed
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
     if x_T is None:
         x_T = initial_noise(model, n, seed)
     elif len(x_T) != n:

@@ -87,7 +87,9 @@ def _register_export(stages: Any) -> None:
         "the public layout, config.yaml and the vocabulary.",
         "  ldm train export --run logs/emoji-diffusion --out my-model",
     )
-    _add_base(parser, "configs/emoji/diffusion.yaml")
+    parser.add_argument(
+        "--base", nargs="+", default=[], metavar="YAML", help="settings (default: the run's own)"
+    )
     parser.add_argument("--run", dest="source", type=Path, required=True, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="instead of the last one")
@@ -115,7 +117,8 @@ def run_data(args: argparse.Namespace) -> None:
     """Prepare the emoji."""
     from ldm.data.emoji import EmojiSprites, prepare
 
-    prepare(args.out, args.packages)
+    with common.no_remains(args.out):
+        prepare(args.out, args.packages)
     common.heading(f"{len(EmojiSprites.load(args.out))} concepts in three styles in {args.out}")
 
 
@@ -167,7 +170,8 @@ def run_export(args: argparse.Namespace) -> None:
     split_base(args)
     if not args.source.is_dir():
         raise UserError(f"there is no folder {args.source}; give the run of ldm train diffusion")
-    config = resolve(pretrain.DiffusionStage, load_yaml(args.base, args.overrides))
+    base = args.base or [args.source / "config.yaml"]
+    config = resolve(pretrain.DiffusionStage, load_yaml(base, args.overrides))
     with common.no_remains(args.out):
         pretrain.export(config, args.source, args.out, args.checkpoint)
     common.heading(f"model in {args.out}")

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ldm.data.stream import StepStream
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from ldm.seeding import generator
 from ldm.training import optim
 
 
@@ -47,6 +48,7 @@ class AutoencoderTraining(pl.LightningModule):
     Args:
         autoencoder: the model.
         make_batch: pictures of a step, a pure function of it.
+        seed: of the posterior's noise, which is a function of the step too.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class AutoencoderTraining(pl.LightningModule):
         optim_config: optim.OptimConfig,
         loss_config: AutoencoderLossConfig,
         max_steps: int,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.make_batch = make_batch
-        self.optim_config, self.loss_config, self.max_steps = optim_config, loss_config, max_steps
+        self.optim_config, self.loss_config, self.seed = optim_config, loss_config, seed
         if not loss_config.train_encoder:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
@@ -68,30 +71,34 @@ class AutoencoderTraining(pl.LightningModule):
         self.discriminator: nn.Module | None = (
             PatchDiscriminator(loss_config.discriminator_channels) if self.adversarial else None
         )
-        # two players need two optimisers, stepped by hand
+        # two players need two optimisers, stepped by hand; Lightning counts the steps of both
         self.automatic_optimization = not self.adversarial
+        self.scheduled_steps = max_steps // 2 if self.adversarial else max_steps
 
     def train_dataloader(self) -> Any:
-        return StepStream(self.make_batch, self.global_batch).loader()
+        stream = StepStream(lambda step: (step, self.make_batch(step)), self.global_batch)
+        return stream.loader()
 
     @property
     def global_batch(self) -> int:
         """Batches seen so far (each optimiser's step counts in ``global_step``)."""
-        return self.trainer.global_step // (2 if self.adversarial else 1)
+        if self.adversarial:
+            return self.trainer.global_step // 2
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.autoencoder.parameters() if p.requires_grad]
-        generator = optim.configure(trained, self.optim_config, self.max_steps)
+        player = optim.configure(trained, self.optim_config, self.scheduled_steps)
         if self.discriminator is None:
-            return generator
-        return generator, optim.configure(
-            self.discriminator.parameters(), self.optim_config, self.max_steps
+            return player
+        return player, optim.configure(
+            self.discriminator.parameters(), self.optim_config, self.scheduled_steps
         )
 
-    def reconstruction(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruction(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Loss without the adversarial term, and the reconstruction (B, 3, H, W)."""
         posterior = self.autoencoder.encode(x)
-        x_rec = self.autoencoder.decode(posterior.sample())
+        x_rec = self.autoencoder.decode(posterior.sample(generator(self.seed, "posterior", step)))
         x_rec = x_rec.float()
         l1, mse = F.l1_loss(x_rec, x), F.mse_loss(x_rec, x)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
@@ -102,18 +109,19 @@ class AutoencoderTraining(pl.LightningModule):
         loss = l1 + self.loss_config.mse_weight * mse + self.loss_config.kl_weight * kl
         return loss, x_rec
 
-    def training_step(self, x: Tensor, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> Tensor | None:
+        step, x = batch
         if not self.adversarial:
-            return self.reconstruction(x)[0]
-        self._adversarial_step(x)
+            return self.reconstruction(x, step)[0]
+        self._adversarial_step(x, step)
         return None
 
-    def _adversarial_step(self, x: Tensor) -> None:
+    def _adversarial_step(self, x: Tensor, step: int) -> None:
         assert self.discriminator is not None
         optimizers: Any = self.optimizers()
         schedulers: Any = self.lr_schedulers()
-        started = self.global_batch >= self.loss_config.adversarial_start
-        loss, x_rec = self.reconstruction(x)
+        started = step >= self.loss_config.adversarial_start
+        loss, x_rec = self.reconstruction(x, step)
         if started:
             fool = -self.discriminator(x_rec).mean()
             weight = adaptive_weight(loss, fool, self.autoencoder.decoder.last_layer)
@@ -123,7 +131,7 @@ class AutoencoderTraining(pl.LightningModule):
         # before its start the discriminator is stepped with a zero loss, so that the two
         # optimisers' counts stay equal
         self._step(optimizers[1], self.discriminator, judge if started else 0.0 * judge)
-        self.log("train/discriminator", judge, prog_bar=True)
+        self.log("train/discriminator", judge, prog_bar=True, batch_size=len(x))
         for scheduler in schedulers:
             scheduler.step()
 

@@ -34,7 +34,7 @@ class ImageLogger(Callback):
         draw: called with the module; returns named pictures, each (N, 3, H, W) in [-1, 1]. It must
             use its own generators: pictures of different steps are then comparable.
         folder: where ``<name>_<step>.png`` grids go.
-        every: in optimiser steps; also drawn at step 0 and at the end.
+        every: in optimiser steps; also drawn at step 0 and at the end. 0 draws nothing.
         columns: pictures a row of the grid.
     """
 
@@ -54,7 +54,7 @@ class ImageLogger(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
-        if self.every and trainer.global_step % self.every == 0:
+        if self.every and not trainer.global_step % self.every:
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,7 +62,7 @@ class ImageLogger(Callback):
 
     def _show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         step = trainer.global_step
-        if step == self._drawn or not trainer.is_global_zero:
+        if not self.every or step == self._drawn or not trainer.is_global_zero:
             return
         self._drawn = step
         training = module.training

@@ -46,11 +46,13 @@ class DiffusionTraining(pl.LightningModule):
         # only what trains is a submodule: the checkpoint and the average hold nothing frozen
         self.unet: nn.Module = model.unet
         self.text: nn.Module = model.text
+        if model.diffusion_loss.logvar.requires_grad:
+            self.diffusion_loss: nn.Module = model.diffusion_loss
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "bank", bank)
         self.optim_config, self.batch_size, self.max_steps = optim_config, batch_size, max_steps
         self.caption_dropout, self.seed = caption_dropout, seed
-        self._ids = model.text.tokenize(bank.captions).to(torch.int16)
+        self._ids = model.text.tokenize(bank.captions).to(torch.int32)
         self._empty = model.text.tokenize([""])
 
     def make_batch(self, step: int) -> dict[str, Tensor]:
@@ -72,6 +74,10 @@ class DiffusionTraining(pl.LightningModule):
     def train_dataloader(self) -> Any:
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return StepStream(self.make_batch, first).loader()
+
+    def on_fit_start(self) -> None:
+        # Lightning has moved its submodules; the schedule and the autoencoder are none of them
+        self.model.to(self.device)
 
     def configure_optimizers(self) -> Any:
         return optim.configure(self.parameters(), self.optim_config, self.max_steps)

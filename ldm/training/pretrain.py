@@ -123,6 +123,7 @@ def train_autoencoder(config: AutoencoderStage, folder: Path, resume: bool = Fal
         config.optim,
         config.loss,
         config.trainer.max_steps,
+        config.seed,
     )
     fixed = source.batch(0, 16, config.seed + 1).images
 
@@ -205,7 +206,8 @@ def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) 
         prompts = [p for p in config.prompts for _ in range(2)]
         return {"samples": sample(model, prompts, steps=25, scale=config.sample_scale, seed=0)}
 
-    images = ImageLogger(draw, folder / "images", config.trainer.image_every, columns=12)
+    every = config.trainer.image_every if config.prompts else 0
+    images = ImageLogger(draw, folder / "images", every, columns=12)
     fit(
         module,
         folder,
@@ -231,7 +233,8 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     if path is None:
         raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")
     state = read_state_dict(path)
-    load_model_weights({"unet.": model.unet, "text.": model.text}, state, source=str(path))
+    trained = {"unet.": model.unet, "text.": model.text}
+    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*",))
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
     vocabulary = Path(config.model.text["params"]["vocab_file"])
