@@ -13,7 +13,6 @@ RUNTIME = [
     "torch>=2.11",
     "torchvision>=0.26",  # open_clip imports it
     "pytorch-lightning>=2.6",
-    "torchmetrics>=1.9",
     "open_clip_torch>=3.2",
     "tokenizers>=0.21",
     "safetensors>=0.5",
