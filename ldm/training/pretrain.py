@@ -15,7 +15,14 @@ from ldm.config import dump_yaml, instantiate, to_plain
 from ldm.data.bank import LatentBank
 from ldm.data.pictures import PictureSource
 from ldm.errors import UserError
-from ldm.io.checkpoints import load_model_weights, read_state_dict, save_checkpoint
+from ldm.io.checkpoints import (
+    AUTOENCODER,
+    TEXT,
+    UNET,
+    load_model_weights,
+    read_state_dict,
+    save_checkpoint,
+)
 from ldm.io.runs import write_text
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.sampling import sample
@@ -24,6 +31,9 @@ from ldm.training.callbacks import ImageLogger
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
+
+#: where a part stands in a public checkpoint
+PUBLIC = {"autoencoder": AUTOENCODER, "unet": UNET, "text": TEXT}
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,8 @@ class DiffusionStage:
     """``ldm train diffusion``: all of ``configs/emoji/diffusion.yaml``.
 
     Attributes:
-        autoencoder_run: run folder of the autoencoder, whose weights are shipped along.
+        autoencoder_run: run folder of the autoencoder (or a model folder), shipped along.
+        start_from: model folder or diffusion run whose UNet and text conditioner go on learning.
         latents: the bank that ``ldm train latents`` wrote.
         decoder_run: run folder of the decoder that went on learning, exported in place of that one's.
         inversion: settings for inverting into this model, written beside it at export.
@@ -73,6 +84,7 @@ class DiffusionStage:
     model: ModelConfig
     autoencoder_run: Path
     latents: Path
+    start_from: Path | None = None
     decoder_run: Path | None = None
     inversion: dict = field(default_factory=dict)
     batch_size: int = 64
@@ -146,14 +158,21 @@ def train_autoencoder(config: AutoencoderStage, folder: Path, resume: bool = Fal
     return folder / "checkpoints" / "last.ckpt"
 
 
-def load_part(module: torch.nn.Module, run: Path, name: str) -> None:
-    """Copy the weights ``name.*`` of a run's last checkpoint (averaged ones, if it averages)."""
-    path = last_checkpoint(run)
+def load_part(module: torch.nn.Module, source: Path, name: str) -> None:
+    """Copy one part's weights from a model folder, or from a run's last checkpoint.
+
+    Args:
+        module: the part. name: autoencoder, unet or text.
+        source: the checkpoint's averaged weights are taken if the run averages.
+    """
+    shipped, path = source / "model.safetensors", last_checkpoint(source)
+    if shipped.is_file():
+        load_model_weights({PUBLIC[name]: module}, read_state_dict(shipped), source=str(shipped))
+        return
     if path is None:
-        raise UserError(f"{run} holds no checkpoint; train that stage first")
-    state = read_state_dict(path)
+        raise UserError(f"{source} holds no checkpoint; train that stage first")
     prefix = f"{name}."
-    own = {k: v for k, v in state.items() if k.startswith(prefix)}
+    own = {k: v for k, v in read_state_dict(path).items() if k.startswith(prefix)}
     load_model_weights({prefix: module}, own, source=str(path))
 
 
@@ -178,10 +197,13 @@ def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
 
 
 def diffusion_model(config: DiffusionStage, bank: LatentBank) -> LatentDiffusion:
-    """The stage's model: trained autoencoder, fresh UNet and text, the bank's scale factor."""
+    """The stage's model: trained autoencoder, the bank's scale factor, UNet and text as they start."""
     torch.manual_seed(config.seed)
     model = build(replace(config.model, scale_factor=round(bank.scale_factor, 5)))
     load_part(model.autoencoder, config.autoencoder_run, "autoencoder")
+    if config.start_from is not None:
+        load_part(model.unet, config.start_from, "unet")
+        load_part(model.text, config.start_from, "text")
     return model
 
 

@@ -27,6 +27,7 @@ from ldm.training.pretrain import (
     AutoencoderStage,
     DiffusionStage,
     LatentsStage,
+    diffusion_model,
     encode_latents,
     export,
     train_autoencoder,
@@ -385,3 +386,12 @@ def test_export_is_a_model_folder_with_the_averaged_weights(
     assert sample(model, "a cat", steps=2, seed=0).isfinite().all()
     with pytest.raises(UserError, match="no checkpoint"):
         export(diffusion_stage, tmp_path / "nowhere", tmp_path / "other")
+
+
+def test_a_shipped_model_can_go_on_learning_without_the_runs_that_made_it(
+    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage, tmp_path: Path
+) -> None:
+    out = export(diffusion_stage, finished[0], tmp_path / "model")
+    stage = replace(diffusion_stage, autoencoder_run=out, start_from=out)
+    going_on = diffusion_model(stage, LatentBank.load(stage.latents))
+    assert going_on.fingerprint() == load(out).fingerprint()
