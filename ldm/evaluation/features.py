@@ -1,7 +1,7 @@
 """The judge: a small CLIP (Radford et al. 2021) of ``open_clip``'s own classes, and its features.
 
-The shipped one, ``emoji-clip``, was trained by :mod:`ldm.training.clip` on the shipped model's
-pictures, and on the concepts that the generator never saw too: a judge has to know what it judges.
+The shipped one, ``emoji-clip``, was trained by :mod:`ldm.training.clip` on the groups of emoji that
+the shipped model draws, and on their held-out concepts too: a judge has to know what it judges.
 ``open_clip`` is imported when a judge is built, not before.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,25 @@ from ldm.text.tokenizer import Tokenizer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.yaml", "vocab.txt"
+CONCEPTS = "concepts.tsv"
+
+
+class Named(NamedTuple):
+    """A concept by name, for prompts: its hex code, group, subgroup and label."""
+
+    hex: str
+    group: str
+    subgroup: str
+    label: str
 
 
 class Judge(Protocol):
-    """What the metrics need of a model; all features are (N, D) float32 of unit length."""
+    """What the metrics need of a model; all features are (N, D) float32 of unit length.
+
+    ``concepts`` are those that it was trained to name; empty: unknown.
+    """
+
+    concepts: Sequence[Named]
 
     def image_features(self, images: Tensor) -> Tensor: ...
 
@@ -84,15 +99,22 @@ class ClipJudge:
     Args:
         clip: an ``open_clip`` model over ``tokenizer``'s ids.
         image_size: pixels a side that it sees.
+        concepts: those that it was trained to name, if known.
         batch_size: pictures or texts encoded at once.
     """
 
     def __init__(
-        self, clip: Any, tokenizer: Tokenizer, image_size: int, batch_size: int = 256
+        self,
+        clip: Any,
+        tokenizer: Tokenizer,
+        image_size: int,
+        concepts: Sequence[Named] = (),
+        batch_size: int = 256,
     ) -> None:
         self.clip = clip.eval().requires_grad_(False)
         self.width: int = clip.visual.output_dim  # D
         self.tokenizer, self.image_size, self.batch_size = tokenizer, image_size, batch_size
+        self.concepts: Sequence[Named] = concepts
 
     @property
     def device(self) -> torch.device:
@@ -127,9 +149,37 @@ class ClipJudge:
         return self.clip.encode_image(images, normalize=True).float()
 
 
-def save_clip(clip: nn.Module, config: ClipConfig, vocabulary: Path, folder: Path) -> Path:
-    """Write a CLIP as :func:`load_clip` reads it: matrices in half precision, vectors and
-    statistics (a few kilobytes) in full; returns ``folder``."""
+def write_concepts(concepts: Sequence[Any], path: Path) -> Path:
+    """Names of :class:`ldm.data.emoji.Concept` rows as tab-separated lines: prompts can then be
+    written without the pictures."""
+    rows = ["\t".join((c.hex, c.group, c.subgroup, c.label)) for c in concepts]
+    return write_text(path, "".join(f"{row}\n" for row in rows))
+
+
+def read_concepts(path: Path) -> list[Named]:
+    """What :func:`write_concepts` wrote; nothing if there is no such file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [line.split("\t") for line in lines]
+    if any(len(row) != 4 for row in rows):
+        raise UserError(f"{path} is no list of concepts: hex, group, subgroup and label by tabs")
+    return [Named(*row) for row in rows]
+
+
+def save_clip(
+    clip: nn.Module,
+    config: ClipConfig,
+    vocabulary: Path,
+    folder: Path,
+    concepts: Sequence[Any] = (),
+) -> Path:
+    """Write a CLIP, and the names of its concepts, as :func:`load_clip` reads it; returns ``folder``.
+
+    Matrices are stored in half precision, vectors and statistics (a few kilobytes) in full.
+    """
     from safetensors.torch import save_file
 
     def stored(value: Tensor) -> Tensor:
@@ -140,6 +190,7 @@ def save_clip(clip: nn.Module, config: ClipConfig, vocabulary: Path, folder: Pat
         save_file({name: stored(value) for name, value in clip.state_dict().items()}, path)
     write_text(folder / CONFIG, dump_yaml(to_plain(config)))
     write_bytes(folder / VOCABULARY, Path(vocabulary).read_bytes())
+    write_concepts(concepts, folder / CONCEPTS)
     return folder
 
 
@@ -162,7 +213,7 @@ def load_clip(name_or_path: str | Path = "emoji-clip", device: str = "cpu") -> C
     clip = build_clip(config, tokenizer)
     _load_strictly(clip, read_state_dict(folder / WEIGHTS), folder)
     size = int(config.vision.get("image_size", 224))
-    return ClipJudge(clip.to(device), tokenizer, size)
+    return ClipJudge(clip.to(device), tokenizer, size, read_concepts(folder / CONCEPTS))
 
 
 def _load_strictly(clip: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:

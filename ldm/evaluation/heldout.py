@@ -116,16 +116,19 @@ class _Task:
 
 
 def choose_concepts(
-    sprites: EmojiSprites, holdout: Collection[str], count: int, seed: int
+    sprites: EmojiSprites, holdout: Collection[str], judged: Collection[str], count: int, seed: int
 ) -> list[Concept]:
-    """``count`` held-out concepts, drawn with the seed.
+    """``count`` held-out concepts, drawn with the seed from those that the judge knows.
+
+    ``judged``: their hex codes; empty: any.
 
     Raises:
-        UserError: fewer than that are held out and prepared.
+        UserError: there are fewer.
     """
-    known = sorted((c for c in sprites.concepts if c.hex in holdout), key=lambda c: c.hex)
+    known = [c for c in sprites.concepts if c.hex in holdout and (not judged or c.hex in judged)]
+    known.sort(key=lambda c: c.hex)
     if len(known) < count:
-        raise UserError(f"{len(known)} held-out concepts are prepared; ask for no more than these")
+        raise UserError(f"the judge knows {len(known)} held-out concepts; ask for no more than these")
     return random.Random(f"held out {seed}").sample(known, count)
 
 
@@ -151,7 +154,7 @@ def evaluate_inversion(
     Args:
         model: the base model, from ``ldm.load``; it forgets the words again.
         sample, invert: ``ldm.sample`` and ``ldm.invert``.
-        clip: the judge.
+        clip: the judge; only held-out concepts that it knows are drawn.
         sprites: prepared emoji, with the held-out ones; ``holdout``: their hex codes.
         concepts, pictures, samples: how many; ``samples`` are of neutral prompts, and one more of
             each named colour.
@@ -164,6 +167,7 @@ def evaluate_inversion(
     """
     sampling = sampling or Sampling()
     base_model = model.fingerprint()
+    judged = {c.hex for c in clip.concepts}
     tasks = [
         _Task(
             concept,
@@ -177,7 +181,7 @@ def evaluate_inversion(
             sampling,
             dict(invert_settings or {}),
         )
-        for i, concept in enumerate(choose_concepts(sprites, holdout, concepts, seed))
+        for i, concept in enumerate(choose_concepts(sprites, holdout, judged, concepts, seed))
     ]
     with Progress(disable=not progress) as bar:
         line = bar.add_task("held-out concepts", total=len(tasks))

@@ -12,26 +12,24 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ldm.data.emoji import NAMED_THINGS
 from ldm.data.emoji_captions import STYLE_WORDS, article, fill
 from ldm.data.emoji_compose import COLOUR_NAMES
 from ldm.errors import UserError
 from ldm.evaluation import metrics
-from ldm.evaluation.features import ASSETS, Judge
+from ldm.evaluation.features import Judge, Named
 from ldm.evaluation.metrics import Share, Similarity
 from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_grid
-from ldm.io.runs import now, versions, write_json, write_text
+from ldm.io.runs import now, versions, write_json
 
 SampleFunction = Callable[..., Tensor]
-CONCEPTS = ASSETS / "emoji-clip" / "concepts.tsv"
 CHUNK = 25  # pictures between two movements of the progress bar
 RECONSTRUCTION_PROMPT = "a photo of {}"
 EDIT_PROMPTS = (
@@ -50,39 +48,6 @@ class Sampling:
     steps: int = 50
     sampler: str = "ddim"
     scale: float = 5.0
-
-
-class Named(NamedTuple):
-    """A concept by name, for prompts: its hex code, group, subgroup and label."""
-
-    hex: str
-    group: str
-    subgroup: str
-    label: str
-
-
-def write_concepts(concepts: Sequence[Any], path: Path) -> Path:
-    """Names of :class:`ldm.data.emoji.Concept` rows as tab-separated lines, for
-    :func:`read_concepts`: prompts can then be written without the pictures."""
-    rows = ["\t".join((c.hex, c.group, c.subgroup, c.label)) for c in concepts]
-    return write_text(path, "\n".join(rows) + "\n")
-
-
-def read_concepts(
-    path: Path = CONCEPTS,
-    groups: Collection[str] | None = NAMED_THINGS,
-    exclude: Collection[str] = (),
-) -> list[Named]:
-    """The named concepts of ``groups`` (``None``: all), without the hex codes in ``exclude``.
-
-    The default are the groups that the shipped model was trained on.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the concepts {path} ({error.strerror}); check the path") from None
-    rows = [Named(*line.split("\t")) for line in lines]
-    return [r for r in rows if (groups is None or r.group in groups) and r.hex not in exclude]
 
 
 def colour_prompt(colour: str) -> str:
@@ -175,16 +140,15 @@ def evaluate_base(
     Args:
         model, sample: a model and the ``ldm.sample`` that draws from it.
         clip: the judge, which never took part in making the model.
-        concepts: what can be asked for (default: the shipped model's, see :func:`read_concepts`),
-            less ``holdout`` (hex codes the model never saw).
+        concepts: what can be asked for (default: what the judge knows, which was trained on the
+            groups of the model that it judges), less ``holdout`` (hex codes the model never saw).
         out: folder for ``result.json``, ``samples.png`` and ``report.html``.
 
     Raises:
         UserError: fewer concepts than ``among``.
     """
     sampling = sampling or Sampling()
-    known = read_concepts() if concepts is None else concepts
-    known = [c for c in known if c.hex not in holdout]
+    known = [c for c in (concepts or clip.concepts) if c.hex not in holdout]
     if len(known) < among:
         raise UserError(f"{len(known)} concepts are too few for {among} captions; ask for fewer")
     asked = base_prompts(known, n, seed)

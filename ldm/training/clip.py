@@ -6,7 +6,8 @@ them once more on another colour, so that the background counts too. Pictures ar
 (blur, noise, a lost octave, brightness): generated ones are never as clean as composed ones, and a
 judge that only knows clean pictures would mark them down for that alone.
 
-All concepts are drawn, **also those held out from the generator**: the judge must recognise them.
+All concepts of the groups are drawn, **also those held out from the generator**: the judge must
+recognise them. Train it on the groups that the model draws which it is to judge.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from ldm.data.emoji_captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
 from ldm.data.emoji_compose import Composer, EmojiBatch
 from ldm.data.stream import StepStream
 from ldm.evaluation.features import ClipConfig, build_clip, save_clip
-from ldm.evaluation.setups import write_concepts
 from ldm.seeding import generator as seeded
 from ldm.text.tokenizer import Tokenizer
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
@@ -238,5 +238,5 @@ def train_clip(config: ClipStage, folder: Path, resume: bool = False) -> Path:
         clip_norm=config.optim.clip_norm,
         resume=checkpoint,
     )
-    write_concepts(pairs.composer.sprites.concepts, folder / "clip" / "concepts.tsv")
-    return save_clip(clip, config.clip, config.vocabulary, folder / "clip")
+    concepts = pairs.composer.sprites.concepts
+    return save_clip(clip, config.clip, config.vocabulary, folder / "clip", concepts)

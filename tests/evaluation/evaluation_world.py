@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.emoji_compose import background_pixels
+from ldm.evaluation.features import Named
 from ldm.io.embeddings import Embedding
 
 COLOUR = re.compile(r"on an? (\w+) background")
@@ -22,6 +23,8 @@ def code(text: str) -> Tensor:
 
 class CentreJudge:
     """Texts are the code of the known name in them; pictures the 4 x 4 pixels of their centre."""
+
+    concepts: Sequence[Named] = ()
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = sorted(names, key=len, reverse=True)

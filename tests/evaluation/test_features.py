@@ -11,8 +11,10 @@ from ldm.evaluation.features import (
     ASSETS,
     ClipConfig,
     ClipJudge,
+    Named,
     build_clip,
     load_clip,
+    read_concepts,
     save_clip,
 )
 from ldm.text.tokenizer import Tokenizer
@@ -73,8 +75,10 @@ def test_pictures_of_another_size_are_resized(judge: ClipJudge) -> None:
 def test_saved_in_half_precision_and_loaded_again(
     judge: ClipJudge, tiny_vocab: Path, tmp_path: Path
 ) -> None:
-    folder = save_clip(copy.deepcopy(judge.clip), TINY, tiny_vocab, tmp_path / "clip")
+    names = [Named("1f408", "animals-nature", "animal-mammal", "cat")]
+    folder = save_clip(copy.deepcopy(judge.clip), TINY, tiny_vocab, tmp_path / "clip", names)
     loaded = load_clip(folder)
+    assert loaded.concepts == names
     images = torch.rand(3, 3, 16, 16)
     torch.testing.assert_close(loaded.image_features(images), judge.image_features(images), atol=5e-3, rtol=0)
     assert loaded.tokenizer.max_length == 12 and loaded.image_size == 16
@@ -94,6 +98,9 @@ def test_wrong_judges_are_refused_in_one_line(judge: ClipJudge, tiny_vocab: Path
     config.write_text(config.read_text().replace("patch_size", "pach_size"))
     with pytest.raises(UserError, match="vision or text"):
         load_clip(folder)
+    (folder / "concepts.tsv").write_text("cat\n")
+    with pytest.raises(UserError, match="no list of concepts"):
+        read_concepts(folder / "concepts.tsv")
 
 
 @pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="no shipped judge")

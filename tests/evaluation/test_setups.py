@@ -10,17 +10,15 @@ from evaluation_world import NAMES, CentreJudge, StubModel, code, invert, sample
 from ldm.data.emoji import EmojiSprites
 from ldm.data.emoji_compose import COLOUR_NAMES
 from ldm.errors import UserError
+from ldm.evaluation.features import Named
 from ldm.evaluation.heldout import COLUMNS, choose_concepts, evaluate_inversion
 from ldm.evaluation.metrics import Share
 from ldm.evaluation.setups import (
-    Named,
     Sampling,
     base_prompts,
     evaluate_base,
     evaluate_embedding,
-    read_concepts,
     without_word,
-    write_concepts,
 )
 from ldm.io.embeddings import Embedding
 
@@ -72,14 +70,11 @@ def test_prompts_are_seeded_balanced_and_distinct() -> None:
     assert all(t.count("{}") == 1 and f"{c} background" in t for t, _, c in prompts)
 
 
-def test_concept_names_come_back_from_their_file(sprites: EmojiSprites, tmp_path: Path) -> None:
-    path = write_concepts(sprites.concepts, tmp_path / "concepts.tsv")
-    rows = read_concepts(path)
-    assert [r.label for r in rows] == NAMES and rows[0].subgroup == "animal-mammal"
-    assert read_concepts(path, groups=["objects"]) == []
-    assert len(read_concepts(path, groups=None, exclude={rows[0].hex})) == 19
-    with pytest.raises(UserError, match="cannot read"):
-        read_concepts(tmp_path / "none.tsv")
+def test_by_default_the_judges_own_concepts_are_asked_for(model: StubModel, judge: CentreJudge) -> None:
+    judge.concepts = CONCEPTS[:6]
+    result = evaluate_base(model, sample, judge, n=6, among=6, sampling=QUICK, progress=False)
+    asked = {name for row in result.rows for name in NAMES if name in row["prompt"]}
+    assert asked == {c.label for c in CONCEPTS[:6]}
 
 
 def test_a_word_is_measured(model: StubModel, judge: CentreJudge) -> None:
@@ -145,10 +140,13 @@ def test_an_interrupted_benchmark_goes_on_where_it_stopped(
     assert len(model.learned) == before + 2, "other settings are another benchmark"
 
 
-def test_choice_of_concepts_is_seeded_and_held_out(sprites: EmojiSprites) -> None:
+def test_choice_of_concepts_is_seeded_held_out_and_known(sprites: EmojiSprites) -> None:
     holdout = {c.hex for c in sprites.concepts[:10]}
-    chosen = choose_concepts(sprites, holdout, 5, seed=0)
-    assert chosen == choose_concepts(sprites, holdout, 5, seed=0) != choose_concepts(sprites, holdout, 5, 1)
+    chosen = choose_concepts(sprites, holdout, (), 5, seed=0)
+    assert chosen == choose_concepts(sprites, holdout, (), 5, seed=0)
+    assert chosen != choose_concepts(sprites, holdout, (), 5, seed=1)
     assert {c.hex for c in chosen} <= holdout
-    with pytest.raises(UserError, match="10 held-out"):
-        choose_concepts(sprites, holdout, 11, seed=0)
+    known = {c.hex for c in sprites.concepts[5:]}
+    assert {c.hex for c in choose_concepts(sprites, holdout, known, 5, seed=0)} == holdout & known
+    with pytest.raises(UserError, match="knows 5 held-out"):
+        choose_concepts(sprites, holdout, known, 6, seed=0)
