@@ -20,11 +20,19 @@ class StepProgressBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=10, leave=True)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._count(trainer)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._count(trainer)
+
+    def _count(self, trainer: pl.Trainer) -> None:
+        bar = self.train_progress_bar
+        bar.set_description("training")
         if trainer.max_steps > 0:
-            self.train_progress_bar.total = trainer.max_steps * trainer.accumulate_grad_batches
-            self.train_progress_bar.initial = trainer.global_step * trainer.accumulate_grad_batches
-            self.train_progress_bar.set_description("training")
+            bar.total = trainer.max_steps * trainer.accumulate_grad_batches
+            bar.initial = trainer.global_step * trainer.accumulate_grad_batches
 
 
 class ImageLogger(Callback):

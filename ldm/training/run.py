@@ -20,6 +20,7 @@ from ldm.config import dump_yaml, to_plain
 from ldm.data.captions import PromptSource, contains_placeholder, has_captions, read_captions
 from ldm.data.concept import Concept, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.init import from_vocabulary
 from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
@@ -127,6 +128,8 @@ def run_inversion(
 def check(config: InversionConfig) -> None:
     """Refuse what would only fail, or silently learn nothing, after minutes of work."""
     templates(config.templates)
+    if config.sampler not in SAMPLERS:
+        raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
     for prompt in config.prompts:
         if "{}" not in prompt and not contains_placeholder(prompt, config.placeholder):
             raise UserError(

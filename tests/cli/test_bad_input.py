@@ -173,4 +173,6 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(cli, words, small_disk, pic
         Image.open(path).load()
     for path in small_disk.rglob("embeddings*.safetensors"):
         load_embedding(path)
+    for path in small_disk.rglob("*.ckpt"):
+        torch.load(path, weights_only=False)
     assert not [p for p in small_disk.rglob("*") if ".tmp" in p.name]
