@@ -205,9 +205,7 @@ def load_clip(name_or_path: str | Path = "emoji-clip", device: str = "cpu") -> C
     if not (folder / WEIGHTS).is_file() and (shipped / WEIGHTS).is_file():
         folder = shipped
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        raise UserError(
-            f"no CLIP named {name_or_path}: give emoji-clip or a folder with {WEIGHTS}, {CONFIG}"
-        )
+        raise UserError(f"no CLIP named {name_or_path}: give emoji-clip or a folder with {WEIGHTS}, {CONFIG}")
     config = resolve(ClipConfig, load_yaml([folder / CONFIG]))
     tokenizer = Tokenizer(folder / VOCABULARY, config.context_length)
     clip = build_clip(config, tokenizer)

@@ -297,9 +297,7 @@ def contact_sheet(rows: Sequence[tuple[str, Tensor]], margin: int = 110) -> Imag
     return sheet
 
 
-def _write(
-    result: HeldOutResult, sheet: Image.Image, tasks: Sequence[_Task], out: Path, seed: int
-) -> None:
+def _write(result: HeldOutResult, sheet: Image.Image, tasks: Sequence[_Task], out: Path, seed: int) -> None:
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, COLUMNS)
     writer.writeheader()

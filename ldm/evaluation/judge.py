@@ -70,9 +70,7 @@ def name_recall(
         order = torch.randperm(len(labels), generator=rng)
         candidates = torch.cat([torch.tensor([own]), order[order != own][: among - 1]])
         ranks.append(
-            caption_rank(
-                features[i : i + 1], known[template], torch.tensor([own]), candidates[None]
-            )
+            caption_rank(features[i : i + 1], known[template], torch.tensor([own]), candidates[None])
         )
     return recall_at_1(torch.cat(ranks))
 

@@ -96,9 +96,7 @@ def border_pixels(images: Tensor) -> Tensor:
     return images[:, :, inside].transpose(1, 2)
 
 
-def background_colours(
-    images: Tensor, colours: Sequence[str] = COLOUR_NAMES
-) -> list[str | None]:
+def background_colours(images: Tensor, colours: Sequence[str] = COLOUR_NAMES) -> list[str | None]:
     """The named background colour of each picture (N, 3, H, W) in [-1, 1].
 
     Every pixel of the border ring votes for the nearest of ``colours`` (names of

@@ -114,8 +114,7 @@ def write_evaluation_report(report: EvaluationReport, path: Path) -> Path:
             "columns": table.columns,
             "rows": [[show(value) for value in row] for row in table.rows],
             "numeric": [
-                bool(column) and all(type(v) in (int, float) for v in column)
-                for column in _columns(table)
+                bool(column) and all(type(v) in (int, float) for v in column) for column in _columns(table)
             ],
         }
         for table in report.tables
@@ -158,11 +157,15 @@ def _environment() -> Environment:
 
 
 def _write(page: str, path: Path, report: InversionReport | EvaluationReport, **parts: Any) -> Path:
-    html = _environment().get_template(page).render(
-        report=report,
-        summary=_flat(report.summary),
-        manifest=_flat(report.manifest),
-        **parts,
+    html = (
+        _environment()
+        .get_template(page)
+        .render(
+            report=report,
+            summary=_flat(report.summary),
+            manifest=_flat(report.manifest),
+            **parts,
+        )
     )
     return write_text(path, html)
 

@@ -72,9 +72,7 @@ def test_pictures_of_another_size_are_resized(judge: ClipJudge) -> None:
         judge.image_features(torch.zeros(3, 16, 16))
 
 
-def test_saved_in_half_precision_and_loaded_again(
-    judge: ClipJudge, tiny_vocab: Path, tmp_path: Path
-) -> None:
+def test_saved_in_half_precision_and_loaded_again(judge: ClipJudge, tiny_vocab: Path, tmp_path: Path) -> None:
     names = [Named("1f408", "animals-nature", "animal-mammal", "cat")]
     folder = save_clip(copy.deepcopy(judge.clip), TINY, tiny_vocab, tmp_path / "clip", names)
     loaded = load_clip(folder)

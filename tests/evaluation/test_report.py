@@ -98,9 +98,7 @@ def test_names_and_prompts_are_escaped(report: InversionReport, tmp_path: Path) 
     assert "<script>alert(1)</script>" in page.text
 
 
-def test_steps_come_in_order_and_small_pictures_are_enlarged(
-    report: InversionReport, tmp_path: Path
-) -> None:
+def test_steps_come_in_order_and_small_pictures_are_enlarged(report: InversionReport, tmp_path: Path) -> None:
     html, page = written(report, tmp_path)
     assert page.text.index("step 0") < page.text.index("step 100")
     assert {image["width"] for image in page.images} == {"192"}

@@ -49,9 +49,7 @@ def test_faults_are_counted(model: StubModel, judge: CentreJudge) -> None:
     assert [row["obeyed"] for row in result.rows] == [False] * 5 + [True] * 15
 
 
-def test_held_out_concepts_are_neither_asked_for_nor_offered(
-    model: StubModel, judge: CentreJudge
-) -> None:
+def test_held_out_concepts_are_neither_asked_for_nor_offered(model: StubModel, judge: CentreJudge) -> None:
     out = {c.hex for c in CONCEPTS[:5]}
     names = {c.label for c in CONCEPTS[:5]}
     result = evaluate_base(
