@@ -23,7 +23,6 @@ RUNTIME = [
     "Jinja2>=3.1",
     "rich>=13.7",
     "tqdm>=4.66",
-    "jinja2>=3.1",
     "tensorboard>=2.18",
     "wandb>=0.19",
 ]
