@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.evaluation import features, setups
+from ldm.evaluation import features
 
 
 class MeanColour:
     """A judge that sees the mean colour, and reads a text as any colour."""
+
+    concepts = [features.Named(f"a{i}", "objects", "tool", f"thing{i}") for i in range(8)]
 
     def image_features(self, images: Tensor) -> Tensor:
         return F.normalize(images.float().mean((2, 3)) + 1e-3, dim=1)
@@ -57,9 +59,7 @@ def test_a_word_is_measured(cli, model_folder, embedding, pictures):
     )
 
 
-def test_a_base_model_is_measured(cli, model_folder, holdout, monkeypatch):
-    known = [setups.Named(f"a{i}", "objects", "tool", f"thing{i}") for i in range(8)]
-    monkeypatch.setattr(setups, "read_concepts", lambda: known)
+def test_a_base_model_is_measured(cli, model_folder, holdout):
     words = ["evaluate", "base", "--model", model_folder, "--holdout", holdout, "--steps", 1]
     result = cli(*words, "--n", 7, "--among", 4)
     assert result.code == 0, result.err
