@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ldm.config import resolve
+from ldm.data.concept import concept_of
 from ldm.io.embeddings import Embedding
 from ldm.loading import load
 from ldm.model import LatentDiffusion
-from ldm.training.run import InversionConfig, concept_of, learn
+from ldm.training.run import InversionConfig, learn
 
 __all__ = ["evaluate", "invert", "load"]
 
@@ -52,7 +52,8 @@ def invert(
     if lr is not None:
         values["optim"] = {**(values.get("optim") or {}), "lr": lr}
     config = resolve(InversionConfig, values)
-    return learn(model, concept_of(images, model, config), config, progress=progress)
+    concept = concept_of(images, model.image_size, fit=config.fit, background=config.background)
+    return learn(model, concept, config, progress=progress)
 
 
 def evaluate(
@@ -62,6 +63,5 @@ def evaluate(
     from ldm.evaluation.setups import evaluate_embedding
     from ldm.sampling import sample
 
-    config = InversionConfig(images=Path(), placeholder=embedding.placeholder)
-    concept = concept_of(images, model, config)
+    concept = concept_of(images, model.image_size)
     return evaluate_embedding(model, embedding, concept.images, sample=sample, **settings)

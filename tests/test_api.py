@@ -10,6 +10,7 @@ from PIL import Image
 
 import ldm
 from ldm.config import dump_yaml, to_plain
+from ldm.data.concept import concept_of
 from ldm.io.checkpoints import save_checkpoint
 from ldm.model import LatentDiffusion, ModelConfig
 
@@ -69,6 +70,17 @@ def test_invert_then_sample_in_python(folder: Path) -> None:
     fresh = ldm.load(folder)
     fresh.add_placeholder(kept.placeholder, kept.vectors)
     assert torch.equal(ldm.sample(fresh, ["a photo of a <toy>"] * 2, steps=2, seed=0), images)
+
+
+def test_pictures_come_as_folder_files_pil_or_tensor_and_anything_else_is_refused(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 16), "red")
+    picture.save(tmp_path / "a.png")
+    given = [tmp_path, [tmp_path / "a.png"], [picture], concept_of([picture], 16).images]
+    for images in given:
+        assert torch.equal(concept_of(images, 16).images, concept_of(tmp_path, 16).images)
+    for wrong in ([], [picture, tmp_path / "a.png"], torch.zeros(0, 3, 16, 16), torch.zeros(2, 3, 8, 8)):
+        with pytest.raises(ldm.UserError):
+            concept_of(wrong, 16)
 
 
 def test_an_unknown_setting_of_invert_names_the_nearest(folder: Path) -> None:

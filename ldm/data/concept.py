@@ -8,7 +8,7 @@ skipped with a warning; a picture that cannot be decoded stops the run and is na
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,37 @@ def load_concept(
     paths = list_pictures(folder)
     images = torch.stack([load_picture(p, size, fit=fit, background=background) for p in paths])
     return Concept(images, tuple(paths), tuple(image_hash(p) for p in paths))
+
+
+def concept_of(
+    images: str | Path | Tensor | Iterable[Image.Image | str | Path],
+    size: int,
+    *,
+    fit: str = "crop",
+    background: str = "white",
+) -> Concept:
+    """Pictures as they are given in Python; other arguments as :func:`load_concept`.
+
+    images: a folder, files, PIL pictures, or a tensor (N, 3, S, S) in [-1, 1] of that very size.
+    :class:`UserError` for none at all, a tensor of another shape, or what cannot be decoded.
+    """
+    if isinstance(images, str | Path):
+        return load_concept(images, size, fit=fit, background=background)
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or not len(images) or images.shape[1:] != (3, size, size):
+            raise UserError(f"images have shape {tuple(images.shape)}; give (N, 3, {size}, {size})")
+        return Concept(images.float(), (), ())
+    items = list(images)
+    if not items:
+        raise UserError("no pictures: give 3 to 5")
+    pictures = [item for item in items if isinstance(item, Image.Image)]
+    if len(pictures) == len(items):
+        return Concept(load_pil(pictures, size, fit=fit, background=background), (), ())
+    if pictures:
+        raise UserError("pictures and files are mixed: give only one kind")
+    paths = tuple(Path(str(item)) for item in items)
+    loaded = [load_picture(path, size, fit=fit, background=background) for path in paths]
+    return Concept(torch.stack(loaded), paths, tuple(image_hash(path) for path in paths))
 
 
 def load_picture(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
@@ -325,30 +324,3 @@ def _image_logger(
 def _last(run: RunFolder) -> Path | None:
     path = run.path / "checkpoints" / "last.ckpt"
     return path if path.is_file() else None
-
-
-def concept_of(images: Any, model: LatentDiffusion, config: InversionConfig) -> Concept:
-    """Pictures given in Python: a folder, files, PIL pictures or a tensor (N, 3, S, S) in [-1, 1]."""
-    from PIL import Image
-
-    from ldm.data.concept import load_picture, load_pil
-    from ldm.io.runs import image_hash
-
-    style = {"fit": config.fit, "background": config.background}
-    size = model.image_size
-    if isinstance(images, (str, Path)):
-        return load_concept(images, size, **style)
-    if isinstance(images, Tensor):
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise UserError(
-                f"images have shape {tuple(images.shape)}; this model wants (N, 3, {size}, {size})"
-            )
-        return Concept(images.float(), (), ())
-    items = list(images)
-    if not items:
-        raise UserError("no pictures; give 3 to 5")
-    if all(isinstance(item, Image.Image) for item in items):
-        return Concept(load_pil(items, size, **style), (), ())
-    paths = tuple(Path(item) for item in items)
-    pictures = torch.stack([load_picture(path, size, **style) for path in paths])
-    return Concept(pictures, paths, tuple(image_hash(path) for path in paths))
