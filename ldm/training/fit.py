@@ -127,9 +127,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 def attention_backend(accelerator: str) -> AbstractContextManager[Any]:
     """On a CPU, the plain attention kernel while training.
 
-    The fused CPU kernel's backward is slow at the short sequences of a small UNet: it took a third of
-    a training step, which batched matrix products made 1.5 times as fast (35 to 54 pictures a second,
-    17 M parameters, 8 x 8 latents, batch 64, bfloat16, one core). On a GPU torch chooses.
+    The fused CPU kernel's backward is slow at the short sequences of a small UNet: in bfloat16 plain
+    products make a step of the shipped one 1.3 times as fast (`benchmarks/training_speed.py`). On a
+    GPU torch chooses.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
