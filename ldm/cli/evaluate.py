@@ -136,14 +136,7 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
             out=out,
         )
         _write_csv(out / "table.csv", result.rows)
-    _print(
-        f"{args.n} prompts",
-        {
-            "background obeyed": str(result.background),
-            f"right caption first of {result.among}": str(result.caption),
-            "median rank": result.median_rank,
-        },
-    )
+    _print(f"{args.n} prompts", result.summary())
     _say_where(out, "samples.png")
 
 

@@ -136,10 +136,11 @@ class Composer:
         """As :meth:`batch`, of given ``concepts`` and ``styles`` (n,) int64 on the CPU."""
         n = concepts.shape[0]
         u = torch.rand(n, 9 + Captioner.NUMBERS, generator=generator)
-        rare = u[:, 0] < 0.25  # a quarter leaves the usual sizes, angles
-        scale = torch.where(rare, _stretch(u[:, 1], 0.50, 0.95), _stretch(u[:, 1], 0.70, 0.90))
-        angle = torch.where(rare, _stretch(u[:, 2], -20, 20), _stretch(u[:, 2], -8, 8))
-        centre = (u[:, 3:5] * 2 - 1) * (1 - scale)[:, None]
+        rare = u[:, 0] < 0.15  # some leave the usual sizes, angles and the middle
+        scale = torch.where(rare, _stretch(u[:, 1], 0.50, 0.95), _stretch(u[:, 1], 0.72, 0.90))
+        angle = torch.where(rare, _stretch(u[:, 2], -20, 20), _stretch(u[:, 2], -6, 6))
+        room = (1 - scale) * torch.where(rare, 1.0, 0.5)  # how far from the middle, in half canvases
+        centre = (u[:, 3:5] * 2 - 1) * room[:, None]
         kinds = torch.bucketize(
             u[:, 5].contiguous(), torch.tensor(KIND_SHARES).cumsum(0)[:2], right=True
         )

@@ -85,17 +85,29 @@ class BaseResult:
 
     Attributes:
         background: pictures whose border has the colour of the prompt.
-        caption: pictures whose own caption is first among ``among``.
-        median_rank: of the right caption.
-        rows: one a picture: prompt, measured colour, rank.
+        caption: pictures whose own caption is first among ``among`` that differ in the name alone.
+        median_rank: of the right caption among these.
+        prompt: pictures whose own caption is first among ``among`` of the other pictures' prompts,
+            which differ in style, name and background: the usual text retrieval.
+        rows: one a picture: prompt, measured colour, rank among names and among prompts.
     """
 
     background: Share
     caption: Share
     median_rank: float
+    prompt: Share
     among: int
     rows: list[dict[str, Any]]
     images: Tensor
+
+    def summary(self) -> dict[str, str | float]:
+        """Figures as text, with their intervals."""
+        return {
+            "background obeyed": str(self.background),
+            f"right name first of {self.among}, all else equal": str(self.caption),
+            "... median rank": self.median_rank,
+            f"right caption first of {self.among} prompts": str(self.prompt),
+        }
 
 
 def base_prompts(concepts: Sequence[Named], n: int, seed: int) -> list[tuple[str, str, str]]:
@@ -134,8 +146,9 @@ def evaluate_base(
     """Does the model draw what a prompt says?
 
     ``n`` pictures of "a <style> of a <concept> on a <colour> background". The background is
-    measured on border pixels. For the content, the judge ranks ``among`` captions for each picture:
-    its prompt, and the same prompt with the names of other concepts, drawn with the seed.
+    measured on border pixels. For the content, the judge ranks ``among`` captions for each picture,
+    drawn with the seed: its prompt and the same prompt with the names of other concepts; and again
+    its prompt and those of other pictures.
 
     Args:
         model, sample: a model and the ``ldm.sample`` that draws from it.
@@ -161,16 +174,25 @@ def evaluate_base(
         _rank(clip, feature, template, name, known, among, random.Random(f"captions {seed} {i}"))
         for i, (feature, (template, name, _)) in enumerate(zip(features, asked, strict=True))
     ])  # fmt: skip
+    among_prompts = _prompt_ranks(features, clip.text_features(prompts), prompts, among, seed)
     rows = [
-        {"prompt": prompt, "colour": colour, "measured": measured, "obeyed": hit, "rank": rank}
-        for prompt, (_, _, colour), measured, hit, rank in zip(
-            prompts, asked, colours, obeyed, ranks.tolist(), strict=True
+        {
+            "prompt": prompt,
+            "colour": colour,
+            "measured": measured,
+            "obeyed": hit,
+            "rank": rank,
+            "rank among prompts": other,
+        }
+        for prompt, (_, _, colour), measured, hit, rank, other in zip(
+            prompts, asked, colours, obeyed, ranks.tolist(), among_prompts.tolist(), strict=True
         )
     ]
     result = BaseResult(
         Share.of(obeyed),
         metrics.recall_at_1(ranks),
         float(ranks.double().median()),
+        metrics.recall_at_1(among_prompts),
         among,
         rows,
         images,
@@ -194,12 +216,22 @@ def _rank(
     return int(metrics.caption_rank(feature[None], texts, torch.tensor([0])))
 
 
+def _prompt_ranks(features: Tensor, texts: Tensor, prompts: Sequence[str], among: int, seed: int) -> Tensor:
+    """Rank (N,) of each picture's prompt among at most ``among`` prompts of the set, its own included.
+
+    Several pictures of one prompt count as one caption.
+    """
+    ranks = []
+    for i, (feature, own) in enumerate(zip(features, prompts, strict=True)):
+        first = {prompt: j for j, prompt in reversed(list(enumerate(prompts))) if prompt != own}
+        others = sorted(first.values())
+        chosen = random.Random(f"prompts {seed} {i}").sample(others, min(among - 1, len(others)))
+        ranks.append(metrics.caption_rank(feature[None], texts[[i, *chosen]], torch.tensor([0])))
+    return torch.cat(ranks)
+
+
 def _write_base(result: BaseResult, out: Path, settings: dict[str, Any], model: Any) -> None:
-    summary = {
-        "background obeyed": str(result.background),
-        f"right caption first of {result.among}": str(result.caption),
-        "median rank": result.median_rank,
-    }
+    summary = result.summary()
     manifest = {
         **settings,
         "base_model": model.fingerprint(),
@@ -208,10 +240,11 @@ def _write_base(result: BaseResult, out: Path, settings: dict[str, Any], model: 
     }
     write_json(out / "result.json", {"summary": summary, **manifest, "pictures": result.rows})
     sheet = save_grid(result.images, out / "samples.png", columns=20)
-    columns = ("prompt", "colour", "measured", "obeyed", "rank")
+    columns = ("prompt", "colour", "measured", "obeyed", "rank", "rank among prompts")
     table = Table("Pictures", columns, [[row[c] for c in columns] for row in result.rows])
     notes = ["Does the model draw what a prompt says? Backgrounds are measured on border pixels, "
-             "content by a small CLIP that ranks captions which differ in the name only."]  # fmt: skip
+             "content by a small CLIP that ranks captions: such as differ in the name only, and the "
+             "prompts of other pictures."]  # fmt: skip
     report = EvaluationReport(
         "Base model: prompts obeyed", summary, notes, [table], {"Pictures": sheet}, manifest
     )

@@ -7,7 +7,8 @@ Captions are dropped with probability ``caption_dropout`` for classifier-free gu
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -15,9 +16,38 @@ from torch import Tensor, nn
 
 from ldm.data.bank import LatentBank
 from ldm.data.stream import StepStream
+from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
+
+
+@dataclass(frozen=True)
+class TimestepConfig:
+    """How often training looks at each noise level.
+
+    Attributes:
+        kind: "uniform", or "logit_normal" (Esser et al. 2024, section 3.1): t / T is the logistic
+            function of a normal variable, so that the middle, where shape is decided, is seen most.
+        mean, std: of that normal variable; a positive mean leans towards noise.
+    """
+
+    kind: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def draw_timesteps(n: int, total: int, config: TimestepConfig, rng: torch.Generator) -> Tensor:
+    """``n`` timesteps (n,) int64 in [0, total), in random order.
+
+    One comes from each of n strata of equal probability: the loss has less variance than with plain
+    draws.
+    """
+    u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
+    if config.kind == "logit_normal":
+        u = torch.sigmoid(config.mean + config.std * torch.special.ndtri(u.double())).float()
+    t = (u * total).long().clamp_(max=total - 1)
+    return t[torch.randperm(n, generator=rng)]
 
 
 class DiffusionTraining(pl.LightningModule):
@@ -29,6 +59,8 @@ class DiffusionTraining(pl.LightningModule):
         batch_size: latents a step.
         caption_dropout: share of captions replaced by the empty prompt.
         seed: of order, posterior noise, timesteps and diffusion noise, each a function of the step.
+        timesteps: distribution of the noise levels.
+        compiled: the UNet goes through ``torch.compile``, which pays after some minutes.
     """
 
     def __init__(
@@ -41,6 +73,8 @@ class DiffusionTraining(pl.LightningModule):
         max_steps: int,
         caption_dropout: float,
         seed: int,
+        timesteps: TimestepConfig | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         # only what trains is a submodule: the checkpoint and the average hold nothing frozen
@@ -52,6 +86,9 @@ class DiffusionTraining(pl.LightningModule):
         object.__setattr__(self, "bank", bank)
         self.optim_config, self.batch_size, self.max_steps = optim_config, batch_size, max_steps
         self.caption_dropout, self.seed = caption_dropout, seed
+        self.timesteps, self.compiled = timesteps or TimestepConfig(), compiled
+        if self.timesteps.kind not in ("uniform", "logit_normal"):
+            raise UserError(f"unknown kind of timesteps {self.timesteps.kind!r}: uniform or logit_normal")
         self._ids = model.text.tokenize(bank.captions).to(torch.int32)
         self._empty = model.text.tokenize([""])
 
@@ -61,13 +98,10 @@ class DiffusionTraining(pl.LightningModule):
         rng = generator(self.seed, "diffusion", step)
         ids = self._ids[rows].long()
         drop = torch.rand(len(rows), 1, generator=rng) < self.caption_dropout
-        # one timestep from each of B equal strata: the loss has less variance than with plain draws
-        u = (torch.arange(len(rows)) + torch.rand(len(rows), generator=rng)) / len(rows)
-        t = (u * self.model.schedule.num_timesteps).long()
         return {
             "z": z * self.model.scale_factor,
             "ids": torch.where(drop, self._empty, ids),
-            "t": t[torch.randperm(len(rows), generator=rng)],
+            "t": draw_timesteps(len(rows), self.model.schedule.num_timesteps, self.timesteps, rng),
             "noise": torch.randn(z.shape, generator=rng),
         }
 
@@ -78,6 +112,8 @@ class DiffusionTraining(pl.LightningModule):
     def on_fit_start(self) -> None:
         # Lightning has moved its submodules; the schedule and the autoencoder are none of them
         self.model.to(self.device)
+        if self.compiled:
+            self.unet.compile()
 
     def configure_optimizers(self) -> Any:
         return optim.configure(self.parameters(), self.optim_config, self.max_steps)

@@ -28,7 +28,7 @@ from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
-from ldm.training.diffusion import DiffusionTraining
+from ldm.training.diffusion import DiffusionTraining, TimestepConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
 
@@ -78,6 +78,8 @@ class DiffusionStage:
         latents: the bank that ``ldm train latents`` wrote.
         decoder_run: run folder of the decoder that went on learning, exported in place of that one's.
         inversion: settings for inverting into this model, written beside it at export.
+        timesteps: which noise levels training looks at most.
+        compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU).
         prompts: drawn every ``trainer.image_every`` steps, from the weights as they are then.
     """
 
@@ -89,6 +91,8 @@ class DiffusionStage:
     inversion: dict = field(default_factory=dict)
     batch_size: int = 64
     caption_dropout: float = 0.1
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    compiled: bool = False
     ema_decay: float = 0.999
     ema_every: int = 1
     seed: int = 0
@@ -220,13 +224,17 @@ def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) 
         max_steps=config.trainer.max_steps,
         caption_dropout=config.caption_dropout,
         seed=config.seed,
+        timesteps=config.timesteps,
+        compiled=config.compiled,
     )
     average = EMAWeightAveraging(decay=config.ema_decay, update_every_n_steps=config.ema_every)
 
     def draw(module: Any) -> dict[str, Tensor]:
         # one picture a prompt, twice, from the weights as they are being trained
         prompts = [p for p in config.prompts for _ in range(2)]
-        return {"samples": sample(model, prompts, steps=25, scale=config.sample_scale, seed=0)}
+        with torch.compiler.set_stance("force_eager"):  # other batch sizes are not worth compiling
+            pictures = sample(model, prompts, steps=25, scale=config.sample_scale, seed=0)
+        return {"samples": pictures}
 
     every = config.trainer.image_every if config.prompts else 0
     images = ImageLogger(draw, folder / "images", every, columns=12)

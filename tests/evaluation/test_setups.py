@@ -34,6 +34,8 @@ def test_a_perfect_model_passes_and_leaves_its_report(
     )
     assert result.background == Share(24, 24) and result.caption == Share(24, 24)
     assert result.median_rank == 1
+    # this judge reads the name alone, so the 8 pictures whose names come twice are ties
+    assert result.prompt == Share(16, 24)
     kept = json.loads((tmp_path / "result.json").read_text())
     assert len(kept["pictures"]) == 24 and kept["seed"] == 0
     assert (tmp_path / "report.html").stat().st_size > 2000 and (tmp_path / "samples.png").is_file()
@@ -47,6 +49,7 @@ def test_faults_are_counted(model: StubModel, judge: CentreJudge) -> None:
     assert result.background == Share(15, 20)
     assert 10 <= result.caption.right <= 12  # a wrong picture may be first by chance
     assert [row["obeyed"] for row in result.rows] == [False] * 5 + [True] * 15
+    assert 10 <= result.prompt.right <= 12
 
 
 def test_held_out_concepts_are_neither_asked_for_nor_offered(model: StubModel, judge: CentreJudge) -> None:

@@ -1,6 +1,5 @@
-"""The pretraining stages in miniature: they train, resume bit for bit, average and export."""
+"""The autoencoder's stage and the encoding of latents, in miniature: they train and resume bit for bit."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,40 +7,18 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from stages import LOGGING, OPTIM, TRAINER, WORDS, Interrupted, assert_same, checkpoint, interrupt
 from torch import Tensor, nn
 
 from ldm.config import load_yaml, resolve
 from ldm.data.bank import LatentBank
 from ldm.data.pictures import FolderPictures
 from ldm.errors import UserError
-from ldm.io.checkpoints import read_state_dict
-from ldm.loading import load
-from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.model import ModelConfig
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig
-from ldm.training.diffusion import DiffusionTraining
-from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
-from ldm.training.pretrain import (
-    AutoencoderStage,
-    DiffusionStage,
-    LatentsStage,
-    diffusion_model,
-    encode_latents,
-    export,
-    train_autoencoder,
-    train_diffusion,
-)
-
-TRAINER = TrainerConfig(max_steps=4, accelerator="cpu", checkpoint_every=2, image_every=100)
-OPTIM = OptimConfig(lr=1e-3, warmup_steps=1, lr_final_ratio=0.1, clip_norm=1.0)
-LOGGING = LoggingConfig(loggers=("csv",))
-WORDS = ("red", "green", "blue", "white", "black")
-
-
-class Interrupted(Exception):
-    pass
+from ldm.training.pretrain import AutoencoderStage, LatentsStage, encode_latents, train_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -66,68 +43,6 @@ def autoencoder_stage(pictures: Path, tiny_config: ModelConfig) -> AutoencoderSt
         trainer=TRAINER,
         logging=LOGGING,
     )
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tiny_config: ModelConfig, randomise: Callable[..., nn.Module]) -> nn.Module:
-    return randomise(build(tiny_config).autoencoder)
-
-
-@pytest.fixture(scope="module")
-def autoencoder_run(tmp_path_factory: pytest.TempPathFactory, autoencoder: nn.Module) -> Path:
-    """What a finished autoencoder stage leaves behind."""
-    run = tmp_path_factory.mktemp("autoencoder")
-    (run / "checkpoints").mkdir()
-    weights = {f"autoencoder.{k}": v for k, v in autoencoder.state_dict().items()}
-    torch.save({"state_dict": weights}, run / "checkpoints" / "last.ckpt")
-    return run
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    mean = 3 * torch.randn(10, 4, 4, 4, generator=generator)
-    captions = [f"a {WORDS[i % 5]} cat" for i in range(10)]
-    path = tmp_path_factory.mktemp("bank") / "latents.safetensors"
-    LatentBank(mean.half(), torch.full_like(mean, 0.5).half(), captions).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def diffusion_stage(tiny_config: ModelConfig, autoencoder_run: Path, bank: Path) -> DiffusionStage:
-    return DiffusionStage(
-        model=tiny_config,
-        autoencoder_run=autoencoder_run,
-        latents=bank,
-        batch_size=4,
-        ema_decay=0.5,
-        prompts=("a cat",),
-        optim=OPTIM,
-        trainer=replace(TRAINER, accumulate=2),
-        logging=LOGGING,
-    )
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int) -> None:
-    """Make ``owner.name(step, ...)`` fail at a step, as a machine that goes down would."""
-    original = getattr(owner, name)
-
-    def failing(self: Any, step: int, *args: Any) -> Any:
-        if step == at:
-            raise Interrupted
-        return original(self, step, *args)
-
-    monkeypatch.setattr(owner, name, failing)
-
-
-def checkpoint(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=False)
-
-
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=key)
 
 
 def moved(before: nn.Module, after: dict[str, Tensor], prefix: str) -> list[bool]:
@@ -299,99 +214,3 @@ def test_a_picture_without_a_caption_is_named(pictures: Path, tmp_path: Path) ->
     Image.open(pictures / "red.png").save(tmp_path / "lonely.png")
     with pytest.raises(UserError, match=r"lonely\.png has no caption.*lonely\.txt"):
         FolderPictures(str(tmp_path), image_size=16)
-
-
-# ------------------------------------------------------------------ diffusion
-@pytest.fixture(scope="module")
-def finished(
-    diffusion_stage: DiffusionStage, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    """A run of the diffusion stage, and its last checkpoint."""
-    run = tmp_path_factory.mktemp("diffusion") / "run"
-    return run, checkpoint(train_diffusion(diffusion_stage, run))
-
-
-def test_diffusion_stage_trains_unet_and_text_and_averages_them(
-    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage
-) -> None:
-    run, state = finished
-    assert state["global_step"] == 4
-    average, raw = state["state_dict"], state["current_model_state"]
-    # only what trains is kept: no autoencoder, no manager, no tables
-    assert {key.split(".")[0] for key in average} == {"unet", "text"}
-    assert average.keys() == raw.keys()
-    differ = [not torch.equal(average[k], raw[k]) for k in raw]
-    assert sum(differ) > 0.9 * len(differ)
-    assert {p.name for p in (run / "images").iterdir()} == {
-        "samples_000000.png",
-        "samples_000004.png",
-    }
-    assert resolve(DiffusionStage, load_yaml([run / "config.yaml"])) == diffusion_stage
-
-
-def test_diffusion_resumes_to_the_weights_of_an_uninterrupted_run(
-    finished: tuple[Path, dict[str, Any]],
-    diffusion_stage: DiffusionStage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupt(patch, DiffusionTraining, "make_batch", 5)
-        with pytest.raises(Interrupted):
-            train_diffusion(diffusion_stage, tmp_path / "cut")
-    assert checkpoint(tmp_path / "cut/checkpoints/last.ckpt")["global_step"] == 2
-    resumed = checkpoint(train_diffusion(diffusion_stage, tmp_path / "cut", resume=True))
-    for key in ("state_dict", "current_model_state"):
-        assert_same(resumed[key], finished[1][key])
-
-
-def test_captions_are_dropped_and_timesteps_spread_as_the_stage_says(
-    tiny_model: LatentDiffusion, bank: Path
-) -> None:
-    loaded = LatentBank.load(bank)
-    options = {"batch_size": 10, "max_steps": 1, "seed": 0}
-    module = DiffusionTraining(tiny_model, loaded, OPTIM, caption_dropout=0.3, **options)
-    batches = [module.make_batch(step) for step in range(100)]
-    empty = tiny_model.text.tokenize([""])
-    dropped = torch.cat([(b["ids"] == empty).all(1) for b in batches]).float().mean()
-    assert dropped.item() == pytest.approx(0.3, abs=0.05)
-    for b in batches:  # one timestep a stratum, in random order
-        assert sorted((b["t"] // 100).tolist()) == list(range(10))
-    torch.testing.assert_close(module.make_batch(7), batches[7], rtol=0, atol=0)
-    kept = DiffusionTraining(tiny_model, loaded, OPTIM, caption_dropout=0.0, **options)
-    ids = tiny_model.text.tokenize(loaded.captions)[loaded.batch(0, 10, 0)[1]]
-    assert torch.equal(kept.make_batch(0)["ids"], ids)
-
-
-def test_export_is_a_model_folder_with_the_averaged_weights(
-    finished: tuple[Path, dict[str, Any]],
-    diffusion_stage: DiffusionStage,
-    autoencoder: nn.Module,
-    tmp_path: Path,
-) -> None:
-    run, state = finished
-    out = export(diffusion_stage, run, tmp_path / "model")
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "model.safetensors", "vocab.txt"}
-    stored = read_state_dict(out / "model.safetensors")
-    assert {t.dtype for t in stored.values()} == {torch.float16}
-    model = load(out)
-    average = {k: v.half().float() for k, v in state["state_dict"].items()}
-    trained = {"unet": model.unet, "text": model.text}
-    assert_same({f"{n}.{k}": v for n, m in trained.items() for k, v in m.state_dict().items()}, average)
-    ours = {k: v.half().float() for k, v in autoencoder.state_dict().items()}
-    assert_same(model.autoencoder.state_dict(), ours)
-    bank = LatentBank.load(diffusion_stage.latents)
-    assert model.scale_factor == pytest.approx(bank.scale_factor, abs=1e-5)
-    assert not any(p.requires_grad for p in model.parameters())
-    assert sample(model, "a cat", steps=2, seed=0).isfinite().all()
-    with pytest.raises(UserError, match="no checkpoint"):
-        export(diffusion_stage, tmp_path / "nowhere", tmp_path / "other")
-
-
-def test_a_shipped_model_can_go_on_learning_without_the_runs_that_made_it(
-    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage, tmp_path: Path
-) -> None:
-    out = export(diffusion_stage, finished[0], tmp_path / "model")
-    stage = replace(diffusion_stage, autoencoder_run=out, start_from=out)
-    going_on = diffusion_model(stage, LatentBank.load(stage.latents))
-    assert going_on.fingerprint() == load(out).fingerprint()

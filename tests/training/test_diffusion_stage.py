@@ -1,0 +1,164 @@
+"""The diffusion stage in miniature: it trains, resumes bit for bit, averages and exports."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stages import LOGGING, OPTIM, TRAINER, Interrupted, assert_same, checkpoint, interrupt
+from torch import nn
+
+from ldm.config import load_yaml, resolve
+from ldm.data.bank import LatentBank
+from ldm.errors import UserError
+from ldm.io.checkpoints import read_state_dict
+from ldm.loading import load
+from ldm.model import LatentDiffusion, ModelConfig
+from ldm.sampling import sample
+from ldm.training.diffusion import DiffusionTraining, TimestepConfig, draw_timesteps
+from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
+
+
+@pytest.fixture(scope="module")
+def diffusion_stage(tiny_config: ModelConfig, autoencoder_run: Path, bank: Path) -> DiffusionStage:
+    return DiffusionStage(
+        model=tiny_config,
+        autoencoder_run=autoencoder_run,
+        latents=bank,
+        batch_size=4,
+        ema_decay=0.5,
+        prompts=("a cat",),
+        optim=OPTIM,
+        trainer=replace(TRAINER, accumulate=2),
+        logging=LOGGING,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(
+    diffusion_stage: DiffusionStage, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A run of the diffusion stage, and its last checkpoint."""
+    run = tmp_path_factory.mktemp("diffusion") / "run"
+    return run, checkpoint(train_diffusion(diffusion_stage, run))
+
+
+def test_diffusion_stage_trains_unet_and_text_and_averages_them(
+    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage
+) -> None:
+    run, state = finished
+    assert state["global_step"] == 4
+    average, raw = state["state_dict"], state["current_model_state"]
+    # only what trains is kept: no autoencoder, no manager, no tables
+    assert {key.split(".")[0] for key in average} == {"unet", "text"}
+    assert average.keys() == raw.keys()
+    differ = [not torch.equal(average[k], raw[k]) for k in raw]
+    assert sum(differ) > 0.9 * len(differ)
+    assert {p.name for p in (run / "images").iterdir()} == {
+        "samples_000000.png",
+        "samples_000004.png",
+    }
+    assert resolve(DiffusionStage, load_yaml([run / "config.yaml"])) == diffusion_stage
+
+
+def test_diffusion_resumes_to_the_weights_of_an_uninterrupted_run(
+    finished: tuple[Path, dict[str, Any]],
+    diffusion_stage: DiffusionStage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, DiffusionTraining, "make_batch", 5)
+        with pytest.raises(Interrupted):
+            train_diffusion(diffusion_stage, tmp_path / "cut")
+    assert checkpoint(tmp_path / "cut/checkpoints/last.ckpt")["global_step"] == 2
+    resumed = checkpoint(train_diffusion(diffusion_stage, tmp_path / "cut", resume=True))
+    for key in ("state_dict", "current_model_state"):
+        assert_same(resumed[key], finished[1][key])
+
+
+def test_captions_are_dropped_and_timesteps_spread_as_the_stage_says(
+    tiny_model: LatentDiffusion, bank: Path
+) -> None:
+    loaded = LatentBank.load(bank)
+    options = {"batch_size": 10, "max_steps": 1, "seed": 0}
+    module = DiffusionTraining(tiny_model, loaded, OPTIM, caption_dropout=0.3, **options)
+    batches = [module.make_batch(step) for step in range(100)]
+    empty = tiny_model.text.tokenize([""])
+    dropped = torch.cat([(b["ids"] == empty).all(1) for b in batches]).float().mean()
+    assert dropped.item() == pytest.approx(0.3, abs=0.05)
+    for b in batches:  # one timestep a stratum, in random order
+        assert sorted((b["t"] // 100).tolist()) == list(range(10))
+    torch.testing.assert_close(module.make_batch(7), batches[7], rtol=0, atol=0)
+    kept = DiffusionTraining(tiny_model, loaded, OPTIM, caption_dropout=0.0, **options)
+    ids = tiny_model.text.tokenize(loaded.captions)[loaded.batch(0, 10, 0)[1]]
+    assert torch.equal(kept.make_batch(0)["ids"], ids)
+
+
+def test_export_is_a_model_folder_with_the_averaged_weights(
+    finished: tuple[Path, dict[str, Any]],
+    diffusion_stage: DiffusionStage,
+    autoencoder: nn.Module,
+    tmp_path: Path,
+) -> None:
+    run, state = finished
+    out = export(diffusion_stage, run, tmp_path / "model")
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "model.safetensors", "vocab.txt"}
+    stored = read_state_dict(out / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    model = load(out)
+    average = {k: v.half().float() for k, v in state["state_dict"].items()}
+    trained = {"unet": model.unet, "text": model.text}
+    assert_same({f"{n}.{k}": v for n, m in trained.items() for k, v in m.state_dict().items()}, average)
+    ours = {k: v.half().float() for k, v in autoencoder.state_dict().items()}
+    assert_same(model.autoencoder.state_dict(), ours)
+    bank = LatentBank.load(diffusion_stage.latents)
+    assert model.scale_factor == pytest.approx(bank.scale_factor, abs=1e-5)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert sample(model, "a cat", steps=2, seed=0).isfinite().all()
+    with pytest.raises(UserError, match="no checkpoint"):
+        export(diffusion_stage, tmp_path / "nowhere", tmp_path / "other")
+
+
+def test_a_shipped_model_can_go_on_learning_without_the_runs_that_made_it(
+    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage, tmp_path: Path
+) -> None:
+    out = export(diffusion_stage, finished[0], tmp_path / "model")
+    stage = replace(diffusion_stage, autoencoder_run=out, start_from=out)
+    going_on = diffusion_model(stage, LatentBank.load(stage.latents))
+    assert going_on.fingerprint() == load(out).fingerprint()
+
+
+def test_timesteps_follow_the_logistic_normal_in_strata() -> None:
+    rng = torch.Generator().manual_seed(0)
+    config = TimestepConfig("logit_normal", mean=0.5, std=0.8)
+    t = draw_timesteps(20_000, 1000, config, rng)
+    assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= 999
+    logit = torch.logit((t.double() + 0.5) / 1000)
+    assert logit.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert logit.std().item() == pytest.approx(0.8, abs=0.01)
+    few = draw_timesteps(8, 1000, config, rng)
+    # strata: every eighth of the distribution is met once in eight draws, in random order
+    places = torch.special.ndtr((torch.logit((few + 0.5) / 1000) - 0.5) / 0.8) * 8
+    assert sorted(places.long().tolist()) == list(range(8)) and places.tolist() != sorted(places.tolist())
+    extreme = draw_timesteps(64, 1000, TimestepConfig("logit_normal", 20.0, 1.0), rng)
+    assert (extreme == 999).all()
+
+
+def test_an_unknown_kind_of_timesteps_is_refused(diffusion_stage: DiffusionStage, tmp_path: Path) -> None:
+    stage = replace(diffusion_stage, timesteps=TimestepConfig("cubic"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="cubic.*logit_normal"):
+        train_diffusion(stage, tmp_path / "run")
+
+
+def test_a_compiled_run_keeps_the_names_of_its_weights(
+    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    compiled = []
+    # the call itself is torch's; a real compilation takes a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    state = checkpoint(train_diffusion(replace(diffusion_stage, compiled=True), tmp_path / "run"))
+    assert compiled == ["UNetModel"]
+    assert_same(state["state_dict"], finished[1]["state_dict"])
