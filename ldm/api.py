@@ -60,7 +60,7 @@ def evaluate(
     model: LatentDiffusion, embedding: Embedding, images: Any, **settings: Any
 ) -> dict[str, Any]:
     """Measure a word: reconstruction, editability and obeyed backgrounds (``ldm evaluate``)."""
-    from ldm.evaluation.setups import evaluate_embedding
+    from ldm.evaluation.word import evaluate_embedding
     from ldm.sampling import sample
 
     concept = concept_of(images, model.image_size)

@@ -20,6 +20,9 @@ from ldm.errors import UserError
 
 T = TypeVar("T")
 
+#: folder of the models, judges and vocabularies that come with the package
+ASSETS = Path(__file__).parent / "assets"
+
 
 def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merge YAML files from left to right, then ``key.sub=value`` overrides; resolve ``${...}``.

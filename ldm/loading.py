@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.config import load_yaml, resolve, unknown_key
+from ldm.config import ASSETS, load_yaml, resolve, unknown_key
 from ldm.errors import UserError
 from ldm.io.checkpoints import load_model_weights, read_state_dict
 from ldm.model import LatentDiffusion, ModelConfig, build
 
-ASSETS = Path(__file__).parent / "assets"
 SECTIONS = ("model", "inversion")
 
 

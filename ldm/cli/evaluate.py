@@ -101,19 +101,19 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.api import evaluate
     from ldm.cli.sample import check_fits
     from ldm.io.embeddings import load_embedding
-    from ldm.io.runs import write_json
 
     word = load_embedding(args.embedding)
     check_fits(model, word, force=False)
     judge, sampling = _judge_and_sampling(args)
     settings = {"clip": judge, "n": args.n, "seed": args.seed, "sampling": sampling}
-    figures = evaluate(model, word, args.images, **settings)
-    _print(f"{word.placeholder}", figures)
-    if args.out:
-        with common.no_remains(args.out):
-            write_json(args.out / "result.json", figures)
-            _write_csv(args.out / "table.csv", [_flat(figures)])
-        common.say(f"  written to {args.out}")
+    if args.out is None:
+        _print(word.placeholder, evaluate(model, word, args.images, **settings))
+        return
+    with common.no_remains(args.out):
+        figures = evaluate(model, word, args.images, out=args.out, **settings)
+        _write_csv(args.out / "table.csv", [_flat(figures)])
+    _print(word.placeholder, figures)
+    _say_where(args.out, "samples.png")
 
 
 def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:

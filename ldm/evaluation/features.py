@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.config import dump_yaml, load_yaml, resolve, to_plain
+from ldm.config import ASSETS, dump_yaml, load_yaml, resolve, to_plain
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
 from ldm.io.runs import atomic_write, write_bytes, write_text
 from ldm.text.tokenizer import Tokenizer
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.yaml", "vocab.txt"
 CONCEPTS = "concepts.tsv"
 

@@ -1,14 +1,13 @@
-"""Measured promises of a text-to-image model and of one learned word.
+"""Measured promises of a text-to-image model: prompts obeyed.
 
 Models come in as arguments, with the public functions that use them, so that nothing here depends
-on how a word is learned: ``sample`` is ``ldm.sample``. The benchmark of held-out concepts is in
-:mod:`ldm.evaluation.heldout`.
+on how a word is learned: ``sample`` is ``ldm.sample``. One learned word is measured in
+:mod:`ldm.evaluation.word`, the benchmark of held-out concepts is in :mod:`ldm.evaluation.heldout`.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,21 +22,13 @@ from ldm.data.emoji_compose import COLOUR_NAMES
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Judge, Named
-from ldm.evaluation.metrics import Share, Similarity
+from ldm.evaluation.metrics import Share
 from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
-from ldm.io.embeddings import Embedding
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json
 
 SampleFunction = Callable[..., Tensor]
 CHUNK = 25  # pictures between two movements of the progress bar
-RECONSTRUCTION_PROMPT = "a photo of {}"
-EDIT_PROMPTS = (
-    "a photo of {} on the beach",
-    "a photo of {} in the snow",
-    "a photo of {} on grass",
-    "a photo of {} under a night sky",
-)
 COLOUR_PROMPT = "a photo of {{}} on {article}{colour} background"
 
 
@@ -249,85 +240,3 @@ def _write_base(result: BaseResult, out: Path, settings: dict[str, Any], model: 
         "Base model: prompts obeyed", summary, notes, [table], {"Pictures": sheet}, manifest
     )
     write_evaluation_report(report, out / "report.html")
-
-
-# ---------------------------------------------------------------------------- one learned word
-def evaluate_embedding(
-    model: Any,
-    embedding: Embedding,
-    images: Tensor,
-    *,
-    sample: SampleFunction,
-    clip: Judge | None = None,
-    n: int = 16,
-    seed: int = 0,
-    sampling: Sampling | None = None,
-    prompts: Sequence[str] = EDIT_PROMPTS,
-    colours: Sequence[str] = COLOUR_NAMES,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Measure a learned word as section 4.7 of the paper does, and the backgrounds it lets through.
-
-    Args:
-        model, sample: as for :func:`evaluate_base`; the model knows the word afterwards.
-        images: training pictures (M, 3, H, W) in [-1, 1].
-        clip: the judge (default: the shipped ``emoji-clip``).
-        n: samples of each prompt (the paper: 64, which on a CPU takes minutes).
-        prompts: edits, with ``{}`` for the word.
-        colours: each drawn once; empty: not measured.
-
-    Returns:
-        ``reconstruction`` (CLIP-I) and ``editability`` (CLIP-T, also by prompt), each as
-        ``cosine_of_means`` (the paper's text) and ``mean_of_cosines`` (the official code);
-        ``between_training_pictures``, which reconstruction is read against; ``backgrounds`` with
-        ``share``, ``low``, ``high`` (95 %); and how it was measured.
-    """
-    if clip is None:
-        from ldm.evaluation.features import load_clip
-
-        clip = load_clip()
-    sampling = sampling or Sampling()
-    word = embedding.placeholder
-    if word in model.manager.placeholders:
-        model.remove_placeholder(word)
-    model.add_placeholder(word, embedding.vectors)
-    rows = [t.replace("{}", word) for t in (RECONSTRUCTION_PROMPT, *prompts) for _ in range(n)]
-    rows += [colour_prompt(colour).replace("{}", word) for colour in colours]
-    drawn = draw(model, sample, rows, sampling, seed, "drawing" if progress else "")
-    training = clip.image_features(images)
-    features = clip.image_features(drawn[: n * (1 + len(prompts))]).split(n)
-    bare = clip.text_features([without_word(p) for p in prompts])
-    edits = [metrics.similarity(f, t[None]) for f, t in zip(features[1:], bare, strict=True)]
-    backgrounds = metrics.background_accuracy(drawn[n * (1 + len(prompts)) :], list(colours))
-    share = backgrounds.value if colours else None
-    low, high = backgrounds.interval
-    return {
-        "placeholder": word,
-        "reconstruction": asdict(metrics.similarity(features[0], training)),
-        "between_training_pictures": _between(training),
-        "editability": asdict(_mean(edits)),
-        "editability_by_prompt": dict(zip(prompts, map(asdict, edits), strict=True)),
-        "backgrounds": {**asdict(backgrounds), "share": share, "low": low, "high": high},
-        "measured": {"samples": n, "seed": seed, **asdict(sampling)},
-    }
-
-
-def without_word(prompt: str) -> str:
-    """A prompt with its ``{}`` left out, as the paper compares samples with."""
-    return " ".join(re.sub(r"\{\}", " ", prompt).split())
-
-
-def _between(training: Tensor) -> float | None:
-    """Mean cosine of different training pictures; ``None`` of a single one."""
-    m = len(training)
-    if m < 2:
-        return None
-    return float(((training @ training.T).sum() - m) / (m * (m - 1)))
-
-
-def _mean(values: Sequence[Similarity]) -> Similarity:
-    count = max(1, len(values))
-    return Similarity(
-        sum(v.cosine_of_means for v in values) / count,
-        sum(v.mean_of_cosines for v in values) / count,
-    )
