@@ -49,6 +49,7 @@ class AutoencoderTraining(pl.LightningModule):
         autoencoder: the model.
         make_batch: pictures of a step, a pure function of it.
         seed: of the posterior's noise, which is a function of the step too.
+        compiled: encoder and decoder go through ``torch.compile``.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class AutoencoderTraining(pl.LightningModule):
         loss_config: AutoencoderLossConfig,
         max_steps: int,
         seed: int = 0,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
+        self.compiled = compiled
         self.autoencoder = autoencoder
         self.make_batch = make_batch
         self.optim_config, self.loss_config, self.seed = optim_config, loss_config, seed
@@ -74,6 +77,11 @@ class AutoencoderTraining(pl.LightningModule):
         # two players need two optimisers, stepped by hand; Lightning counts the steps of both
         self.automatic_optimization = not self.adversarial
         self.scheduled_steps = max_steps // 2 if self.adversarial else max_steps
+
+    def on_fit_start(self) -> None:
+        if self.compiled:
+            self.autoencoder.encoder.compile()
+            self.autoencoder.decoder.compile()
 
     def train_dataloader(self) -> Any:
         stream = StepStream(lambda step: (step, self.make_batch(step)), self.global_batch)

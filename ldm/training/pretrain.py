@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from ldm.training.diffusion import DiffusionTraining, TimestepConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
 
+#: for pictures on the way: other batch sizes are not worth compiling
+EAGER = partial(torch.compiler.set_stance, "force_eager")
 #: where a part stands in a public checkpoint
 PUBLIC = {"autoencoder": AUTOENCODER, "unet": UNET, "text": TEXT}
 
@@ -42,11 +45,13 @@ class AutoencoderStage:
 
     Attributes:
         start_from: run folder of an autoencoder to go on from, such as for its decoder alone.
+        compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU).
     """
 
     autoencoder: dict
     data: dict
     start_from: Path | None = None
+    compiled: bool = False
     batch_size: int = 32
     seed: int = 0
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
@@ -140,12 +145,14 @@ def train_autoencoder(config: AutoencoderStage, folder: Path, resume: bool = Fal
         config.loss,
         config.trainer.max_steps,
         config.seed,
+        config.compiled,
     )
     fixed = source.batch(0, 16, config.seed + 1).images
 
     def draw(module: Any) -> dict[str, Tensor]:
         x = fixed.to(module.device)
-        decoded = module.autoencoder.decode(module.autoencoder.encode(x).mode())
+        with EAGER():
+            decoded = module.autoencoder.decode(module.autoencoder.encode(x).mode())
         return {"reconstructions": torch.cat([x, decoded.float()])}
 
     images = ImageLogger(draw, folder / "images", config.trainer.image_every, columns=16)
@@ -232,7 +239,7 @@ def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) 
     def draw(module: Any) -> dict[str, Tensor]:
         # one picture a prompt, twice, from the weights as they are being trained
         prompts = [p for p in config.prompts for _ in range(2)]
-        with torch.compiler.set_stance("force_eager"):  # other batch sizes are not worth compiling
+        with EAGER():
             pictures = sample(model, prompts, steps=25, scale=config.sample_scale, seed=0)
         return {"samples": pictures}
 
