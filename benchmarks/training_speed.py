@@ -59,7 +59,7 @@ def main() -> None:
             sys.stdout.write(f"{args.threads} threads, {name}, {kernel} attention: {found:.0f} pictures/s\n")
     if args.compile:
         found = rate(True, "plain", args.seconds, compiled=True)
-        sys.stdout.write(f"{args.threads} threads, bfloat16, plain attention, compiled: {found:.0f} pictures/s\n")
+        sys.stdout.write(f"{args.threads} threads, bfloat16, plain, compiled: {found:.0f} pictures/s\n")
 
 
 if __name__ == "__main__":
