@@ -146,6 +146,18 @@ def test_the_decoder_alone_can_go_on_from_an_earlier_run(
     assert any(moved(autoencoder.decoder, state, "autoencoder.decoder."))
 
 
+def test_a_compiled_stage_compiles_both_halves_and_keeps_their_names(
+    autoencoder_stage: AutoencoderStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    # the call itself is torch's; a real compilation takes a minute
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    plain = checkpoint(train_autoencoder(autoencoder_stage, tmp_path / "plain"))
+    state = checkpoint(train_autoencoder(replace(autoencoder_stage, compiled=True), tmp_path / "run"))
+    assert compiled == ["Encoder", "Decoder"]
+    assert_same(state["state_dict"], plain["state_dict"])
+
+
 # ------------------------------------------------------------------ latents
 @pytest.fixture
 def latents_stage(autoencoder_stage: AutoencoderStage, autoencoder_run: Path) -> LatentsStage:
