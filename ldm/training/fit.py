@@ -148,6 +148,7 @@ def _checkpoints(folder: Path, every: int) -> ModelCheckpoint:
         monitor="step",
         mode="max",
         save_last=True,
+        enable_version_counter=False,  # in a copied run folder too, the newest is `last.ckpt`
         save_on_train_epoch_end=False,
     )
 

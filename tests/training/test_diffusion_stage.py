@@ -1,5 +1,6 @@
 """The diffusion stage in miniature: it trains, resumes bit for bit, averages and exports."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ def test_diffusion_resumes_to_the_weights_of_an_uninterrupted_run(
     resumed = checkpoint(train_diffusion(diffusion_stage, tmp_path / "cut", resume=True))
     for key in ("state_dict", "current_model_state"):
         assert_same(resumed[key], finished[1][key])
+
+
+def test_a_copied_run_goes_on_in_its_new_folder(
+    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    longer = replace(diffusion_stage, trainer=replace(diffusion_stage.trainer, max_steps=6))
+    train_diffusion(longer, copy, resume=True)
+    assert checkpoint(copy / "checkpoints/last.ckpt")["global_step"] == 6
+    assert not list(copy.glob("checkpoints/last-*"))
 
 
 def test_captions_are_dropped_and_timesteps_spread_as_the_stage_says(
