@@ -89,6 +89,7 @@ class DiffusionTraining(pl.LightningModule):
         self.timesteps, self.compiled = timesteps or TimestepConfig(), compiled
         if self.timesteps.kind not in ("uniform", "logit_normal"):
             raise UserError(f"unknown kind of timesteps {self.timesteps.kind!r}: uniform or logit_normal")
+        self.num_timesteps: int = model.schedule.num_timesteps
         self._ids = model.text.tokenize(bank.captions).to(torch.int32)
         self._empty = model.text.tokenize([""])
 
@@ -101,7 +102,7 @@ class DiffusionTraining(pl.LightningModule):
         return {
             "z": z * self.model.scale_factor,
             "ids": torch.where(drop, self._empty, ids),
-            "t": draw_timesteps(len(rows), self.model.schedule.num_timesteps, self.timesteps, rng),
+            "t": draw_timesteps(len(rows), self.num_timesteps, self.timesteps, rng),
             "noise": torch.randn(z.shape, generator=rng),
         }
 
