@@ -212,10 +212,12 @@ def _prompt_ranks(features: Tensor, texts: Tensor, prompts: Sequence[str], among
 
     Several pictures of one prompt count as one caption.
     """
+    first: dict[str, int] = {}
+    for i, prompt in enumerate(prompts):
+        first.setdefault(prompt, i)
     ranks = []
     for i, (feature, own) in enumerate(zip(features, prompts, strict=True)):
-        first = {prompt: j for j, prompt in reversed(list(enumerate(prompts))) if prompt != own}
-        others = sorted(first.values())
+        others = [j for j in first.values() if j != first[own]]
         chosen = random.Random(f"prompts {seed} {i}").sample(others, min(among - 1, len(others)))
         ranks.append(metrics.caption_rank(feature[None], texts[[i, *chosen]], torch.tensor([0])))
     return torch.cat(ranks)

@@ -133,10 +133,11 @@ def _write_embedding(
         "between training pictures": figures["between_training_pictures"],
         "backgrounds obeyed": str(obeyed) if obeyed.n else None,
     }
-    rows = [[prompt, None, None] for prompt in prompts]
-    rows[0][1:] = [reconstruction["cosine_of_means"], reconstruction["mean_of_cosines"]]
-    for row, values in zip(rows[1:], figures["editability_by_prompt"].values(), strict=True):
-        row[1:] = [values["cosine_of_means"], values["mean_of_cosines"]]
+    compared = [reconstruction, *figures["editability_by_prompt"].values()]
+    rows = [
+        [prompt, values["cosine_of_means"], values["mean_of_cosines"]]
+        for prompt, values in zip(prompts, compared, strict=True)
+    ]
     table = Table(
         "Prompts",
         ("prompt", "cosine of means", "mean of cosines"),
