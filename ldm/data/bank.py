@@ -44,13 +44,24 @@ class LatentBank:
             )
 
     @classmethod
-    def load(cls, path: Path | str) -> LatentBank:
-        """Read what ``ldm train latents`` wrote; UserError if it is not there."""
-        if not Path(path).is_file():
-            raise UserError(f"no latents at {path}; run `ldm train latents` first")
-        with safe_open(str(path), framework="pt") as file:
-            captions = json.loads(file.metadata()["captions"])
-            return cls(file.get_tensor("mean"), file.get_tensor("std"), captions)
+    def load(cls, *paths: Path | str) -> LatentBank:
+        """Read what ``ldm train latents`` wrote, several files as one bank.
+
+        Raises:
+            UserError: a file is not there, or two hold latents of different shapes.
+        """
+        means, stds, captions = [], [], []
+        for path in paths:
+            if not Path(path).is_file():
+                raise UserError(f"no latents at {path}; run `ldm train latents` first")
+            with safe_open(str(path), framework="pt") as file:
+                captions += json.loads(file.metadata()["captions"])
+                means.append(file.get_tensor("mean"))
+                stds.append(file.get_tensor("std"))
+        if len({mean.shape[1:] for mean in means}) > 1:
+            shapes = ", ".join(f"{path} {tuple(m.shape[1:])}" for path, m in zip(paths, means, strict=True))
+            raise UserError(f"latents of different shapes cannot be one bank: {shapes}")
+        return cls(torch.cat(means), torch.cat(stds), captions)
 
     def _permutation(self, epoch: int, seed: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:

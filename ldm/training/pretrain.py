@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from rich.progress import track
 from torch import Tensor
 
-from ldm.config import dump_yaml, instantiate, to_plain
+from ldm.config import dump_yaml, instantiate, load_yaml, to_plain
 from ldm.data.bank import LatentBank
 from ldm.data.pictures import PictureSource
 from ldm.errors import UserError
@@ -80,7 +80,8 @@ class DiffusionStage:
     Attributes:
         autoencoder_run: run folder of the autoencoder (or a model folder), shipped along.
         start_from: model folder or diffusion run whose UNet and text conditioner go on learning.
-        latents: the bank that ``ldm train latents`` wrote.
+        latents: banks that ``ldm train latents`` wrote; every picture of all of them is drawn
+            equally often, so the sizes of the banks are their weights.
         decoder_run: run folder of the decoder that went on learning, exported in place of that one's.
         inversion: settings for inverting into this model, written beside it at export.
         timesteps: which noise levels training looks at most.
@@ -90,7 +91,7 @@ class DiffusionStage:
 
     model: ModelConfig
     autoencoder_run: Path
-    latents: Path
+    latents: tuple[Path, ...]
     start_from: Path | None = None
     decoder_run: Path | None = None
     inversion: dict = field(default_factory=dict)
@@ -208,9 +209,15 @@ def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
 
 
 def diffusion_model(config: DiffusionStage, bank: LatentBank) -> LatentDiffusion:
-    """The stage's model: trained autoencoder, the bank's scale factor, UNet and text as they start."""
+    """The stage's model: trained autoencoder, UNet and text as they start.
+
+    The scale factor is the bank's, or that of the model folder that goes on learning.
+    """
     torch.manual_seed(config.seed)
-    model = build(replace(config.model, scale_factor=round(bank.scale_factor, 5)))
+    scale_factor = round(bank.scale_factor, 5)
+    if config.start_from is not None and (config.start_from / "model.safetensors").is_file():
+        scale_factor = load_yaml([config.start_from / "config.yaml"])["model"]["scale_factor"]
+    model = build(replace(config.model, scale_factor=scale_factor))
     load_part(model.autoencoder, config.autoencoder_run, "autoencoder")
     if config.start_from is not None:
         load_part(model.unet, config.start_from, "unet")
@@ -221,7 +228,7 @@ def diffusion_model(config: DiffusionStage, bank: LatentBank) -> LatentDiffusion
 def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) -> Path:
     """Train UNet and text conditioner; returns the last checkpoint."""
     checkpoint = start(folder, config, resume)
-    bank = LatentBank.load(config.latents)
+    bank = LatentBank.load(*config.latents)
     model = diffusion_model(config, bank)
     module = DiffusionTraining(
         model,
@@ -264,7 +271,7 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     The folder holds ``model.safetensors`` (float16, public layout), ``config.yaml`` and the
     vocabulary.
     """
-    bank = LatentBank.load(config.latents)
+    bank = LatentBank.load(*config.latents)
     model = diffusion_model(config, bank)
     path = checkpoint or last_checkpoint(run)
     if path is None:

@@ -214,6 +214,17 @@ def test_bank_visits_every_row_once_an_epoch_as_a_function_of_the_step(bank: Pat
         LatentBank.load(bank.with_name("nowhere.safetensors"))
 
 
+def test_several_files_are_one_bank_if_their_shapes_agree(bank: Path, tmp_path: Path) -> None:
+    loaded, small = LatentBank.load(bank), tmp_path / "small.safetensors"
+    LatentBank(loaded.mean[:4] + 1, loaded.std[:4], loaded.captions[:4]).save(small)
+    both = LatentBank.load(bank, small)
+    assert both.captions == loaded.captions + loaded.captions[:4]
+    assert torch.equal(both.mean[-4:], loaded.mean[:4] + 1) and len(both.std) == len(both) == 14
+    LatentBank(loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions).save(small)
+    with pytest.raises(UserError, match=r"different shapes.*small\.safetensors"):
+        LatentBank.load(bank, small)
+
+
 def test_folder_pictures_want_captions_and_are_a_function_of_the_step(pictures: Path) -> None:
     source = FolderPictures(str(pictures), image_size=16)
     a, b, c = source.batch(5, 8, 0), source.batch(5, 8, 0), source.batch(6, 8, 0)

@@ -26,7 +26,7 @@ def diffusion_stage(tiny_config: ModelConfig, autoencoder_run: Path, bank: Path)
     return DiffusionStage(
         model=tiny_config,
         autoencoder_run=autoencoder_run,
-        latents=bank,
+        latents=(bank,),
         batch_size=4,
         ema_decay=0.5,
         prompts=("a cat",),
@@ -124,7 +124,7 @@ def test_export_is_a_model_folder_with_the_averaged_weights(
     assert_same({f"{n}.{k}": v for n, m in trained.items() for k, v in m.state_dict().items()}, average)
     ours = {k: v.half().float() for k, v in autoencoder.state_dict().items()}
     assert_same(model.autoencoder.state_dict(), ours)
-    bank = LatentBank.load(diffusion_stage.latents)
+    bank = LatentBank.load(*diffusion_stage.latents)
     assert model.scale_factor == pytest.approx(bank.scale_factor, abs=1e-5)
     assert not any(p.requires_grad for p in model.parameters())
     assert sample(model, "a cat", steps=2, seed=0).isfinite().all()
@@ -137,8 +137,11 @@ def test_a_shipped_model_can_go_on_learning_without_the_runs_that_made_it(
 ) -> None:
     out = export(diffusion_stage, finished[0], tmp_path / "model")
     stage = replace(diffusion_stage, autoencoder_run=out, start_from=out)
-    going_on = diffusion_model(stage, LatentBank.load(stage.latents))
+    going_on = diffusion_model(stage, LatentBank.load(*stage.latents))
     assert going_on.fingerprint() == load(out).fingerprint()
+    other = LatentBank.load(*stage.latents)
+    other.mean *= 3  # pictures that spread otherwise: the scale factor stays the one the UNet knows
+    assert diffusion_model(stage, other).scale_factor == going_on.scale_factor != other.scale_factor
 
 
 def test_timesteps_follow_the_logistic_normal_in_strata() -> None:
