@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli import common
+from ldm.cli import common, embeddings
 
 if TYPE_CHECKING:
     from ldm.io.embeddings import Embedding
@@ -27,7 +27,7 @@ def register(subparsers: Any) -> None:
         "other), and the vocabulary's words that are nearest to them.",
         EXAMPLE,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .pt or .bin")
+    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .pt, .bin or .png")
     parser.add_argument("--top", type=int, default=5, help="nearest words shown (default: 5)")
     common.add_model(parser, default=None)
     parser.set_defaults(run=run)
@@ -44,38 +44,16 @@ def run(args: argparse.Namespace) -> None:
         for word in words:
             check_width(word, model.text.width)
     for word in words:
-        _show(word, model, args.top)
-
-
-def _show(word: Embedding, model: LatentDiffusion, top: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(f"{word.placeholder}"), show_header=False, title_justify="left")
-    table.add_column("what", style="bold", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    for key, value in [*_facts(word, model), *_neighbours(word, model, top)]:
-        table.add_row(Text(key), Text(value))
-    Console().print(table)
+        rows = [*_facts(word, model), *_neighbours(word, model, args.top)]
+        embeddings.print_table(word.placeholder, rows)
 
 
 def _facts(word: Embedding, model: LatentDiffusion) -> list[tuple[str, str]]:
-    norms = word.vectors.norm(dim=1)
-    facts = [
-        ("vectors", f"{word.K} of width {word.D}"),
-        ("norms", ", ".join(f"{norm:.3f}" for norm in norms)),
-    ]
+    rows = embeddings.facts(word, model.fingerprint())
     if word.D == model.text.width:
         usual = model.text.token_table.detach().float().norm(dim=1).median()
-        facts.append(("norm of the model's own words", f"{usual:.3f} (median)"))
-    for key, value in word.metadata.items():
-        if key == "base_model":
-            value += " (this model)" if value == model.fingerprint() else " (another model)"
-        if key == "image_hashes":
-            key, value = "pictures", f"{len(value.split(',')) if value else 0} (sha256 {value})"
-        facts.append((key.replace("_", " "), value or "none"))
-    return facts
+        rows.append(("norm of the model's own words", f"{usual:.3f} (median)"))
+    return rows
 
 
 def _neighbours(word: Embedding, model: LatentDiffusion, top: int) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ def register(subparsers: Any) -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="learned words, of this program or any other (.safetensors, .pt, .bin)",
+        help="learned words, of this program or any other (.safetensors, .pt, .bin, .png)",
     )
     add(
         "--prompt",
