@@ -129,7 +129,7 @@ def test_an_official_pt_of_several_words_needs_a_token_id_for_each(tmp_path, ids
         save_embeddings([word("a"), word("b")], tmp_path / "a.pt", token_ids=ids)
 
 
-@pytest.mark.parametrize("name", ["a.b", "keys"])
+@pytest.mark.parametrize("name", ["a.b", "keys", "training", "_parameters"])
 def test_a_name_that_an_official_pt_cannot_hold_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="safetensors"):
         save_embeddings(word(name), tmp_path / "a.pt")
@@ -235,6 +235,12 @@ def test_unnamed_embeddings_of_others_take_the_files_name(tmp_path, key, suffix)
     path = tmp_path / f"my-cat{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)({key: word().vectors}, path)
     assert_same(load_embedding(path), word("my-cat"))
+
+
+def test_notes_of_ours_that_name_no_word_leave_it_the_files_name(tmp_path):
+    notes = {"format": "textual-inversion"}
+    save_file({"emb_params": word().vectors}, tmp_path / "my-cat.safetensors", notes)
+    assert load_embedding(tmp_path / "my-cat.safetensors").placeholder == "my-cat"
 
 
 @pytest.mark.parametrize("keys", [["emp_params_out"], ["emp_params", "emp_params_out"], ["clip_l_out"]])

@@ -23,7 +23,7 @@ from torch.nn import Parameter, ParameterDict
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
 from ldm.io.embedding_formats import FORMATS, picture
-from ldm.io.embeddings import Embedding, read_file, save_embeddings
+from ldm.io.embeddings import Embedding, EmbeddingFile, read_file, save_embeddings
 
 WORD = Embedding("<cat>", torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), {"step": "5"})
 WEIGHTS = {"model.a.weight": torch.randn(3, 4), "model.b.weight": torch.randn(2).half()}
@@ -223,6 +223,14 @@ def test_tensors_that_are_no_dense_numbers_are_refused(tmp_path, vectors):
     assert read_file(tmp_path / "y.pt").words[0].metadata == {}
 
 
+def test_notes_that_no_file_can_hold_are_read_and_written_again(tmp_path):
+    content = {"string_to_param": {"*": torch.ones(1, 2)}, "name": "a", "sd_checkpoint_name": "x\ud800"}
+    torch.save(content, tmp_path / "x.pt")
+    (found,) = read_file(tmp_path / "x.pt").words
+    save_embeddings(found, tmp_path / "y.safetensors")
+    assert read_file(tmp_path / "y.safetensors").words[0].metadata["base_model_name"] == "x?"
+
+
 # -------------------------------------------------------------------------- fuzzing
 def small_files(folder: Path) -> dict[Path, object]:
     """A file of every format, and what reads it."""
@@ -261,8 +269,10 @@ def test_a_thousand_damaged_files_are_one_line_errors_or_load(tmp_path, recwarn)
         data, path, read = files[case % len(files)]
         path.write_bytes(damaged(data, draw))
         try:
-            read(path)
+            found = read(path)
             loaded += 1
+            if isinstance(found, EmbeddingFile):  # what can be read can be written again
+                save_embeddings(found.words[0], tmp_path / "again.safetensors")
         except UserError as error:
             assert "\n" not in str(error)
     assert 20 < loaded < 500

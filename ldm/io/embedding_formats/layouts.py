@@ -97,14 +97,14 @@ def write_official(words: Sequence[Embedding]) -> list[Content]:
     if None in ids.values() or len(set(ids.values())) < len(ids):
         raise UserError("an official .pt with several placeholders needs the token id of each, "
                         "and no two may share one: give token_ids, or write .safetensors")
-    try:
-        params = ParameterDict({w.placeholder: w.vectors for w in words})
-    except KeyError as error:  # a module attribute cannot hold a dot or the name of a method
-        raise UserError(f"an official .pt cannot hold this name ({error.args[0]}): "
-                        "write .safetensors, or rename the placeholder") from error
+    taken = dir(ParameterDict())  # it keeps its entries as a module's attributes
+    for name in ids:
+        if "." in name or name in taken:
+            raise UserError(f"an official .pt cannot hold the name {name!r}, which torch's modules "
+                            "have no room for: write .safetensors, or rename the placeholder")
     return [Content("pickle", {
         "string_to_token": {name: torch.tensor(number) for name, number in ids.items()},
-        "string_to_param": params})]
+        "string_to_param": ParameterDict({w.placeholder: w.vectors for w in words})})]
 
 
 def write_a1111(container: str) -> Writer:
@@ -236,10 +236,14 @@ def _notes(words: Sequence[Embedding]) -> dict[str, str]:
             "embeddings": json.dumps(described, ensure_ascii=False)}
 
 
+def _ours(content: Content) -> bool:
+    return content.notes.get("format") == NOTES and "embeddings" in content.notes
+
+
 def _read_notes(content: Content) -> dict[str, dict[str, str]]:
     """Placeholder -> metadata; a foreign file's notes are those of every word in it."""
     notes = content.notes
-    if notes.get("format") != NOTES or "embeddings" not in notes:
+    if not _ours(content):
         return {name: dict(notes) for name in content.values}
     derived = {"placeholder", "K", "D"}  # the tensors themselves say these
     try:
@@ -255,6 +259,6 @@ def _read_notes(content: Content) -> dict[str, dict[str, str]]:
 
 def _only_note(content: Content, stem: str) -> tuple[str, dict[str, str]]:
     """Name and metadata of the one word in a file whose layout has no place for a name."""
-    if content.notes.get("format") != NOTES:
+    if not _ours(content):
         return stem, dict(content.notes)
     return next(iter(_read_notes(content).items()), (stem, {}))

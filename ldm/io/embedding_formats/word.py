@@ -61,6 +61,8 @@ class Embedding:
         if len(name) > MAX_NAME or any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
             raise UserError(f"{name[:40]!r} is no name for an embedding: it is longer than "
                             f"{MAX_NAME} characters or holds control characters")
+        metadata = {_utf8(key): _utf8(value) for key, value in self.metadata.items()}
+        object.__setattr__(self, "metadata", metadata)
         object.__setattr__(self, "dtype", self.vectors.dtype)
         object.__setattr__(self, "vectors", _rows(name, self.vectors))
         if self.second is not None:
@@ -83,6 +85,11 @@ class Embedding:
     def widths(self) -> tuple[int, ...]:
         """(D,), or (D, D') of SDXL's two text encoders."""
         return (self.D,) if self.second is None else (self.D, self.second.shape[1])
+
+
+def _utf8(text: str) -> str:
+    """``text`` with "?" for lone surrogates, which pickles and JSON can hold and files cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _rows(name: str, vectors: Tensor) -> Tensor:
