@@ -28,7 +28,9 @@ def half(tiny_model: LatentDiffusion) -> Source:
 
 
 # ------------------------------------------------------------------ reading
-def test_a_photo_is_turned_and_cropped_and_its_mask_with_it(tiny_model: LatentDiffusion, tmp_path: Path) -> None:
+def test_a_photo_is_turned_and_cropped_and_its_mask_with_it(
+    tiny_model: LatentDiffusion, tmp_path: Path
+) -> None:
     # stored lying: 40 x 20, upright it is 20 x 40 with red above and blue below
     photo = Image.new("RGB", (40, 20), "red")
     photo.paste("blue", (20, 0, 40, 20))
