@@ -36,14 +36,14 @@ def sample(
     scale: float = 5.0,
     eta: float = 0.0,
     seed: int | None = None,
-    draws: Sequence[tuple[int, int]] | None = None,
     x_T: Tensor | None = None,
-    source: Source | None = None,
     decode: bool = True,
     batch_size: int = 64,
     negative_prompt: str = "",
     progress: bool = False,
     callback: Callable[[samplers.SamplerState], None] | None = None,
+    source: Source | None = None,
+    draws: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
     """Draw one picture a prompt.
 
@@ -55,13 +55,13 @@ def sample(
         steps, sampler, eta: ``ddim`` (eta in [0, 1]), ``plms`` or ``dpm++``.
         scale: classifier-free guidance; 1 switches it off, more follows the prompt more closely.
         seed: picture i is a function of (seed, i); ``None`` draws one from torch's generator.
-        draws: the (seed, i) of every picture, one a prompt, instead of ``seed``.
         x_T: (B or 1, C, h, w) start noise instead of the seed's.
-        source: a picture to draw from, see ``ldm.load_source``: SDEdit, or inpainting if it has a
-            mask.
         decode: return pictures, else the scaled latents z_0.
         batch_size: pictures drawn at once.
         progress, callback: a bar, and a call after every step (per batch).
+        source: a picture to draw from, see ``ldm.load_source``: SDEdit, or inpainting if it has a
+            mask.
+        draws: the (seed, i) of every picture, one a prompt, instead of ``seed``.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1], or (B, C, h, w) latents.

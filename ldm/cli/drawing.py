@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seeds", metavar="LIST", help="several, as in 1,2,5-8")
     common.add_sampling(parser)
     add("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
-    add("--batch-size", type=int, help="pictures drawn at once (default: 64)")
+    add("--batch-size", type=int, help="pictures drawn at once (default: 64, at most 1024)")
     add("--out", type=Path, metavar="DIR", help="folder of the pictures (default: out/<date>)")
     add("--grid", action=argparse.BooleanOptionalAction, default=True, help="grid.png with all pictures")
     add("--columns", type=int, help="of the grid (default: a row a prompt; 8 with one prompt)")
@@ -186,7 +186,7 @@ def plan(
                 index=index,
                 sampler=args.sampler,
                 steps=args.steps,
-                scale=args.scale,
+                scale=float(args.scale),
                 eta=args.eta or 0.0,
                 size=model.image_size,
                 model=Path(args.model or "emoji").name,
@@ -216,7 +216,7 @@ def load_model(args: argparse.Namespace, recipe: Recipe | None = None) -> Latent
     model = load(source, args.checkpoint, common.torch_device(args.device))
     if recipe and recipe.base_model != model.fingerprint():
         raise UserError(
-            f"the picture was drawn by another model ({recipe.model}, {recipe.base_model[:12]}...) "
+            f"the picture was drawn by another model ({recipe.model!r}, {recipe.base_model[:12]!r}...) "
             f"than {source} ({model.fingerprint()[:12]}...); give that one by --model"
         )
     return model
@@ -238,6 +238,7 @@ def draw_into(
     from ldm.io.runs import RunFolder
 
     size = min(args.batch_size or 64, MAX_BATCH)
+    args.how_to_resume = lambda: f"the same command with --out {common.command([out])} goes on"
     with common.no_remains(out):
         RunFolder(out).file("grid.png")  # a folder that cannot be made is found out before the work
         missing = [one for one in wanted if not _is_there(one)]

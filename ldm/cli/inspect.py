@@ -80,9 +80,13 @@ def _table(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 def _recipe(recipe: Recipe) -> list[tuple[str, str]]:
     """What the chunks of a picture say, but for the vectors."""
+    from dataclasses import asdict
+
     from ldm.io.recipes import to_text
 
-    rows = {key: value for key, value in to_text(recipe).items() if key != "embeddings"}
+    rows = {k: v for k, v in to_text(recipe).items() if k not in ("embeddings", "edit")}
+    if recipe.edit:
+        rows |= {f"edit: {k}": "" if v is None else str(v) for k, v in asdict(recipe.edit).items()}
     if recipe.embeddings:
         rows["embeddings"] = ", ".join(
             f"{word.placeholder} ({word.metadata['file']}, sha256 {word.metadata['sha256']})"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import ldm.sampling
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.recipes import load_recipe, to_text
@@ -123,7 +124,7 @@ def test_again_says_what_is_missing_and_never_overwrites(cli, model_folder, tiny
     assert "does not say how" in refused()
 
 
-def test_what_is_there_already_is_not_drawn_again(cli, model_folder, monkeypatch):
+def test_what_is_there_already_is_not_drawn_again(cli, model_folder):
     words = ["sample", "--model", model_folder, "--prompt", "a cat", "--steps", 1, "--out", "out"]
     assert cli(*words, "--n", 2).code == 0
     before = {p.name: p.stat().st_mtime_ns for p in Path("out").glob("00_*.png")}
@@ -134,6 +135,23 @@ def test_what_is_there_already_is_not_drawn_again(cli, model_folder, monkeypatch
     Path("out/00_a-cat_0_01.png").write_bytes(b"half a picture")
     assert "2 were there" in cli(*words, "--n", 3).out
     assert "were there" not in cli(*words, "--n", 3, "--scale", 2).out  # another recipe
+
+
+def test_an_interrupted_command_goes_on_where_it_stopped(cli, model_folder, monkeypatch):
+    words = ["sample", "--model", model_folder, "--prompt", "a", "--n", 3, "--steps", 1, "--batch-size", 2]
+    original, calls = ldm.sampling.sample, []
+
+    def stop_at_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(ldm.sampling, "sample", stop_at_the_second)
+    result = cli(*words, "--out", "out")
+    assert result.code == 130 and "the same command with --out out goes on" in result.err
+    assert len(pngs(Path("out"))) == 2
+    assert "3 pictures in out, 2 were there" in cli(*words, "--out", "out").out
 
 
 def test_prompts_come_from_a_file_or_the_input(cli, model_folder, monkeypatch):
