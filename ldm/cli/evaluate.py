@@ -19,6 +19,7 @@ EXAMPLE = """\
   ldm evaluate --embedding runs/my-run/embeddings.safetensors --images my-pictures/
   ldm evaluate base          # does the model draw what a prompt says? (200 prompts)
   ldm evaluate inversion     # does it learn 20 held-out concepts from 5 pictures each?
+  ldm evaluate inversion --set num_vectors=1 --out runs/evaluation/one-vector
 """
 WHAT = ("embedding", "base", "inversion")
 #: pictures of each prompt, of the whole, of each concept
@@ -51,7 +52,13 @@ def register(subparsers: Any) -> None:
     group.add_argument("--among", type=int, default=100, help="captions compared (default: 100)")
     group.add_argument("--concepts", type=int, default=20, help="concepts learned (default: 20)")
     group.add_argument("--pictures", type=int, default=5, help="pictures of each (default: 5)")
-    group.add_argument("--invert-steps", type=int, help="optimiser steps (default: the model's own)")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how words are learned, as in ldm invert --set (default: the model's own settings)",
+    )
     group.add_argument("--data", type=Path, default=Path("data/emoji"), help="(default: data/emoji)")
     group.add_argument(
         "--holdout",
@@ -142,6 +149,7 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
 
 def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.api import invert
+    from ldm.config import load_yaml
     from ldm.data.emoji import EmojiSprites
     from ldm.evaluation.heldout import evaluate_inversion
     from ldm.sampling import sample
@@ -161,7 +169,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
         samples=args.n,
         seed=args.seed,
         sampling=sampling,
-        invert_settings={"steps": args.invert_steps} if args.invert_steps else None,
+        invert_settings=common.merge(model.inversion_defaults, load_yaml([], args.set)) if args.set else None,
     )
     _print(f"{args.concepts} held-out concepts", result.summary())
     _say_where(out, "contact_sheet.png")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.evaluation import features
+from ldm.io.embeddings import load_embedding
 
 
 class MeanColour:
@@ -82,12 +83,14 @@ def test_held_out_concepts_are_learned_and_measured(cli, model_folder, holdout, 
     sprites[..., 3] = 255
     np.savez(data / "sprites.npz", sprites=sprites)
     words = ["evaluate", "inversion", "--model", model_folder, "--holdout", holdout, "--data", data,
-             "--concepts", 2, "--pictures", 2, "--n", 2, "--invert-steps", 1, "--steps", 1]  # fmt: skip
+             "--concepts", 2, "--pictures", 2, "--n", 2, "--steps", 1,
+             "--set", "trainer.max_steps=1", "--set", "num_vectors=2"]  # fmt: skip
     result = cli(*words, "--out", "out")
     assert result.code == 0, result.err
     assert sorted(r["hex"] for r in rows_of(Path("out/table.csv"))) == ["a0", "a1"]
     assert Path("out/contact_sheet.png").is_file() and Path("out/report.html").is_file()
     assert "own concept nearest of 2" in result.out
+    assert load_embedding("out/concepts/a0/embedding.safetensors").K == 2
 
 
 @pytest.mark.parametrize(("words", "says"), [
