@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ldm import legacy
 from ldm.config import ASSETS, load_yaml, resolve, unknown_key
 from ldm.errors import UserError
 from ldm.io.checkpoints import load_model_weights, read_state_dict
@@ -45,6 +46,8 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
                 "a model folder or a YAML file"
             )
         values, folder = load_yaml([path]), path.parent
+    if legacy.is_official(values):
+        values = legacy.model_sections(values)
     for key in values:
         if key not in SECTIONS:
             raise unknown_key(str(key), SECTIONS, "")
@@ -67,7 +70,7 @@ def load(
 
     Args:
         config_or_path: a shipped model's name ("emoji"), a model folder with ``config.yaml``, a YAML
-            file, its mapping, or a ``ModelConfig``.
+            file (ours or an official one), its mapping, or a ``ModelConfig``.
         checkpoint: ``.safetensors`` or ``.ckpt`` in the public layout, instead of the config's own.
         device: where to put it; weights are float32.
 
@@ -98,10 +101,11 @@ def load(
 
 
 def in_folder(config: ModelConfig, folder: Path) -> ModelConfig:
-    """The config with its vocabulary found beside it."""
+    """The config with its vocabulary found beside it, or among the package's own files."""
     params = dict(config.text.get("params") or {})
-    beside = folder / str(params.get("vocab_file", ""))
-    if "vocab_file" in params and beside.is_file():
-        params["vocab_file"] = str(beside)
-        return replace(config, text={**config.text, "params": params})
+    for place in (folder, ASSETS):
+        file = place / str(params.get("vocab_file", ""))
+        if "vocab_file" in params and file.is_file():
+            params["vocab_file"] = str(file)
+            return replace(config, text={**config.text, "params": params})
     return config

@@ -1,0 +1,171 @@
+"""The official command line on official files: from a checkpoint to an embedding that is read back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import official_files as files
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.cli import official
+from ldm.config import dump_yaml, resolve
+from ldm.io.embeddings import load_embeddings
+from ldm.loading import find, in_folder, load
+from ldm.model import ModelConfig, build
+
+# in our own keys, beside the official ones: random weights, few pictures to draw
+OURS = ("allow_untrained=true", "sample_steps=1", "samples_per_prompt=1", 'prompts=["a photo of {}"]',
+        "logging.loggers=[csv]")  # fmt: skip
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path) -> Path:
+    path = tmp_path / "v1-finetune.yaml"
+    path.write_text(dump_yaml(files.ldm_inversion(tiny=True)))
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, yaml_file: Path, randomise: Callable[..., nn.Module]) -> Path:
+    """Random weights under their public names, as the official code saves them."""
+    config = in_folder(resolve(ModelConfig, find(yaml_file)[0]["model"]), Path("."))
+    state: dict[str, Tensor] = {"betas": torch.zeros(1000)}
+    for prefix, part in build(config).parts.items():
+        state |= {prefix + name: tensor for name, tensor in randomise(part).state_dict().items()}
+    torch.save({"state_dict": state, "global_step": 7}, tmp_path / "model.ckpt")
+    return tmp_path / "model.ckpt"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (80, 64), colour).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``python main.py`` in an empty folder on a machine without a GPU."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return lambda *words: official.main([str(word) for word in words])
+
+
+def test_twenty_steps_by_the_official_command_line_and_the_vector_read_back(
+    main, yaml_file, checkpoint, photos, capsys
+) -> None:
+    words = ["--base", yaml_file, "-t", "--actual_resume", checkpoint, "-n", "toy", "--gpus", "0,",
+             "--data_root", photos, "--init_word", "cat", "lightning.trainer.max_steps=20",
+             "data.params.batch_size=1"]  # fmt: skip
+    assert main(*words, *OURS) == 0
+    assert "--gpus 0, is left out" in capsys.readouterr().err
+    (run,) = Path("logs").iterdir()
+    assert run.name.startswith("photos20") and run.name.endswith("_toy")
+    # the official layout of a folder, with our own files beside it
+    begun = run.name.removesuffix("_toy")
+    assert {p.name for p in (run / "configs").iterdir()} == {
+        f"{begun}-project.yaml", f"{begun}-lightning.yaml",
+    }  # fmt: skip
+    for name in ("images", "config.yaml", "manifest.json", "report.html"):
+        assert (run / name).exists(), name
+    # the word: one vector, the same in all files
+    (word,) = load_embeddings(run / "checkpoints" / "embeddings_gs-20.pt")
+    assert word.placeholder == "*" and word.vectors.shape == (1, 32)
+    for other in ("checkpoints/embeddings.pt", "embeddings.safetensors"):
+        assert torch.equal(load_embeddings(run / other)[0].vectors, word.vectors), other
+    start = load(yaml_file, checkpoint).text.token_table[4937]  # "cat"
+    assert 0 < (word.vectors - start).norm() < start.norm() + 20 * 0.005
+    # what the official code itself would find in the file
+    raw = torch.load(run / "checkpoints" / "embeddings_gs-20.pt", weights_only=False)
+    assert set(raw) >= {"string_to_token", "string_to_param"}
+    assert isinstance(raw["string_to_param"], nn.ParameterDict)
+    assert torch.equal(raw["string_to_param"]["*"].cpu(), word.vectors)
+    assert raw["string_to_token"]["*"].dtype == torch.int64 and raw["string_to_token"]["*"].ndim == 0
+    # the run is a record of the command: its project file is a model, and it goes on
+    project = yaml.safe_load((run / "configs" / f"{begun}-project.yaml").read_text())
+    assert project["data"]["params"]["train"]["params"]["data_root"] == str(photos)
+    personal = project["model"]["params"]["personalization_config"]["params"]
+    assert personal["initializer_words"] == ["cat"]
+    assert load(run / "configs" / f"{begun}-project.yaml", checkpoint).latent_shape == (4, 8, 8)
+    assert main("-t", "-r", run, "lightning.trainer.max_steps=21") == 0
+    assert load_embeddings(run / "embeddings.safetensors")[0].metadata["step"] == "21"
+
+
+def shown(main, capsys, *words) -> dict:
+    capsys.readouterr()
+    assert main(*words) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_options_and_overrides_reach_their_settings_and_overrides_win(
+    main, yaml_file, photos, capsys
+) -> None:
+    words = ("--base", yaml_file, "--data_root", photos, "--actual_resume", "m.ckpt")
+    config = shown(main, capsys, *words)
+    assert (config["placeholder"], config["init"], config["seed"]) == ("*", "sculpture", 23)
+    assert config["optim"]["lr"] == 0.005 and config["trainer"]["max_steps"] == 6100
+    config = shown(
+        main, capsys, *words, "--placeholder_string", "<toy>", "--init_word", "dog", "-s", 5,
+        "--scale_lr", "false", "--embedding_manager_ckpt", "w.pt", "-p", "mine", "--gpus", "1,",
+        "model.params.personalization_config.params.num_vectors_per_token=2",
+        "model.params.personalization_config.params.initializer_words=[cat]",
+        "model.base_learning_rate=1e-3", "lightning.trainer.max_steps=20", "compat=official",
+        "lightning.modelcheckpoint.params.every_n_train_steps=7",
+    )  # fmt: skip
+    assert (config["placeholder"], config["init"], config["seed"]) == ("<toy>", "cat", 5)
+    assert config["num_vectors"] == 2 and config["optim"]["lr"] == 1e-3 and not config["scale_lr"]
+    assert config["init_embedding"] == "w.pt" and config["logging"]["project"] == "mine"
+    assert (config["trainer"]["max_steps"], config["trainer"]["checkpoint_every"]) == (20, 7)
+    assert config["compat"] == "official" and config["trainer"]["accelerator"] == "cpu"
+
+
+def test_of_several_files_the_later_wins(main, yaml_file, photos, tmp_path, capsys) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text("data: {params: {batch_size: 1}}\nseed: 4\ntrainer: {threads: 1}\n")
+    words = ("--base", yaml_file, more, "--data_root", photos, "--actual_resume", "m.ckpt")
+    config = shown(main, capsys, *words)
+    assert config["batch_size"] == 1 and config["seed"] == 4
+    assert config["trainer"]["threads"] == 1 and config["trainer"]["max_steps"] == 6100
+
+
+def test_a_longer_run_of_several_gpus_is_scaled_as_theirs(yaml_file, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert official._devices("0,1,")["trainer"]["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--data_root", "p"], "--actual_resume is missing"),
+        (["--actual_resume", "m.ckpt"], "--data_root is missing"),
+        (["--data_root", "p", "model.params.unet_config.target=os.system"], "os.system"),
+        (["--data_root", "p", "data.params.train.params.sizes=64"], "did you mean 'size'?"),
+        (["--data_root", "p", "--actual_resume", "m.ckpt", "compat.copy=true"], "did you mean 'copies'?"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_leaves_nothing(
+    main, yaml_file, capsys, words, says
+) -> None:
+    assert main("--base", yaml_file, "-t", *words) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+    assert not list(Path().iterdir())
+
+
+def test_a_name_that_the_official_file_cannot_hold_is_refused_before_training(
+    main, yaml_file, checkpoint, photos, capsys
+) -> None:
+    words = ["--base", yaml_file, "-t", "--actual_resume", checkpoint, "--data_root", photos,
+             "--placeholder_string", "a.b", "--init_word", "cat", "lightning.trainer.max_steps=1"]  # fmt: skip
+    assert main(*words, *OURS) == 2
+    assert "rename the placeholder" in capsys.readouterr().err
+    assert not Path("logs").exists()
