@@ -101,11 +101,10 @@ def load(
 
 
 def in_folder(config: ModelConfig, folder: Path) -> ModelConfig:
-    """The config with its vocabulary found beside it, or among the package's own files."""
+    """The config with its vocabulary found beside it."""
     params = dict(config.text.get("params") or {})
-    for place in (folder, ASSETS):
-        file = place / str(params.get("vocab_file", ""))
-        if "vocab_file" in params and file.is_file():
-            params["vocab_file"] = str(file)
-            return replace(config, text={**config.text, "params": params})
+    beside = folder / str(params.get("vocab_file", ""))
+    if "vocab_file" in params and beside.is_file():
+        params["vocab_file"] = str(beside)
+        return replace(config, text={**config.text, "params": params})
     return config

@@ -1,6 +1,15 @@
 """YAML files of the official form, written from their parameters: full size, or tiny to be run."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.config import resolve
+from ldm.loading import find, in_folder
+from ldm.model import ModelConfig, build
 
 MODULES = "ldm.modules.encoders.modules"
 
@@ -84,7 +93,7 @@ def bert(tiny: bool) -> dict[str, Any]:
 
 def ldm_inversion(*, tiny: bool = False, style: bool = False, **more: Any) -> dict[str, Any]:
     """LDM's txt2img-1p4B-finetune, object or style."""
-    latents = 8 if tiny else 32
+    latents = 4 if tiny else 32
     more = {"embedding_reg_weight": 0.0, "personalization_config": personalization(), **more}
     described = model(tiny, latents, bert(tiny), unet(tiny), **more)
     return {"model": described, **training(8 * latents, 4, style)}
@@ -126,3 +135,13 @@ def sd2_inference(*, v: bool) -> dict[str, Any]:
     text_params = {"freeze": True, "layer": "penultimate"}
     text = {"target": f"{MODULES}.FrozenOpenCLIPEmbedder", "params": text_params}
     return {"model": model(False, 64, text, unet(False, context_dim=1024, **heads), **more)}
+
+
+def write_checkpoint(yaml: Path, path: Path, randomise: Callable[..., nn.Module]) -> Path:
+    """Random weights of a YAML's model under their public names, with what the official code adds."""
+    config = in_folder(resolve(ModelConfig, find(yaml)[0]["model"]), yaml.parent)
+    state: dict[str, Tensor] = {"betas": torch.linspace(0, 1, 1000), "logvar": torch.zeros(1000)}
+    for prefix, part in build(config).parts.items():
+        state |= {prefix + name: tensor for name, tensor in randomise(part).state_dict().items()}
+    torch.save({"state_dict": state, "global_step": 7}, path)
+    return path

@@ -16,8 +16,6 @@ from typing import Literal
 
 #: decay of torch's AdamW when nothing else is said, as in the official code
 WEIGHT_DECAY = 0.01
-#: encoder calls after which the official code takes in the next vector
-PROGRESSIVE_SCALE = 2000
 #: the data set repeats its pictures this often an epoch; Lightning tries so many batches beforehand
 REPEATS, SANITY_BATCHES = 100, 2
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ldm.config import ASSETS
 from ldm.errors import UserError
 
 #: steps between the vectors of ``progressive_words``, fixed in the official code
 PROGRESSIVE_SCALE = 2000
-HUB_CLIP = "openai/clip-vit-large-patch14"
-#: looked for among the package's own files, see ``ldm.loading.in_folder``
-BERT_VOCABULARY = "bert/vocab.txt"
 
 
 # ------------------------------------------------------------------ what becomes of a parameter
@@ -84,21 +81,8 @@ def only(*values: Any) -> Choice:
 # ------------------------------------------------------------------ adapters
 def _bert(params: dict[str, Any]) -> dict[str, Any]:
     # what the official class has fixed: x-transformers' heads, and an output head that nobody reads
-    fixed = {"vocab_file": BERT_VOCABULARY, "heads": 8, "dim_head": 64, "logits_head": True}
-    return {**fixed, **params}
-
-
-def _clip(params: dict[str, Any]) -> dict[str, Any]:
-    version = params.pop("version", HUB_CLIP)
-    if version == HUB_CLIP:
-        return {"width": 768, "layers": 12, "heads": 12, **params}
-    if not Path(version).expanduser().is_dir():
-        raise UserError(f"cond_stage_config: version {version!r} is no folder; give a local one, or none")
-    return {"version": version, **params}
-
-
-def _open_clip(params: dict[str, Any]) -> dict[str, Any]:
-    return {"width": 1024, "layers": 24, "heads": 16, **params}
+    vocabulary = str(ASSETS / "bert" / "vocab.txt")
+    return {"vocab_file": vocabulary, "heads": 8, "dim_head": 64, "logits_head": True, **params}
 
 
 def _word(params: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +220,6 @@ TABLE: dict[str, Target] = {
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder": Target(
         "ldm.text.clip.ClipConditioner",
         {**same("version", "max_length"), **ignored("the trainer places the model", "device")},
-        _clip,
     ),
     "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": Target(
         "ldm.text.clip.OpenClipConditioner",
@@ -248,7 +231,6 @@ TABLE: dict[str, Target] = {
             **ignored("frozen means frozen, but by unfreeze_model", "freeze"),
             **ignored("the trainer places the model", "device"),
         },
-        _open_clip,
     ),
     "ldm.modules.embedding_manager.EmbeddingManager": Target(
         "",

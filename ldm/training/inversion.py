@@ -64,7 +64,7 @@ class TextualInversion(pl.LightningModule):
         regularization: weight of the squared distance to the init (figure 10, "regularised").
         summed_drift: the official regulariser (``CompatConfig``).
         model_lr: learning rate of UNet and text conditioner, which then train as well (pivotal tuning,
-            appendix A), as official YAMLs ask by ``unfreeze_model``; 0 keeps them frozen.
+            appendix A): these two are what ``unfreeze_model`` trains in the official code. 0: frozen.
     """
 
     def __init__(

@@ -64,8 +64,8 @@ class InversionConfig:
         coarse_class: a word that templates put before the placeholder ("a photo of a cat S*").
         captions: use ``name.txt`` files; ``None``: if there are any.
         regularization: weight of the squared distance to the init.
-        model_lr: learning rate of UNet and text conditioner, which then train as well and are left as
-            the model folder ``model``; 0 keeps them frozen.
+        model_lr: learning rate (never scaled) of UNet and text conditioner, which then train as well
+            and are left as the model folder ``model``; 0 keeps them frozen.
         compat: "official", or single switches of ``CompatConfig``: quirks of the official code.
         flip_p: probability of a mirrored picture.
         fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.

@@ -8,13 +8,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.cli import official
-from ldm.config import dump_yaml, resolve
+from ldm.config import dump_yaml
 from ldm.io.embeddings import load_embeddings
-from ldm.loading import find, in_folder, load
-from ldm.model import ModelConfig, build
+from ldm.loading import load
 
 # in our own keys, beside the official ones: random weights, few pictures to draw
 OURS = ("allow_untrained=true", "sample_steps=1", "samples_per_prompt=1", 'prompts=["a photo of {}"]',
@@ -30,13 +29,7 @@ def yaml_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, yaml_file: Path, randomise: Callable[..., nn.Module]) -> Path:
-    """Random weights under their public names, as the official code saves them."""
-    config = in_folder(resolve(ModelConfig, find(yaml_file)[0]["model"]), Path("."))
-    state: dict[str, Tensor] = {"betas": torch.zeros(1000)}
-    for prefix, part in build(config).parts.items():
-        state |= {prefix + name: tensor for name, tensor in randomise(part).state_dict().items()}
-    torch.save({"state_dict": state, "global_step": 7}, tmp_path / "model.ckpt")
-    return tmp_path / "model.ckpt"
+    return files.write_checkpoint(yaml_file, tmp_path / "model.ckpt", randomise)
 
 
 @pytest.fixture
@@ -54,7 +47,6 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return lambda *words: official.main([str(word) for word in words])
 
@@ -94,7 +86,7 @@ def test_twenty_steps_by_the_official_command_line_and_the_vector_read_back(
     assert project["data"]["params"]["train"]["params"]["data_root"] == str(photos)
     personal = project["model"]["params"]["personalization_config"]["params"]
     assert personal["initializer_words"] == ["cat"]
-    assert load(run / "configs" / f"{begun}-project.yaml", checkpoint).latent_shape == (4, 8, 8)
+    assert load(run / "configs" / f"{begun}-project.yaml", checkpoint).latent_shape == (4, 4, 4)
     assert main("-t", "-r", run, "lightning.trainer.max_steps=21") == 0
     assert load_embeddings(run / "embeddings.safetensors")[0].metadata["step"] == "21"
 
@@ -136,10 +128,14 @@ def test_of_several_files_the_later_wins(main, yaml_file, photos, tmp_path, caps
     assert config["trainer"]["threads"] == 1 and config["trainer"]["max_steps"] == 6100
 
 
-def test_a_longer_run_of_several_gpus_is_scaled_as_theirs(yaml_file, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert official._devices("0,1,")["trainer"]["devices"] == 2
+def test_ldm_invert_takes_an_official_file_as_its_model(cli, yaml_file, checkpoint, photos) -> None:
+    words = ["invert", "--model", yaml_file, "--checkpoint", checkpoint, "--images", photos]
+    words += ["--name", "<toy>", "--init", "cat toy", "--steps", 1, "--batch-size", 1, "--out", "run"]
+    result = cli(*words, *(word for item in OURS for word in ("--set", item)))
+    assert result.code == 0, result.err
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["optim"]["lr"] == 0.005 and config["init"] == "cat toy"  # the model's, the command's
+    assert load_embeddings("run/embeddings.safetensors")[0].placeholder == "<toy>"
 
 
 @pytest.mark.parametrize(
@@ -164,8 +160,8 @@ def test_a_wrong_command_line_is_one_line_and_leaves_nothing(
 def test_a_name_that_the_official_file_cannot_hold_is_refused_before_training(
     main, yaml_file, checkpoint, photos, capsys
 ) -> None:
-    words = ["--base", yaml_file, "-t", "--actual_resume", checkpoint, "--data_root", photos,
-             "--placeholder_string", "a.b", "--init_word", "cat", "lightning.trainer.max_steps=1"]  # fmt: skip
+    words = ["--base", yaml_file, "-t", "--actual_resume", checkpoint, "--data_root", photos]
+    words += ["--placeholder_string", "a.b", "--init_word", "cat", "lightning.trainer.max_steps=1"]
     assert main(*words, *OURS) == 2
     assert "rename the placeholder" in capsys.readouterr().err
     assert not Path("logs").exists()
