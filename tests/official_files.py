@@ -104,16 +104,23 @@ def ldm_inference(**more: Any) -> dict[str, Any]:
     return {"model": model(False, 32, bert(False), unet(False), **more)}
 
 
-def sd1_inversion(*, style: bool = False, unfrozen: bool = False) -> dict[str, Any]:
-    """Stable Diffusion's v1-finetune, v1-finetune_style and v1-finetune_unfrozen."""
+def sd1_inversion(
+    *, style: bool = False, unfrozen: bool = False, clip: Path | None = None
+) -> dict[str, Any]:
+    """Stable Diffusion's v1-finetune, v1-finetune_style and v1-finetune_unfrozen.
+
+    With ``clip``, the folder of a small text encoder, the model is tiny too.
+    """
     more: dict[str, Any] = {"embedding_reg_weight": 0.0}
     more |= {"unfreeze_model": True, "model_lr": 1.0e-7} if unfrozen else {}
     more["personalization_config"] = personalization()
-    text = {"target": f"{MODULES}.FrozenCLIPEmbedder"}
-    described = model(False, 64, text, unet(False, context_dim=768), **more)
+    text: dict[str, Any] = {"target": f"{MODULES}.FrozenCLIPEmbedder"}
+    text |= {"params": {"version": str(clip)}} if clip else {}
+    tiny, latents = clip is not None, 4 if clip else 64
+    described = model(tiny, latents, text, unet(tiny, context_dim=32 if clip else 768), **more)
     if unfrozen:
         described["base_learning_rate"] = 5.0e-5
-    return {"model": described, **training(512, 1 if unfrozen else 2, style)}
+    return {"model": described, **training(8 * latents, 1 if unfrozen else 2, style)}
 
 
 def sd1_inference() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The official command line on official files: from a checkpoint to an embedding that is read back."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,34 @@ def test_twenty_steps_by_the_official_command_line_and_the_vector_read_back(
     assert load(run / "configs" / f"{begun}-project.yaml", checkpoint).latent_shape == (4, 4, 4)
     assert main("-t", "-r", run, "lightning.trainer.max_steps=21") == 0
     assert load_embeddings(run / "embeddings.safetensors")[0].metadata["step"] == "21"
+
+
+def test_an_unfrozen_stable_diffusion_leaves_its_word_and_its_model(
+    main, photos, tmp_path, randomise
+) -> None:
+    """v1-finetune_unfrozen with a small text encoder of one's own, every quirk as in the official code."""
+    pytest.importorskip("ldm.text.clip")
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (clip / "config.json").write_text(json.dumps(sizes))
+    base = tmp_path / "v1-finetune_unfrozen.yaml"
+    base.write_text(dump_yaml(files.sd1_inversion(unfrozen=True, clip=clip)))
+    weights = files.write_checkpoint(base, tmp_path / "model.ckpt", randomise)
+    words = ["--base", base, "-t", "--actual_resume", weights, "--data_root", photos, "--init_word", "cat"]
+    assert main(*words, "lightning.trainer.max_steps=1", "compat=official", "--no-test", *OURS) == 0
+    (run,) = Path("logs").iterdir()
+    raw = torch.load(run / "checkpoints" / "embeddings_gs-1.pt", weights_only=False)
+    assert raw["string_to_token"]["*"].item() == 265
+    before, tuned = load(base, weights), load(run / "model")
+    for part in ("unet", "text"):
+        pairs = zip(getattr(before, part).parameters(), getattr(tuned, part).parameters(), strict=True)
+        moved = max(float((a - b).abs().max()) for a, b in pairs)
+        assert 0 < moved < 1e-5  # Adam's first step is the rate, 1e-7, and as much again by rounding
+    # CLIP's start: the word's embedding and position 0, decayed and moved by one step of 5e-5
+    start = before.text.token_table[2368] + before.text.init_position  # "cat</w>"
+    (word,) = load_embeddings(run / "embeddings.safetensors")
+    assert (word.vectors[0] - start).abs().max() < 6e-5
 
 
 def shown(main, capsys, *words) -> dict:
