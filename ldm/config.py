@@ -192,7 +192,8 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     """Call ``node["target"]`` with ``node["params"]`` (and ``extra``), checking the names first.
 
     Raises:
-        UserError: no target, a target that a config may not name, or an unknown parameter.
+        UserError: no target, a target that a config may not name, an unknown parameter, or values that
+            the class does not take.
     """
     if not isinstance(node, Mapping) or "target" not in node:
         raise UserError(f"config node {node!r} needs a 'target': the dotted name of a class")
@@ -211,4 +212,10 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
         signature.bind(**params)
     except TypeError as error:
         raise UserError(f"config {node['target']}: {error}") from None
-    return factory(**params)
+    try:
+        return factory(**params)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor makes of values that no type has checked
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"config {node['target']} cannot be built: {reason}") from error

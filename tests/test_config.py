@@ -33,6 +33,8 @@ class Outer:
 
 class Widget:
     def __init__(self, width: int, height: int = 2) -> None:
+        if width < 0:
+            raise ValueError("a width\nbelow 0")
         self.size = (width, height)
 
 
@@ -199,6 +201,8 @@ def test_instantiate_calls_the_target_with_its_params_and_extras() -> None:
     [
         ({"target": WIDGET, "params": {"width": 1, "hieght": 2}}, "did you mean 'height'?"),
         ({"target": WIDGET, "params": {}}, "width"),
+        ({"target": WIDGET, "params": {"width": -1}}, "cannot be built: a width"),
+        ({"target": WIDGET, "params": {"width": "wide"}}, "cannot be built: '<' not supported"),
         ({"target": WIDGET, "parms": {}}, "did you mean 'params'?"),
         ({"params": {}}, "target"),
         ({"target": "ldm.models.unet.UNet"}, "did you mean 'ldm.models.unet.UNetModel'?"),

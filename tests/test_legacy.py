@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,41 @@ def test_a_target_outside_the_table_is_refused_wherever_it_stands(place: str, ta
         legacy.settings(values)
     with pytest.raises(UserError, match=target):
         load(values, "none.ckpt")
+
+
+JUNK = (None, True, -1, 1.5, 10**30, "x", "", [], ["a"], [[1]], {}, {"a": 1}, {1: 2}, {"target": "os.system"})
+
+
+def test_a_thousand_broken_files_are_read_or_refused_in_one_line() -> None:
+    rng, refused = random.Random(0), 0
+    for _ in range(1000):
+        values = OFFICIAL[rng.choice(list(OFFICIAL))]()
+        for _ in range(rng.choice((1, 1, 2))):
+            spoil(values, rng)
+        try:
+            inversion_config(values)
+            model_config(values)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert 300 < refused < 900
+
+
+def spoil(node: dict[str, Any], rng: random.Random) -> None:
+    """Replace, remove or rename one entry somewhere inside."""
+    while True:
+        key = rng.choice(list(node))
+        below = node[key]
+        if not isinstance(below, dict) or not below or rng.random() < 0.2:
+            break
+        node = below
+    how = rng.random()
+    if how < 0.6:
+        node[key] = copy.deepcopy(rng.choice(JUNK))
+    else:
+        value = node.pop(key)
+        if how > 0.8 or not node:
+            node[f"{key}x"] = value
 
 
 def test_another_kind_of_target_in_the_table_is_refused_too() -> None:

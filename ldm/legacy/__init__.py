@@ -47,8 +47,8 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     found = _translate(official, FILE, "")
     size, latent_size = found.pop("size", None), found.pop("latent_size", None)
     if "model" in found and "autoencoder" in found["model"]:
-        levels = found["model"]["autoencoder"]["params"].get("ch_mult") or ()
-        if size is None and isinstance(latent_size, int):
+        levels = found["model"]["autoencoder"]["params"].get("ch_mult")
+        if size is None and isinstance(latent_size, int) and isinstance(levels, list):
             size = latent_size * 2 ** max(0, len(levels) - 1)
         if size is not None:
             found["model"]["image_size"] = size
@@ -66,11 +66,11 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_words(found: dict[str, Any]) -> None:
     """The words that the prompts hold must be those that are learned."""
-    said = {found.pop(key) for key in ("image_words", "image_vectors") if key in found}
-    if len(said) > 1:
+    said = [found.pop(key) for key in ("image_words", "image_vectors") if key in found]
+    if said and said[0] != said[-1]:
         raise UserError("per_image_tokens differs between personalization_config and data; set both alike")
-    if True in said:
-        found["per_image_tokens"] = True
+    if said and said[0]:
+        found["per_image_tokens"] = said[0]
     token = found.pop("placeholder_token", None)
     if token is not None and token != found.get("placeholder", token):
         raise UserError(
