@@ -160,11 +160,13 @@ def settings(
     from ldm.loading import inversion_defaults
 
     options = {key: getattr(args, option) for option, key in KEYS.items()}
+    overrides = load_yaml([], args.overrides)
     if official is None:
-        files, overrides = load_yaml(args.base), load_yaml([], args.overrides)
-    else:  # all of it is in there already
-        files, overrides = legacy.settings(official), {}
+        files = load_yaml(args.base)
+    else:  # which holds some of the options and overrides already
+        files = legacy.settings(official)
         options = {key: getattr(args, o) for o, key in KEYS.items() if o not in legacy.OPTIONS}
+        overrides = {key: value for key, value in overrides.items() if key not in legacy.SECTIONS}
     if folder:
         base = load_yaml([folder / "config.yaml"])
     else:

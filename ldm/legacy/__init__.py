@@ -14,10 +14,13 @@ from ldm.config import unknown_key
 from ldm.errors import UserError
 from ldm.legacy.table import FILE, TABLE, Choice, Inside, Node, Rules
 
+#: what an official file consists of
+SECTIONS = frozenset(FILE)
 #: settings that belong to one word and not to a model
 OF_A_WORD = frozenset(
     {"model", "placeholder", "init", "images", "init_embedding", "num_vectors", "progressive", "formats"}
 )
+
 
 # ------------------------------------------------------------------ translation
 def is_official(values: Mapping[str, Any]) -> bool:
@@ -43,7 +46,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a target or a parameter that the table does not know, or a value that is not
             possible here.
     """
-    official = {key: value for key, value in values.items() if key in FILE}
+    official = {key: value for key, value in values.items() if key in SECTIONS}
     found = _translate(official, FILE, "")
     size, latent_size = found.pop("size", None), found.pop("latent_size", None)
     if "model" in found and "autoencoder" in found["model"]:
@@ -60,7 +63,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     if found.pop("unfreeze_model", False):
         found["model_lr"] = rate
     found["formats"] = ["safetensors", "pt"]
-    _merge(found, {key: value for key, value in values.items() if key not in FILE})
+    _merge(found, {key: value for key, value in values.items() if key not in SECTIONS})
     return found
 
 

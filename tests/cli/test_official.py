@@ -134,7 +134,7 @@ def test_options_and_overrides_reach_their_settings_and_overrides_win(
     assert (config["placeholder"], config["init"], config["seed"]) == ("*", "sculpture", 23)
     assert config["optim"]["lr"] == 0.005 and config["trainer"]["max_steps"] == 6100
     config = shown(
-        main, capsys, *words, "--placeholder_string", "<toy>", "--init_word", "dog", "-s", 5,
+        main, capsys, *words, "--placeholder_string", "<toy>", "--init_word", "dog", "-s", 4, "seed=5",
         "--scale_lr", "false", "--embedding_manager_ckpt", "w.pt", "-p", "mine", "--gpus", "1,",
         "model.params.personalization_config.params.num_vectors_per_token=2",
         "model.params.personalization_config.params.initializer_words=[cat]",
