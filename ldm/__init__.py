@@ -19,16 +19,29 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.api import evaluate, invert, load
+    from ldm.editing import find_noise, load_source
     from ldm.io import embeddings
     from ldm.sampling import sample
 
-__all__ = ["UserError", "__version__", "embeddings", "evaluate", "invert", "load", "sample"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "embeddings",
+    "evaluate",
+    "find_noise",
+    "invert",
+    "load",
+    "load_source",
+    "sample",
+]
 
 _WHERE = {
     "load": "ldm.api",
     "invert": "ldm.api",
     "evaluate": "ldm.api",
     "sample": "ldm.sampling",
+    "load_source": "ldm.editing",
+    "find_noise": "ldm.editing",
     "embeddings": "ldm.io",
 }
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion import samplers
+from ldm.editing import Source
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.seeding import generator
@@ -15,7 +16,11 @@ from ldm.seeding import generator
 
 def initial_noise(model: LatentDiffusion, n: int, seed: int) -> Tensor:
     """x_T (n, C, h, w): picture i depends on (seed, i) alone, not on how many are drawn with it."""
-    rows = [torch.randn(model.latent_shape, generator=generator(seed, "x_T", i)) for i in range(n)]
+    return _noise_of(model, [(seed, i) for i in range(n)])
+
+
+def _noise_of(model: LatentDiffusion, draws: Sequence[tuple[int, int]]) -> Tensor:
+    rows = [torch.randn(model.latent_shape, generator=generator(s, "x_T", i)) for s, i in draws]
     return torch.stack(rows).to(model.device)
 
 
@@ -37,6 +42,8 @@ def sample(
     negative_prompt: str = "",
     progress: bool = False,
     callback: Callable[[samplers.SamplerState], None] | None = None,
+    source: Source | None = None,
+    draws: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
     """Draw one picture a prompt.
 
@@ -48,16 +55,20 @@ def sample(
         steps, sampler, eta: ``ddim`` (eta in [0, 1]), ``plms`` or ``dpm++``.
         scale: classifier-free guidance; 1 switches it off, more follows the prompt more closely.
         seed: picture i is a function of (seed, i); ``None`` draws one from torch's generator.
-        x_T: (B, C, h, w) start noise instead of the seed's.
+        x_T: (B or 1, C, h, w) start noise instead of the seed's.
         decode: return pictures, else the scaled latents z_0.
         batch_size: pictures drawn at once.
         progress, callback: a bar, and a call after every step (per batch).
+        source: a picture to draw from, see ``ldm.load_source``: SDEdit, or inpainting if it has a
+            mask.
+        draws: the (seed, i) of every picture, one a prompt, instead of ``seed``.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1], or (B, C, h, w) latents.
 
     Raises:
-        UserError: both or none of ``prompts`` and ``cond``, or sizes that do not agree.
+        UserError: both or none of ``prompts`` and ``cond``, ``seed`` beside ``draws``, or sizes
+            that do not agree.
     """
     if (prompts is None) == (cond is None):
         raise UserError("give either prompts or cond")
@@ -70,11 +81,18 @@ def sample(
     n = len(cond)
     if uncond is None and scale != 1:
         uncond = model.condition([negative_prompt])
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    if draws is None:
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        draws = [(seed, i) for i in range(n)]
+    elif seed is not None or len(draws) != n:
+        raise UserError(f"{len(draws)} draws for {n} prompts; give one a prompt, and no seed")
     if x_T is None:
-        x_T = initial_noise(model, n, seed)
-    elif len(x_T) != n:
-        raise UserError(f"x_T has {len(x_T)} rows for {n} prompts; give one a prompt")
+        x_T = _noise_of(model, draws)
+    elif len(x_T) not in (1, n):
+        raise UserError(f"x_T has {len(x_T)} rows for {n} prompts; give one a prompt, or one for all")
+    x_T = x_T.expand(n, *x_T.shape[1:])
+    z_source = None if source is None else source.latents(model)
+    mask = None if source is None else source.latent_mask(model)
     pieces = []
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)
@@ -88,9 +106,17 @@ def sample(
             sampler=sampler,
             steps=steps,
             eta=eta,
-            generator=[generator(seed, "noise", i) for i in range(n)[rows]] if eta else None,
+            generator=[generator(s, "noise", i) for s, i in draws[rows]] if eta else None,
             callback=callback,
             progress=progress,
+            source=z_source,
+            strength=1.0 if source is None else source.strength,
+            mask=mask,
         )
-        pieces.append(model.decode(z).clamp(-1, 1) if decode else z)
+        pieces.append(_finish(model, z, source) if decode else z)
     return torch.cat(pieces)
+
+
+def _finish(model: LatentDiffusion, z: Tensor, source: Source | None) -> Tensor:
+    images = model.decode(z).clamp(-1, 1)
+    return images if source is None else source.paste(images)

@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["legacy"] = {"errors", "config", "io"}
 ALLOWED["model"] = set(ALLOWED) - {"data", "legacy"}
-ALLOWED["sampling"] = {"errors", "seeding", "diffusion", "model"}
+ALLOWED["editing"] = {"errors", "diffusion", "data", "model"}
+ALLOWED["sampling"] = {"errors", "seeding", "diffusion", "model", "editing"}
 ALLOWED["loading"] = {*ALLOWED["model"], "model", "legacy"}
 ALLOWED["evaluation"] = set(ALLOWED)
 ALLOWED["training"] = set(ALLOWED)

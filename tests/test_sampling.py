@@ -132,6 +132,15 @@ def test_start_noise_can_be_given(tiny_model: LatentDiffusion) -> None:
     assert torch.equal(given, sample(tiny_model, PROMPTS, steps=2, seed=8))
 
 
+def test_every_picture_may_have_a_seed_and_index_of_its_own(tiny_model: LatentDiffusion) -> None:
+    def draw(prompts: list[str], **options: Any) -> Tensor:
+        return sample(tiny_model, prompts, steps=2, eta=1.0, decode=False, **options)
+
+    mixed = draw(PROMPTS, draws=[(5, 1), (4, 0), (5, 0)])
+    five, four = draw([PROMPTS[2], PROMPTS[0]], seed=5), draw(PROMPTS[1:2], seed=4)
+    torch.testing.assert_close(mixed, torch.stack([five[1], four[0], five[0]]), rtol=1e-4, atol=1e-4)
+
+
 def test_callback_sees_every_step_of_every_batch(tiny_model: LatentDiffusion) -> None:
     seen: list[tuple[int, int, int]] = []
     sample(
@@ -166,6 +175,8 @@ def test_a_model_in_bfloat16_draws_finite_float32(tiny_model: LatentDiffusion) -
         ({"prompts": "a cat", "cond": torch.zeros(1, 12, 32)}, "prompts or cond"),
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": "a cat", "x_T": torch.zeros(2, 4, 4, 4)}, "2 rows for 1"),
+        ({"prompts": "a cat", "draws": [(0, 0), (0, 1)]}, "2 draws for 1"),
+        ({"prompts": "a cat", "draws": [(0, 0)], "seed": 0}, "no seed"),
         ({"prompts": "a cat", "sampler": "euler"}, "unknown sampler 'euler'"),
         ({"prompts": "a cat", "steps": 0}, "steps"),
         ({"prompts": "a cat", "steps": 1001}, "steps"),

@@ -99,7 +99,7 @@ def _holdout(path: Path) -> frozenset[str]:
 
 def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.api import evaluate
-    from ldm.cli.sample import check_fits
+    from ldm.cli.words import check_fits
     from ldm.io.embeddings import load_embedding
 
     word = load_embedding(args.embedding)

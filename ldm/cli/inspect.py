@@ -1,4 +1,4 @@
-"""``ldm inspect``: what an embedding file holds, where it comes from, which words it is near."""
+"""``ldm inspect``: what an embedding file holds, or a drawn picture, and which words it is near."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli import common
+from ldm.cli import common, embeddings
 
 if TYPE_CHECKING:
     from ldm.io.embeddings import Embedding
+    from ldm.io.recipes import Recipe
     from ldm.model import LatentDiffusion
 
 EXAMPLE = """\
   ldm inspect runs/my-run/embeddings.safetensors
+  ldm inspect out/00_a-photo-of-cat-toy_0_00.png
 """
 
 
@@ -22,60 +24,64 @@ def register(subparsers: Any) -> None:
     parser = common.add_parser(
         subparsers,
         "inspect",
-        "look into an embedding file",
+        "look into an embedding file or a drawn picture",
         "Provenance, size and norms of the words in an embedding file (of this program or any\n"
-        "other), and the vocabulary's words that are nearest to them.",
+        "other), and the vocabulary's words that are nearest to them. Of a PNG that this program\n"
+        "drew: its recipe, and the words in it.",
         EXAMPLE,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .pt or .bin")
+    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .pt, .bin or .png")
     parser.add_argument("--top", type=int, default=5, help="nearest words shown (default: 5)")
     common.add_model(parser, default=None)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print a table a word."""
+    """Print a table a word, and one of a picture's recipe."""
     from ldm.io.embeddings import check_width, load_embeddings
+    from ldm.io.recipes import has_recipe, load_recipe
     from ldm.loading import load
 
-    words = load_embeddings(args.file)
+    if has_recipe(args.file):
+        recipe = load_recipe(args.file)
+        embeddings.print_table(args.file.name, _recipe(recipe))
+        words = list(recipe.embeddings)
+        if not words:
+            return
+    else:
+        words = load_embeddings(args.file)
     model = load(args.model or "emoji", args.checkpoint, common.torch_device(args.device))
     if args.model:  # asked for: then it must fit
         for word in words:
             check_width(word, model.text.width)
     for word in words:
-        _show(word, model, args.top)
+        rows = [*_facts(word, model), *_neighbours(word, model, args.top)]
+        embeddings.print_table(word.placeholder, rows)
 
 
-def _show(word: Embedding, model: LatentDiffusion, top: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _recipe(recipe: Recipe) -> list[tuple[str, str]]:
+    """What the chunks of a picture say, but for the vectors."""
+    from dataclasses import asdict
 
-    table = Table(title=Text(f"{word.placeholder}"), show_header=False, title_justify="left")
-    table.add_column("what", style="bold", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    for key, value in [*_facts(word, model), *_neighbours(word, model, top)]:
-        table.add_row(Text(key), Text(value))
-    Console().print(table)
+    from ldm.io.recipes import to_text
+
+    rows = {k: v for k, v in to_text(recipe).items() if k not in ("embeddings", "edit")}
+    if recipe.edit:
+        rows |= {f"edit: {k}": "" if v is None else str(v) for k, v in asdict(recipe.edit).items()}
+    if recipe.embeddings:
+        rows["embeddings"] = ", ".join(
+            f"{word.placeholder} ({word.metadata['file']}, sha256 {word.metadata['sha256']})"
+            for word in recipe.embeddings
+        )
+    return [(key.replace("_", " "), value or "none") for key, value in rows.items()]
 
 
 def _facts(word: Embedding, model: LatentDiffusion) -> list[tuple[str, str]]:
-    norms = word.vectors.norm(dim=1)
-    facts = [
-        ("vectors", f"{word.K} of width {word.D}"),
-        ("norms", ", ".join(f"{norm:.3f}" for norm in norms)),
-    ]
+    rows = embeddings.facts(word, model.fingerprint())
     if word.D == model.text.width:
         usual = model.text.token_table.detach().float().norm(dim=1).median()
-        facts.append(("norm of the model's own words", f"{usual:.3f} (median)"))
-    for key, value in word.metadata.items():
-        if key == "base_model":
-            value += " (this model)" if value == model.fingerprint() else " (another model)"
-        if key == "image_hashes":
-            key, value = "pictures", f"{len(value.split(',')) if value else 0} (sha256 {value})"
-        facts.append((key.replace("_", " "), value or "none"))
-    return facts
+        rows.append(("norm of the model's own words", f"{usual:.3f} (median)"))
+    return rows
 
 
 def _neighbours(word: Embedding, model: LatentDiffusion, top: int) -> list[tuple[str, str]]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ldm.cli import common
+from ldm.cli import common, drawing, words
 from ldm.errors import UserError
-
-if TYPE_CHECKING:
-    from ldm.io.embeddings import Embedding
-    from ldm.model import LatentDiffusion
 
 EXAMPLE = """\
   ldm sample --embedding runs/my-run/embeddings.safetensors \\
              --prompt "a photo of {} on a red background" --prompt "two {} on the beach" --n 8
+  ldm sample --embedding cat.safetensors box.safetensors --prompt "<cat-toy> in <box>" --seeds 1,2,5-8
+  ldm sample --prompts-file prompts.txt --n 1 --out out/all      # once more goes on where it stopped
+  ldm sample --again out/all/00_a-red-apple_0_00.png
 """
+
 
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
@@ -26,145 +24,38 @@ def register(subparsers: Any) -> None:
         subparsers,
         "sample",
         "draw pictures of prompts",
-        "Draw pictures of prompts: one PNG each, with prompt and seed in its text chunks, and\n"
-        "grid.png with a row per prompt. Picture j of a prompt depends on (prompt, seed, j) alone.",
+        "Draw pictures of prompts: one PNG each, and grid.png with a row per prompt. Picture j of a\n"
+        "prompt depends on (prompt, seed, j) alone. Each PNG holds its recipe in its text chunks,\n"
+        "the learned words with it: --again draws it anew, ldm inspect shows it. A picture that is\n"
+        "in --out already, by the same recipe, is not drawn again. ldm edit starts from a picture.",
         EXAMPLE,
     )
-    common.add_model(parser)
-    add = parser.add_argument
-    add(
-        "--embedding",
-        type=Path,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="learned words, of this program or any other (.safetensors, .pt, .bin)",
-    )
-    add(
-        "--prompt",
-        action="append",
-        required=True,
-        metavar="TEXT",
-        help="{} stands for the learned word; may be given several times",
-    )
-    add("--n", type=int, default=4, help="pictures of each prompt (default: 4)")
-    add("--seed", type=int, default=0, help="(default: 0)")
-    common.add_sampling(parser)
-    add("--eta", type=float, default=0.0, help="noise of ddim, 0 to 1 (default: 0)")
-    add("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
-    add("--batch-size", type=int, default=64, help="pictures drawn at once (default: 64)")
-    add("--out", type=Path, metavar="DIR", help="folder of the pictures (default: out/<date>)")
-    add("--force", action="store_true", help="use an embedding that was learned on another model")
+    drawing.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw, write, and say where the pictures are."""
-    from ldm.io.embeddings import load_embeddings
-    from ldm.loading import load
-
-    if args.n < 1:
-        raise UserError(f"--n is {args.n}; ask for at least one picture")
-    words = [word for path in args.embedding for word in load_embeddings(path)]
-    model = load(args.model, args.checkpoint, common.torch_device(args.device))
-    teach(model, words, force=args.force)
-    prompts = with_words(model, args.prompt, [word.placeholder for word in words])
-    common.own_sampling(args, model)
+    drawing.check(args)
+    if args.again:
+        _again(args)
+        return
+    learned = words.load(args.embedding or [])
+    model = drawing.load_model(args)
+    words.teach(model, learned, force=args.force)
     out = args.out or Path("out") / common.stamp()
-    with common.no_remains(out):
-        _draw(args, model, prompts, out)
-    common.heading(f"{len(prompts) * args.n} pictures in {out}")
-    common.say(f"  all at once  {out / 'grid.png'}")
+    drawing.draw_into(args, model, drawing.plan(args, model, learned, out), out)
 
 
-def teach(model: LatentDiffusion, words: Sequence[Embedding], *, force: bool = False) -> None:
-    """Give a model learned words.
+def _again(args: argparse.Namespace) -> None:
+    from ldm.io.recipes import load_recipe
 
-    Raises:
-        UserError: a word that :func:`check_fits` refuses, or two words of one name.
-    """
-    for word in words:
-        check_fits(model, word, force=force)
-        if word.placeholder in model.manager.placeholders:
-            raise UserError(f"two embeddings are called {word.placeholder!r}; give one of them")
-        model.add_placeholder(word.placeholder, word.vectors)
-
-
-def check_fits(model: LatentDiffusion, word: Embedding, *, force: bool) -> None:
-    """Refuse a word of another width or (without ``force``, else warn) of another model.
-
-    Raises:
-        UserError: the word does not belong to this model.
-    """
-    from ldm.io.embeddings import check_base_model, check_width
-
-    check_width(word, model.text.width)
-    learned_on = word.metadata.get("base_model")
-    if force:
-        check_base_model(word, model.fingerprint())  # warns
-    elif learned_on and learned_on != model.fingerprint():
+    recipe = load_recipe(args.again)
+    if recipe.edit:
         raise UserError(
-            f"the embedding {word.placeholder!r} was learned on another model; give that one "
-            "by --model, or use it all the same by ldm sample --force"
+            f"{args.again} was made from the picture {recipe.edit.image!r}; give it: "
+            f"ldm edit --again {args.again} --image FILE"
         )
-
-
-def with_words(model: LatentDiffusion, prompts: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Prompts with the learned word in place of ``{}``.
-
-    Raises:
-        UserError: a prompt without any of the learned words, or ``{}`` where it is not one word.
-    """
-    filled = []
-    for prompt in prompts:
-        if "{}" in prompt and len(names) != 1:
-            what = f"one of {', '.join(names)}" if names else "a word, or give an --embedding"
-            raise UserError(f"{{}} in the prompt {prompt!r} does not say which word: write {what}")
-        text = prompt.replace("{}", names[0]) if names else prompt
-        ids = set(model.text.tokenizer.words(text))
-        if names and not ids & set(model.manager.placeholders.values()):
-            raise UserError(
-                f"the prompt {prompt!r} does not use the learned word; "
-                f"write {{}} or {' or '.join(names)} in it"
-            )
-        filled.append(text)
-    return filled
-
-
-def _draw(args: argparse.Namespace, model: LatentDiffusion, prompts: list[str], out: Path) -> None:
-    import torch
-
-    from ldm.io.images import save_grid, save_png
-    from ldm.io.runs import RunFolder
-    from ldm.sampling import sample
-
-    RunFolder(out).file("grid.png")  # a folder that cannot be made is found out before the work
-    rows = []
-    for number, prompt in enumerate(prompts):
-        images = sample(
-            model,
-            [prompt] * args.n,
-            steps=args.steps,
-            sampler=args.sampler,
-            scale=args.scale,
-            eta=args.eta,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            negative_prompt=args.negative_prompt,
-            progress=sys.stderr.isatty(),
-        )
-        rows.append(images)
-        for index, image in enumerate(images):
-            notes = {
-                "prompt": prompt,
-                "seed": str(args.seed),
-                "index": str(index),
-                "sampler": args.sampler,
-                "steps": str(args.steps),
-                "scale": str(args.scale),
-                "base_model": model.fingerprint(),
-            }
-            name = f"{number:02d}_{common.slug(prompt)}_{args.seed}_{index:02d}.png"
-            save_png(image, out / name, notes)
-    save_grid(torch.cat(rows), out / "grid.png", columns=args.n if len(prompts) > 1 else 8)
+    model = drawing.load_model(args, recipe)
+    words.teach(model, recipe.embeddings)
+    drawing.draw_again(args, model, recipe)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -111,9 +113,19 @@ def read_head(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
+def zip_grows(path: Path) -> bool:
+    """Whether a zip's parts are larger than the file; torch stores them as they are."""
+    with zipfile.ZipFile(path) as archive:
+        return sum(part.file_size for part in archive.infolist()) > path.stat().st_size
+
+
 def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
     """``torch.load(weights_only=True)``, mapped where possible; bystanders become inert."""
-    with torch.serialization.safe_globals(_stand_ins(path) if zipped else []):
+    if zipped and zip_grows(path):
+        raise UserError(f"{path} is a compressed archive, not a file that torch wrote: unpack it")
+    with torch.serialization.safe_globals(_stand_ins(path) if zipped else []), \
+            warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about broken files; those are errors
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}: give one with a state_dict")

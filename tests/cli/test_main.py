@@ -13,7 +13,8 @@ from ldm.cli.main import build_parser, guarded
 from ldm.errors import UserError
 
 COMMANDS = [
-    ["invert"], ["sample"], ["evaluate"], ["inspect"], ["train"], ["train", "data"],
+    ["invert"], ["sample"], ["edit"], ["evaluate"], ["inspect"], ["embeddings"],
+    ["embeddings", "show"], ["embeddings", "convert"], ["embeddings", "merge"], ["train"], ["train", "data"],
     ["train", "autoencoder"], ["train", "latents"], ["train", "diffusion"], ["train", "clip"],
     ["train", "export"],
 ]  # fmt: skip

@@ -1,12 +1,16 @@
 """``ldm sample`` and ``ldm inspect``: files, reproducibility, placeholders, provenance."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import ldm.sampling
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
+from ldm.io.images import save_png
+from ldm.io.recipes import load_recipe, to_text
 
 
 def pngs(folder: Path) -> dict[str, bytes]:
@@ -77,8 +81,130 @@ def test_an_embedding_of_another_model_of_the_same_width_needs_force(cli, model_
     assert result.code == 0 and "warning" in result.err
 
 
+def test_a_picture_alone_is_enough_to_draw_it_again_bit_for_bit(cli, model_folder, embedding):
+    drawn = cli(
+        "sample", "--model", model_folder, "--embedding", embedding, "--prompt", "a photo of {}", "--prompt",
+        "<toy> on snow", "--seeds", "7,3", "--n", 2, "--batch-size", 5, "--eta", 0.5, "--steps", 3,
+        "--negative-prompt", "a red {}", "--scale", 2.5, "--out", "out",
+    )  # fmt: skip
+    assert drawn.code == 0, drawn.err
+    first = pngs(Path("out"))
+    assert len(first) == 8
+    embedding.unlink()
+    # the last of the first batch, and of the rest
+    for name in ("01_toy-on-snow_7_00.png", "01_toy-on-snow_3_01.png"):
+        (Path("alone") / name).parent.mkdir(exist_ok=True)
+        (Path("out") / name).rename(Path("alone") / name)
+        result = cli("sample", "--again", Path("alone") / name, "--model", model_folder, "--out", "again")
+        assert result.code == 0, result.err
+        assert pngs(Path("again"))[name] == first[name]
+        recipe = load_recipe(Path("again") / name)
+        assert recipe.prompt == "<toy> on snow" and recipe.negative_prompt == "a red <toy>"
+        assert to_text(recipe) == to_text(load_recipe(Path("alone") / name))
+
+
+def test_again_says_what_is_missing_and_never_overwrites(cli, model_folder, tiny_model):
+    words = ["sample", "--model", model_folder, "--prompt", "a cat", "--n", 1, "--steps", 1, "--out", "out"]
+    assert cli(*words).code == 0
+    picture = "out/00_a-cat_0_00.png"
+
+    def refused(*more: object) -> str:
+        result = cli("sample", "--again", picture, *more)
+        assert result.code == 2 and result.err.count("\n") == 1, result.err
+        return result.err
+
+    assert "'tiny'; give it by --model" in refused()  # a name in a picture is not taken for a path
+    assert "overwritten" in refused("--model", model_folder, "--out", "out")
+    assert "leave out --seed" in refused("--seed", 1)
+    assert "leave out --prompt" in refused("--prompt", "a dog")
+    text = to_text(load_recipe(Path(picture)))
+    save_png(Image.open(picture), Path(picture), {**text, "base_model": "0" * 64})
+    assert "another model" in refused("--model", model_folder, "--out", "b")
+    save_png(Image.open(picture), Path(picture), {})
+    assert "does not say how" in refused()
+
+
+def test_what_is_there_already_is_not_drawn_again(cli, model_folder):
+    words = ["sample", "--model", model_folder, "--prompt", "a cat", "--steps", 1, "--out", "out"]
+    assert cli(*words, "--n", 2).code == 0
+    before = {p.name: p.stat().st_mtime_ns for p in Path("out").glob("00_*.png")}
+    result = cli(*words, "--n", 3)
+    assert "3 pictures in out, 2 were there" in result.out
+    after = {p.name: p.stat().st_mtime_ns for p in Path("out").glob("00_*.png")}
+    assert len(after) == 3 and before.items() <= after.items()
+    Path("out/00_a-cat_0_01.png").write_bytes(b"half a picture")
+    assert "2 were there" in cli(*words, "--n", 3).out
+    assert "were there" not in cli(*words, "--n", 3, "--scale", 2).out  # another recipe
+
+
+def test_an_interrupted_command_goes_on_where_it_stopped(cli, model_folder, monkeypatch):
+    words = ["sample", "--model", model_folder, "--prompt", "a", "--n", 3, "--steps", 1, "--batch-size", 2]
+    original, calls = ldm.sampling.sample, []
+
+    def stop_at_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(ldm.sampling, "sample", stop_at_the_second)
+    result = cli(*words, "--out", "out")
+    assert result.code == 130 and "the same command with --out out goes on" in result.err
+    assert len(pngs(Path("out"))) == 2
+    assert "3 pictures in out, 2 were there" in cli(*words, "--out", "out").out
+
+
+def test_prompts_come_from_a_file_or_the_input(cli, model_folder, monkeypatch):
+    text = "# scenes\n\n  a cat on snow  \r\na red dog\n"
+    Path("prompts.txt").write_text(text)
+    words = ["sample", "--model", model_folder, "--n", 1, "--steps", 1, "--out", "out", "--no-grid"]
+    assert cli(*words, "--prompt", "a tree", "--prompts-file", "prompts.txt").code == 0
+    names = ["00_a-tree_0_00.png", "01_a-cat-on-snow_0_00.png", "02_a-red-dog_0_00.png"]
+    assert sorted(pngs(Path("out"))) == names and not Path("out/grid.png").exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert cli(*words, "--prompts-file", "-").code == 0
+    assert len(pngs(Path("out"))) == 5
+    for content, says in ((b"# none\n", "no prompt"), (b"\xff\xfe\xfa", "UTF-8")):
+        Path("prompts.txt").write_bytes(content)
+        result = cli(*words, "--prompts-file", "prompts.txt")
+        assert result.code == 2 and says in result.err and result.err.count("\n") == 1
+
+
+def test_several_seeds_make_one_picture_each_and_columns_shape_the_grid(cli, model_folder):
+    words = ["sample", "--model", model_folder, "--prompt", "a cat", "--steps", 1, "--out", "out"]
+    assert cli(*words, "--seeds", "9, 2-4,3", "--columns", 2).code == 0
+    assert sorted(pngs(Path("out"))) == [f"00_a-cat_{seed}_00.png" for seed in (2, 3, 4, 9)]
+    assert Image.open("out/grid.png").size == (2 * 18 + 2, 2 * 18 + 2)
+    alone = cli(*words, "--seed", 9, "--n", 1, "--out", "one")
+    assert alone.code == 0
+    a, b = (Image.open(f"{out}/00_a-cat_9_00.png").tobytes() for out in ("out", "one"))
+    # another batch size may round differently: equal to one part in 255
+    assert max(abs(x - y) for x, y in zip(a, b, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("seeds", ["", "a", "1,", "5-2", "-3", "1-9999999999", "9" * 30, "1;2"])
+def test_a_list_of_seeds_that_is_none_is_refused(cli, model_folder, seeds):
+    result = cli("sample", "--model", model_folder, "--prompt", "a cat", f"--seeds={seeds}", "--out", "out")
+    assert result.code == 2 and "--seeds" in result.err and not Path("out").exists()
+
+
+def test_no_prompt_at_all_is_refused(cli, model_folder):
+    result = cli("sample", "--model", model_folder)
+    assert result.code == 2 and "--prompts-file" in result.err
+
+
+def test_inspect_shows_the_recipe_of_a_picture_and_its_words(cli, model_folder, embedding):
+    cli("sample", "--model", model_folder, "--embedding", embedding, "--prompt", "a {}", "--n", 1,
+        "--steps", 1, "--out", "out")  # fmt: skip
+    result = cli("inspect", "out/00_a-toy_0_00.png", "--model", model_folder)
+    assert result.code == 0, result.err
+    for part in ("a <toy>", "negative prompt", "toy.safetensors", "1 of width 32", "nearest words"):
+        assert part in result.out
+
+
 @pytest.mark.parametrize("words", [
-    ["--n", 0], ["--steps", 0], ["--sampler", "euler"], ["--eta", 2], ["--sampler", "plms", "--eta", 1],
+    ["--n", 0], ["--batch-size", 0], ["--columns", 0], ["--scale", "nan"],
+    ["--steps", 0], ["--sampler", "euler"], ["--eta", 2], ["--sampler", "plms", "--eta", 1],
     ["--model", "nonesuch"], ["--prompt", "a {}"],
 ], ids=str)  # fmt: skip
 def test_a_wrong_value_is_one_line_and_leaves_nothing(cli, model_folder, words):

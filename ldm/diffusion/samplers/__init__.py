@@ -20,6 +20,7 @@ from ldm.diffusion.samplers.base import (
     moves,
     timesteps,
 )
+from ldm.diffusion.samplers.blending import Blend, last_moves
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.dpmpp import DPMSolverPP2M
 from ldm.diffusion.samplers.inversion import invert
@@ -47,8 +48,11 @@ def sample(
     generator: Generators = None,
     callback: Callback | None = None,
     progress: bool = False,
+    source: Tensor | None = None,
+    strength: float = 1.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Draw latents.
+    """Draw latents, from noise alone or from a picture's.
 
     Args:
         eps: eps(z_t (B,...), t (B,) int64, c) -> the noise in z_t (B,...), whatever the network's
@@ -64,15 +68,26 @@ def sample(
         generator: source of that noise: one, or a list of one per row.
         callback: called once a step with a `SamplerState`.
         progress: show a progress bar.
+        source: (B, ...) or (1, ...) scaled latents of a picture, which x_T noises.
+        strength: share of the steps that are taken, in (0, 1], from the source at that noise level
+            (SDEdit); 1 starts from x_T itself.
+        mask: broadcast against `source`: 1 where to paint, 0 where the source stays at every level
+            and, clean, in the end. See `ldm.diffusion.samplers.blending`.
 
     Returns: z_0 (B, ...), at the noise level of timestep 0.
-    Raises UserError for an unknown sampler, an eta that it does not have, steps outside 1 .. T.
+    Raises UserError for an unknown sampler, an eta that it does not have, steps outside 1 .. T, a
+        strength outside (0, 1], a strength or a mask without a source.
     """
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {sampler!r}: use one of {', '.join(SAMPLERS)}")
     if eta and sampler != "ddim":
         raise UserError(f"eta {eta} needs the sampler ddim: {sampler} is deterministic")
+    if source is None and (strength != 1 or mask is not None):
+        raise UserError("strength and mask need a source picture to start from")
     rule = DDIM(eta, generator) if sampler == "ddim" else SAMPLERS[sampler]()
     at = bind(eps, cond, uncond, scale)
     step = partial(rule.step, at)
-    return drive(step, x_T, moves(schedule, steps), callback, progress, f"sampling ({sampler})")
+    path = last_moves(moves(schedule, steps), strength)
+    blend = None if source is None else Blend(schedule, source, x_T, mask)
+    start = x_T if blend is None else blend.start(path[0].t, strength)
+    return drive(step, start, path, callback, progress, f"sampling ({sampler})", blend)

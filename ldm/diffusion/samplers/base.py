@@ -132,8 +132,12 @@ def drive(
     callback: Callback | None,
     progress: bool,
     label: str,
+    blend: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
-    """Walk `path` from z and return where it ends; call back and show a bar on the way."""
+    """Walk `path` from z and return where it ends; call back and show a bar on the way.
+
+    blend(z_t, t) replaces the latents that every step arrives at.
+    """
     bar: Iterable[Move] = path
     if progress:
         from tqdm.auto import tqdm
@@ -143,7 +147,7 @@ def drive(
         z_next, x0 = step(z, move)
         if callback is not None:
             callback(SamplerState(i, move.t, z, x0))
-        z = z_next
+        z = blend(z_next, move.t_next) if blend else z_next
     return z
 
 

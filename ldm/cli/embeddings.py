@@ -1,0 +1,244 @@
+"""``ldm embeddings``: look into embedding files of any tool, convert and merge them. No model needed."""
+
+from __future__ import annotations
+
+import argparse
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli import common
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.io.embeddings import Embedding, EmbeddingFile
+
+SHOW = """\
+  ldm embeddings show runs/my-run/embeddings.safetensors learned_embeds.bin shared-by-a-friend.png
+"""
+CONVERT = """\
+  ldm embeddings convert embeddings.safetensors cat.pt --to a1111-pt --name my-cat
+  ldm embeddings convert shared.png learned_embeds.safetensors --name "<cat-toy>"
+  ldm embeddings convert learned_embeds.safetensors learned_embeds_2.safetensors cat.safetensors
+"""
+MERGE = """\
+  ldm embeddings merge cat.safetensors dog.pt --rename "*=<dog>" --out both.safetensors
+  ldm embeddings merge a.pt b.pt --rename "a.pt:*=cat" "b.pt:*=dog" --out both.safetensors
+"""
+FORMATS = """\
+Formats by the suffix of OUT: .safetensors is diffusers (SDXL: sdxl), .pt official, .bin diffusers-bin,
+.png a1111-png. Others by --to: a1111-pt, kohya, onetrainer, sdxl-pivotal, sdxl-diffusers (two files).
+Where the word came from (model, step, seed, pictures) is kept in .safetensors files alone; the
+official code calls the word in an official .pt by "*", whatever its name."""
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand and, below it, one for each thing to do."""
+    parser = common.add_parser(
+        subparsers,
+        "embeddings",
+        "show, convert and merge embedding files of any tool",
+        "Look into embedding files of any tool, convert and merge them. No pickled code is run.",
+        SHOW + CONVERT + MERGE,
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _register_show(actions)
+    _register_convert(actions)
+    _register_merge(actions)
+
+
+def _register_show(actions: Any) -> None:
+    parser = common.add_parser(
+        actions, "show", "what a file holds", "Format, words, sizes, norms and notes of each file.", SHOW
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.set_defaults(run=run_show)
+
+
+def _register_convert(actions: Any) -> None:
+    parser = common.add_parser(
+        actions,
+        "convert",
+        "write a file in another tool's format",
+        "Write the words of FILE to OUT in another format. Two files of diffusers that are the halves\n"
+        f"of one word of SDXL are given together.\n\n{FORMATS}",
+        CONVERT,
+    )
+    add = parser.add_argument
+    add("files", type=Path, nargs="+", metavar="FILE")
+    add("out", type=Path, metavar="OUT")
+    add("--to", metavar="FORMAT", help="format of OUT (default: the usual one of its suffix)")
+    add("--word", metavar="WORD", help="take this word alone out of a file that holds several")
+    add("--name", metavar="NAME", help="what the word is called in OUT")
+    _add_force(parser)
+    parser.set_defaults(run=run_convert)
+
+
+def _register_merge(actions: Any) -> None:
+    parser = common.add_parser(
+        actions,
+        "merge",
+        "write the words of several files into one",
+        "Write the words of several files, of one base model, into one.",
+        MERGE,
+    )
+    add = parser.add_argument
+    add("files", type=Path, nargs="+", metavar="FILE")
+    add("--out", type=Path, required=True, help="the new file: .safetensors, .pt (official) or .bin")
+    add("--rename", nargs="+", action="extend", default=[], metavar="OLD=NEW",
+        help="a new name for a word; FILE:OLD=NEW for the word of one file")  # fmt: skip
+    _add_force(parser)
+    parser.set_defaults(run=run_merge)
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
+
+
+# -------------------------------------------------------------------------------- show
+def run_show(args: argparse.Namespace) -> None:
+    """Print a table for each word."""
+    from ldm.io.embeddings import read_file
+
+    for found in [read_file(path) for path in args.files]:
+        for word in found.words:
+            rows = [("file", str(found.path)), ("format", f"{found.format.name} ({found.format.title})")]
+            print_table(word.placeholder, [*rows, *facts(word)])
+
+
+def facts(word: Embedding, fingerprint: str | None = None) -> list[tuple[str, str]]:
+    """What is known of a word, as rows; ``fingerprint`` is that of the model it is compared with."""
+    from ldm.io.embeddings import width_in_words
+
+    rows = [
+        ("vectors", f"{word.K} of width {width_in_words(*word.widths)}"),
+        ("type", str(word.dtype).removeprefix("torch.")),
+        ("norms", _norms(word.vectors)),
+    ]
+    if word.second is not None:
+        rows.append(("norms for the second text encoder", _norms(word.second)))
+    for key, value in word.metadata.items():
+        if key == "base_model" and fingerprint:
+            value += " (this model)" if value == fingerprint else " (another model)"
+        if key == "image_hashes":
+            key, value = "pictures", f"{len(value.split(',')) if value else 0} (sha256 {value})"
+        rows.append((key.replace("_", " "), value or "none"))
+    return rows
+
+
+def _norms(vectors: Tensor) -> str:
+    norms = vectors.norm(dim=1)
+    if len(norms) > 8:
+        return f"{norms.min():.3f} to {norms.max():.3f}, median {norms.median():.3f}"
+    return ", ".join(f"{norm:.3f}" for norm in norms)
+
+
+def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print named values; what a file says is shown without its control characters, and cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), show_header=False, title_justify="left")
+    table.add_column("what", style="bold", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    for key, value in rows:
+        table.add_row(Text(_printable(key)[:60]), Text(_printable(value)[:2000]))
+    Console().print(table)
+
+
+def _printable(text: str) -> str:
+    return "".join("?" if unicodedata.category(c) in {"Cc", "Cs"} else c for c in text)
+
+
+# ----------------------------------------------------------------------------- convert
+def run_convert(args: argparse.Namespace) -> None:
+    """Write the words of one file, or of the two halves of one, in another format."""
+    words = _words(args.files)
+    if args.word is not None:
+        held = ", ".join(repr(word.placeholder) for word in words)
+        words = [word for word in words if word.placeholder == args.word]
+        if not words:
+            raise UserError(f"{args.files[0]} holds no {args.word!r}, but {held}")
+    if args.name is not None:
+        if len(words) > 1:
+            raise UserError(f"--name is for one word, {args.files[0]} holds {len(words)}: say which "
+                            "by --word, or give new names by ldm embeddings merge --rename")  # fmt: skip
+        words = [_renamed(words[0], args.name)]
+    _write(words, args.out, args.to, args.force)
+
+
+def _words(files: Sequence[Path]) -> list[Embedding]:
+    from ldm.io.embeddings import join_encoders, read_file
+
+    found = [read_file(path) for path in files]
+    if len(found) == 1:
+        return found[0].words
+    if len(found) == 2 and len(found[0].words) == len(found[1].words):
+        return [join_encoders(a, b) for a, b in zip(found[0].words, found[1].words, strict=True)]
+    raise UserError(f"{len(files)} files cannot be converted into one: give them one at a time, or "
+                    "put them together by ldm embeddings merge")  # fmt: skip
+
+
+def _renamed(word: Embedding, name: str) -> Embedding:
+    """The same vectors under another name, which another token stands for."""
+    from ldm.io.embeddings import Embedding
+
+    notes = {key: value for key, value in word.metadata.items() if key != "token_id"}
+    return Embedding(name, word.vectors, notes, word.second)
+
+
+def _write(words: Sequence[Embedding], out: Path, to: str | None, force: bool) -> None:
+    from ldm.io.embeddings import save_embeddings, width_in_words
+
+    save_embeddings(words, out, format=to, overwrite=force)
+    common.heading(f"{len(words)} {'word' if len(words) == 1 else 'words'} in {out}")
+    for word in words:
+        common.say(f"  {word.placeholder}  {word.K} of width {width_in_words(*word.widths)}")
+
+
+# ------------------------------------------------------------------------------- merge
+def run_merge(args: argparse.Namespace) -> None:
+    """Write the words of several files into one, under names that do not collide."""
+    from ldm.io.embeddings import read_file
+
+    _write(merged([read_file(path) for path in args.files], args.rename), args.out, None, args.force)
+
+
+def merged(files: Sequence[EmbeddingFile], renames: Sequence[str]) -> list[Embedding]:
+    """The words of ``files`` in their order, renamed by ``OLD=NEW`` or ``FILE:OLD=NEW``.
+
+    Raises:
+        UserError: two words of one name, or a rename that names no word.
+    """
+    rules = dict(_rule(text) for text in renames)
+    unused = set(rules)
+    owners: dict[str, Path] = {}
+    words = []
+    for file in files:
+        for word in file.words:
+            old = word.placeholder
+            rule = next((r for r in (f"{file.path}:{old}", old) if r in rules), None)
+            if rule is not None:
+                unused.discard(rule)
+                word = _renamed(word, rules[rule])
+            if word.placeholder in owners:
+                raise UserError(
+                    f"{owners[word.placeholder]} and {file.path} both hold {word.placeholder!r}: give "
+                    "one of them another name, " + common.command(["--rename", f"{file.path}:{old}=NEW"]))
+            owners[word.placeholder] = file.path
+            words.append(word)
+    if unused:
+        raise UserError(f"no embedding is called {', '.join(map(repr, sorted(unused)))}; the files "
+                        f"hold {', '.join(repr(w.placeholder) for f in files for w in f.words)}")  # fmt: skip
+    return words
+
+
+def _rule(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not (old and equals and new) or "=" in new:
+        raise UserError(f"--rename {text!r} is not of the form OLD=NEW")
+    return old, new

@@ -1,0 +1,89 @@
+"""What an embedding file holds before anybody says what it means: names, tensors, plain values.
+
+Three containers, told apart by their first bytes: safetensors, torch's pickle (zip or old) and
+PNG. No pickled code is run: ``torch.load(weights_only=True)`` with ``ParameterDict`` as the one
+class let in. Sizes that a file claims are bounded before they are believed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import ParameterDict
+
+from ldm.errors import UserError
+from ldm.io.checkpoints import is_safetensors, zip_grows
+from ldm.io.embedding_formats import picture
+
+#: A pickled row of a table may drag the whole table along: 49,408 x 1,280 float32 are 253 MB.
+MAX_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Content:
+    """The names and values of one file. notes: the metadata of a safetensors file."""
+
+    container: str  # "safetensors", "pickle" or "picture"
+    values: Mapping[str, Any]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def read_content(path: Path, head: bytes) -> Content:
+    """What the file at ``path`` that begins with ``head`` holds.
+
+    :class:`UserError` if it is too large or holds nothing named; if it is broken, nearly any error.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError("it is too large for an embedding: give a file with learned vectors, not a "
+                        "model's checkpoint")
+    if is_safetensors(head):
+        return _read_safetensors(path)
+    if picture.is_picture(head):
+        return Content("picture", picture.read(path))
+    return _read_pickle(path, zipped=head.startswith(b"PK"))
+
+
+def _read_safetensors(path: Path) -> Content:
+    with safe_open(str(path), framework="pt") as handle:
+        values = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        return Content("safetensors", values, dict(handle.metadata() or {}))
+
+
+def _read_pickle(path: Path, zipped: bool) -> Content:
+    if zipped and zip_grows(path):
+        raise UserError("it is a compressed archive, not a file that torch wrote: unpack it")
+    with path.open("rb") as handle, warnings.catch_warnings(), \
+            torch.serialization.safe_globals([ParameterDict]):
+        warnings.simplefilter("ignore")  # about broken files; those are errors
+        values = torch.load(handle, map_location="cpu", weights_only=True)  # a path's suffix counts
+    if not isinstance(values, Mapping):
+        raise UserError("it holds no embedding: give a file with learned vectors")
+    return Content("pickle", {str(k): v for k, v in values.items() if isinstance(k, str)})
+
+
+def _write_safetensors(content: Content, path: Path) -> None:
+    save_file(dict(content.values), str(path), content.notes)
+
+
+def _write_pickle(content: Content, path: Path) -> None:
+    torch.save(dict(content.values), path)
+
+
+def _write_picture(content: Content, path: Path) -> None:
+    picture.write(content.values, path)
+
+
+_WRITERS: dict[str, Callable[[Content, Path], None]] = {
+    "safetensors": _write_safetensors, "pickle": _write_pickle, "picture": _write_picture}
+
+
+def write_content(content: Content, path: Path) -> None:
+    """Writes ``content`` to ``path`` as its container says; the caller makes it atomic."""
+    _WRITERS[content.container](content, path)

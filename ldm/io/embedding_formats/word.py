@@ -1,0 +1,110 @@
+"""A learned word in memory, and what its width says about the model that it belongs to."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+
+#: Bounds of what a file may claim; the largest known embeddings are 77 vectors of width 4096.
+MAX_VALUES = 2**24
+MAX_NAME = 1000
+
+#: Widths of the token embeddings of one or two text encoders -> the base models that have them.
+_BASES = {
+    (256,): "the shipped emoji model",
+    (768,): "Stable Diffusion v1",
+    (1024,): "Stable Diffusion v2",
+    (1280,): "LDM with BERT, or clip_g of SDXL",
+    (768, 1280): "SDXL",
+    (4096,): "T5-XXL of Stable Diffusion 3 or FLUX",
+}
+
+
+def likely_base(*widths: int) -> str:
+    """The base model whose text encoder(s) have these widths, in words; empty if none is known."""
+    return _BASES.get(widths, "")
+
+
+def width_in_words(*widths: int) -> str:
+    """``768 (Stable Diffusion v1)``; the width alone where no model of that width is known."""
+    base = likely_base(*widths)
+    return " + ".join(map(str, widths)) + (f" ({base})" if base else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """One learned word. vectors: (K, D) float32 on the CPU. metadata: see
+    :func:`ldm.io.embeddings.provenance`.
+
+    second: for SDXL alone, (K, D') float32 vectors of the second text encoder, else None.
+    dtype: the type that the vectors were given in.
+
+    :class:`UserError` if the vectors are not K >= 1 finite rows, the two sets are not of one K, or
+    the placeholder is empty or cannot be printed.
+    """
+
+    placeholder: str
+    vectors: Tensor
+    metadata: dict[str, str] = field(default_factory=dict)
+    second: Tensor | None = None
+    dtype: torch.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        name = self.placeholder
+        if not name.strip():
+            raise UserError("an embedding needs a name: give a placeholder that is not empty")
+        if len(name) > MAX_NAME or any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
+            raise UserError(f"{name[:40]!r} is no name for an embedding: it is longer than "
+                            f"{MAX_NAME} characters or holds control characters")
+        metadata = {_utf8(key): _utf8(value) for key, value in self.metadata.items()}
+        object.__setattr__(self, "metadata", metadata)
+        object.__setattr__(self, "dtype", self.vectors.dtype)
+        object.__setattr__(self, "vectors", _rows(name, self.vectors))
+        if self.second is not None:
+            object.__setattr__(self, "second", _rows(name, self.second))
+            if len(self.second) != self.K:
+                raise UserError(f"the embedding {name!r} has {self.K} vectors for the first text "
+                                f"encoder and {len(self.second)} for the second: it is damaged")
+
+    @property
+    def K(self) -> int:
+        """Number of vectors, that is of tokens the word takes in a prompt."""
+        return self.vectors.shape[0]
+
+    @property
+    def D(self) -> int:
+        """Width of the (first) text encoder's token embeddings."""
+        return self.vectors.shape[1]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """(D,), or (D, D') of SDXL's two text encoders."""
+        return (self.D,) if self.second is None else (self.D, self.second.shape[1])
+
+
+def _utf8(text: str) -> str:
+    """``text`` with "?" for lone surrogates, which pickles and JSON can hold and files cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _rows(name: str, vectors: Tensor) -> Tensor:
+    """A float32 copy (K, D) of (K, D) or (D,) finite numbers. Sizes are checked before values."""
+    vectors = vectors.detach()
+    vectors = vectors[None] if vectors.ndim == 1 else vectors  # old diffusers files hold (D,)
+    dense = vectors.layout is torch.strided and not vectors.is_meta
+    if vectors.ndim != 2 or 0 in vectors.shape or not vectors.is_floating_point() or not dense:
+        raise UserError(f"the embedding {name!r} is no set of vectors: it has "
+                        f"shape {tuple(vectors.shape)} and type {vectors.dtype}")
+    if vectors.numel() > MAX_VALUES:
+        raise UserError(f"the embedding {name!r} is too large to be one: it has shape "
+                        f"{tuple(vectors.shape)}")
+    vectors = vectors.to("cpu", torch.float32, copy=True).contiguous()
+    if not vectors.isfinite().all():
+        raise UserError(f"the embedding {name!r} holds values that are not finite: "
+                        "its training diverged, use an earlier step")
+    return vectors

@@ -1,0 +1,221 @@
+"""What a drawn PNG says about itself: all that is needed to draw it again.
+
+A recipe lies in the text chunks (iTXt) before the pixels, one chunk a value. It holds the learned
+words with their vectors, so that the picture alone suffices; of the model, and of a picture that
+was edited, it holds name and hash only. A PNG may come from anyone: only the head of the file is
+read, every value is checked, and none of them is a path that is opened.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.io.embeddings import Embedding
+
+RECIPE_VERSION = 1
+#: The chunk that says that the others are a recipe.
+_MARK = "recipe"
+#: Text chunks are looked for in this much of a file; a word of 77 vectors of width 1280 takes 0.5 MB.
+_HEAD_BYTES = 16 << 20
+#: More pictures than this were never drawn at once.
+MAX_BATCH = 1024
+#: Fields that are a chunk of the same name, in the order in which they are written.
+_PLAIN = (
+    "prompt", "negative_prompt", "seed", "index", "sampler", "steps", "scale", "eta", "size", "model",
+    "base_model", "batch_row", "batch_rows",
+)  # fmt: skip
+#: Chunks that do not change what the picture shows.
+_INCIDENTAL = {"batch_row", "batch_rows", "Software"}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How a picture was made from another one.
+
+    Attributes:
+        image, mask: names of the files (no mask: ""), and their sha256.
+        strength, keep_pixels: see ``ldm.editing.Source``.
+        invert: the description under which the picture's noise was found, or ``None``.
+        fit, background: how the files came to the model's size.
+    """
+
+    image: str
+    image_sha256: str
+    mask: str = ""
+    mask_sha256: str = ""
+    strength: float = 1.0
+    keep_pixels: bool = True
+    invert: str | None = None
+    fit: str = "crop"
+    background: str = "white"
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How one picture was drawn.
+
+    Attributes:
+        seed, index: its noise is that of ``generator(seed, "x_T", index)``.
+        size: pixels a side.
+        model, base_model: the model's name, without folders, and its fingerprint.
+        batch_row, batch_rows: its place among the pictures drawn with it: a batch of another size
+            may round differently in the last bit.
+        embeddings: the learned words in its prompts; metadata has "file" and "sha256".
+        edit: ``None`` if it was drawn from noise alone.
+        version: of the program that drew it.
+    """
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    index: int
+    sampler: str
+    steps: int
+    scale: float
+    eta: float
+    size: int
+    model: str
+    base_model: str
+    version: str
+    batch_row: int = 0
+    batch_rows: int = 1
+    embeddings: tuple[Embedding, ...] = field(default=())
+    edit: Edit | None = None
+
+    def same_picture(self, other: Recipe) -> bool:
+        """Whether both describe one picture, whatever was drawn beside it, by whichever version."""
+        ours, theirs = to_text(self), to_text(other)
+        return all(ours.get(k) == theirs.get(k) for k in (ours.keys() | theirs.keys()) - _INCIDENTAL)
+
+
+# ------------------------------------------------------------------------------ writing
+def to_text(recipe: Recipe) -> dict[str, str]:
+    """The recipe as text chunks, for ``ldm.io.images.save_png``."""
+    text = {key: str(getattr(recipe, key)) for key in _PLAIN}
+    text |= {_MARK: str(RECIPE_VERSION), "Software": recipe.version}
+    if recipe.embeddings:
+        text["embeddings"] = json.dumps([_word(word) for word in recipe.embeddings], ensure_ascii=False)
+    if recipe.edit is not None:
+        text["edit"] = json.dumps(asdict(recipe.edit), ensure_ascii=False)
+    return text
+
+
+def _word(word: Embedding) -> dict[str, Any]:
+    vectors = base64.b64encode(word.vectors.numpy().astype("<f4").tobytes()).decode()
+    notes = {key: word.metadata.get(key, "") for key in ("file", "sha256")}
+    return {"name": word.placeholder, **notes, "K": word.K, "D": word.D, "float32": vectors}
+
+
+# ------------------------------------------------------------------------------ reading
+def has_recipe(path: Path | str) -> bool:
+    """Whether a file is a PNG that says how it was drawn; False if it cannot be read."""
+    try:
+        return _MARK in png_text(path)
+    except UserError:
+        return False
+
+
+def png_text(path: Path | str) -> dict[str, str]:
+    """The text chunks before a PNG's pixels, which are not decoded; at most 16 MB are read.
+
+    Raises:
+        UserError: no such file, no PNG, or a broken one.
+    """
+    try:
+        with open(path, "rb") as handle:
+            head = io.BytesIO(handle.read(_HEAD_BYTES))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    try:
+        with Image.open(head, formats=("PNG",)) as picture:
+            return {str(k): str(v) for k, v in picture.info.items() if isinstance(v, str)}
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise UserError(f"{path} is no PNG picture, or a broken one; fetch it again") from error
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """How the picture in a PNG was drawn.
+
+    Raises:
+        UserError: a file that is no PNG, has no recipe, or a broken one.
+    """
+    text = png_text(path)
+    if _MARK not in text:
+        raise UserError(
+            f"{path} does not say how it was drawn: it is not by this program, or another program "
+            "has saved it since"
+        )
+    if text[_MARK] != str(RECIPE_VERSION):
+        raise UserError(f"{path} has a recipe of version {text[_MARK][:20]!r}: use a newer ldm")
+    try:
+        return _from_text(text)
+    except Exception as error:  # anything may be wrong with what anyone may have written
+        raise UserError(f"the recipe in {path} is broken; fetch the picture again") from error
+
+
+def _from_text(text: Mapping[str, str]) -> Recipe:
+    recipe = Recipe(
+        prompt=text["prompt"],
+        negative_prompt=text["negative_prompt"],
+        seed=int(text["seed"]),
+        index=int(text["index"]),
+        sampler=text["sampler"],
+        steps=int(text["steps"]),
+        scale=_finite(text["scale"]),
+        eta=_finite(text["eta"]),
+        size=int(text["size"]),
+        model=text["model"],
+        base_model=text["base_model"],
+        version=text["Software"],
+        batch_row=int(text["batch_row"]),
+        batch_rows=int(text["batch_rows"]),
+        embeddings=tuple(_words(json.loads(text.get("embeddings", "[]")))),
+        edit=_edit(json.loads(text["edit"])) if "edit" in text else None,
+    )
+    if not (0 <= recipe.batch_row < recipe.batch_rows <= MAX_BATCH):
+        raise ValueError("no such place in a batch")
+    return recipe
+
+
+def _finite(text: str | float) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
+
+
+def _words(items: Sequence[Mapping[str, Any]]) -> list[Embedding]:
+    words = []
+    for item in items:
+        data = np.frombuffer(base64.b64decode(item["float32"], validate=True), dtype="<f4")
+        vectors = torch.from_numpy(data.astype(np.float32)).reshape(item["K"], item["D"])
+        notes = {key: str(item[key]) for key in ("file", "sha256")}
+        words.append(Embedding(str(item["name"]), vectors, notes))
+    return words
+
+
+def _edit(value: Mapping[str, Any]) -> Edit:
+    invert = value["invert"]
+    return Edit(
+        image=str(value["image"]),
+        image_sha256=str(value["image_sha256"]),
+        mask=str(value["mask"]),
+        mask_sha256=str(value["mask_sha256"]),
+        strength=_finite(value["strength"]),
+        keep_pixels=bool(value["keep_pixels"]),
+        invert=None if invert is None else str(invert),
+        fit=str(value["fit"]),
+        background=str(value["background"]),
+    )
