@@ -52,7 +52,7 @@ def invert(
     if lr is not None:
         values["optim"] = {**(values.get("optim") or {}), "lr": lr}
     config = resolve(InversionConfig, values)
-    concept = concept_of(images, model.image_size, fit=config.fit, background=config.background)
+    concept = concept_of(images, model.image_size, **config.framing())
     return learn(model, concept, config, progress=progress)
 
 

@@ -23,6 +23,20 @@ T = TypeVar("T")
 #: folder of the models, judges and vocabularies that come with the package
 ASSETS = Path(__file__).parent / "assets"
 
+#: What a config may name as a ``target``. A YAML file comes from anywhere: it chooses among these and
+#: imports nothing else. A new class that configs should build is added here.
+TARGETS = frozenset(
+    {
+        "ldm.data.pictures.EmojiPictures",
+        "ldm.data.pictures.FolderPictures",
+        "ldm.models.autoencoder.AutoencoderKL",
+        "ldm.models.unet.UNetModel",
+        "ldm.text.bert.BertConditioner",
+        "ldm.text.clip.ClipConditioner",
+        "ldm.text.clip.OpenClipConditioner",
+    }
+)
+
 
 def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merge YAML files from left to right, then ``key.sub=value`` overrides; resolve ``${...}``.
@@ -52,7 +66,7 @@ def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dic
     try:
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))  # type: ignore[assignment]
         plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
+    except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"config: {str(error).splitlines()[0]}") from None
     return typing.cast(dict[str, Any], plain)
 
@@ -158,7 +172,15 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def locate(target: str) -> Any:
-    """The object of a dotted name, such as ``ldm.models.unet.UNetModel``."""
+    """The class of a dotted name, such as ``ldm.models.unet.UNetModel``; one of ``TARGETS``.
+
+    Raises:
+        UserError: any other name; nothing has been imported then.
+    """
+    if target not in TARGETS:
+        near = difflib.get_close_matches(target, sorted(TARGETS), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(sorted(TARGETS))}"
+        raise UserError(f"config target {target!r} is refused: a config cannot run it; {hint}")
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -170,7 +192,8 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     """Call ``node["target"]`` with ``node["params"]`` (and ``extra``), checking the names first.
 
     Raises:
-        UserError: no target, a target that cannot be imported, or an unknown parameter.
+        UserError: no target, a target that a config may not name, an unknown parameter, or values that
+            the class does not take.
     """
     if not isinstance(node, Mapping) or "target" not in node:
         raise UserError(f"config node {node!r} needs a 'target': the dotted name of a class")
@@ -189,4 +212,10 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
         signature.bind(**params)
     except TypeError as error:
         raise UserError(f"config {node['target']}: {error}") from None
-    return factory(**params)
+    try:
+        return factory(**params)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor makes of values that no type has checked
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"config {node['target']} cannot be built: {reason}") from error

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ldm import legacy
 from ldm.config import ASSETS, load_yaml, resolve, unknown_key
 from ldm.errors import UserError
 from ldm.io.checkpoints import load_model_weights, read_state_dict
@@ -45,6 +46,8 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
                 "a model folder or a YAML file"
             )
         values, folder = load_yaml([path]), path.parent
+    if legacy.is_official(values):
+        values = legacy.model_sections(values)
     for key in values:
         if key not in SECTIONS:
             raise unknown_key(str(key), SECTIONS, "")
@@ -67,7 +70,7 @@ def load(
 
     Args:
         config_or_path: a shipped model's name ("emoji"), a model folder with ``config.yaml``, a YAML
-            file, its mapping, or a ``ModelConfig``.
+            file (ours or an official one), its mapping, or a ``ModelConfig``.
         checkpoint: ``.safetensors`` or ``.ckpt`` in the public layout, instead of the config's own.
         device: where to put it; weights are float32.
 

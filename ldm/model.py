@@ -16,6 +16,7 @@ from ldm.config import instantiate
 from ldm.diffusion.loss import DiffusionLoss, LossTerms
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
+from ldm.inversion.compat import FIXED, CompatConfig
 from ldm.inversion.init import initial_vectors
 from ldm.inversion.manager import EmbeddingManager
 from ldm.io import checkpoints
@@ -107,6 +108,7 @@ class LatentDiffusion(nn.Module):
         self.image_size = image_size
         side = image_size // autoencoder.factor
         self.latent_shape = (autoencoder.embed_dim, side, side)
+        self.config: ModelConfig | None = None  # what it was built from
         self.inversion_defaults: dict[str, Any] = {}  # settings that suit this model
         self._fingerprint: str | None = None
 
@@ -132,6 +134,13 @@ class LatentDiffusion(nn.Module):
         """Frozen means frozen: no gradients and evaluation mode for all but the manager."""
         for part in self.parts.values():
             part.requires_grad_(False).eval()
+        return self
+
+    def unfreeze(self) -> LatentDiffusion:
+        """Let UNet and text conditioner train as well (pivotal tuning); the autoencoder stays frozen."""
+        self._fingerprint = None  # it will be another model
+        self.unet.requires_grad_(True)
+        self.text.requires_grad_(True)
         return self
 
     def train(self, mode: bool = True) -> LatentDiffusion:
@@ -169,7 +178,7 @@ class LatentDiffusion(nn.Module):
         num_vectors: int = 1,
         progressive: tuple[int, ...] | None = None,
         generator: torch.Generator | None = None,
-        compat: bool = False,
+        compat: CompatConfig = FIXED,
     ) -> int:
         """Make a string a word of this model; returns its private token id.
 
@@ -180,7 +189,7 @@ class LatentDiffusion(nn.Module):
             num_vectors: K, when ``vectors`` is not given.
             progressive: optimiser steps at which the second, third, ... vector comes into use.
             generator: of the initial noise (default: seed 0).
-            compat: the official code's start.
+            compat: quirks of the official code's start.
 
         Raises:
             UserError: an init phrase with words that are not in the vocabulary, or vectors of
@@ -195,7 +204,12 @@ class LatentDiffusion(nn.Module):
                 )
             generator = generator or torch.Generator().manual_seed(0)
             vectors = initial_vectors(
-                self.text.token_table, ids, num_vectors, generator, compat=compat
+                self.text.token_table,
+                ids,
+                num_vectors,
+                generator,
+                compat=compat,
+                position=self.text.init_position,
             )
         token_id = tokenizer.add_placeholder(placeholder)
         name = tokenizer.decode_id(token_id)
@@ -248,7 +262,7 @@ class LatentDiffusion(nn.Module):
 
 def build(config: ModelConfig) -> LatentDiffusion:
     """A model of this config with random weights."""
-    return LatentDiffusion(
+    model = LatentDiffusion(
         instantiate(config.autoencoder),
         instantiate(config.unet),
         instantiate(config.text),
@@ -258,3 +272,5 @@ def build(config: ModelConfig) -> LatentDiffusion:
         schedule=config.schedule,
         loss=config.loss,
     )
+    model.config = config
+    return model

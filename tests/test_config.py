@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
+from ldm import config
 from ldm.config import dump_yaml, instantiate, load_yaml, locate, resolve, to_plain
 from ldm.errors import UserError
 
@@ -32,6 +33,8 @@ class Outer:
 
 class Widget:
     def __init__(self, width: int, height: int = 2) -> None:
+        if width < 0:
+            raise ValueError("a width\nbelow 0")
         self.size = (width, height)
 
 
@@ -40,6 +43,13 @@ def anything_goes(**options: int) -> dict[str, int]:
 
 
 WIDGET = f"{__name__}.Widget"
+
+
+@pytest.fixture
+def of_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes of this file as ones that a config may name."""
+    names = {WIDGET, f"{__name__}.anything_goes"}
+    monkeypatch.setattr(config, "TARGETS", config.TARGETS | names)
 
 
 @pytest.fixture
@@ -96,6 +106,12 @@ def test_a_list_at_the_top_is_refused(tmp_path: Path) -> None:
 def test_an_override_without_a_value_is_refused(files: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match=r"key\.sub=value"):
         load_yaml(files, ["inner.rate"])
+
+
+def test_an_override_whose_value_is_not_yaml_is_one_line(files: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_yaml(files, ["words=[a {}]"])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dangling_interpolation_is_one_line(tmp_path: Path) -> None:
@@ -171,6 +187,7 @@ def test_a_resolved_config_survives_yaml(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ import by name
+@pytest.mark.usefixtures("of_this_file")
 def test_instantiate_calls_the_target_with_its_params_and_extras() -> None:
     assert instantiate({"target": WIDGET, "params": {"width": 1}}, height=5).size == (1, 5)
     assert instantiate({"target": WIDGET, "params": {"width": 1}}).size == (1, 2)
@@ -184,13 +201,18 @@ def test_instantiate_calls_the_target_with_its_params_and_extras() -> None:
     [
         ({"target": WIDGET, "params": {"width": 1, "hieght": 2}}, "did you mean 'height'?"),
         ({"target": WIDGET, "params": {}}, "width"),
+        ({"target": WIDGET, "params": {"width": -1}}, "cannot be built: a width"),
+        ({"target": WIDGET, "params": {"width": "wide"}}, "cannot be built: '<' not supported"),
         ({"target": WIDGET, "parms": {}}, "did you mean 'params'?"),
         ({"params": {}}, "target"),
-        ({"target": "ldm.models.unet.UNet"}, "ldm.models.unet.UNet"),
+        ({"target": "ldm.models.unet.UNet"}, "did you mean 'ldm.models.unet.UNetModel'?"),
+        ({"target": "os.system", "params": {"command": "true"}}, "'os.system' is refused"),
+        ({"target": "ldm.config.load_yaml", "params": {"paths": []}}, "is refused"),
         ({"target": "ldm.nowhere.X"}, "ldm.nowhere.X"),
         ({"target": "Widget"}, "Widget"),
     ],
 )
+@pytest.mark.usefixtures("of_this_file")
 def test_a_wrong_node_is_named_in_one_line(node: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         instantiate(node)
@@ -198,5 +220,11 @@ def test_a_wrong_node_is_named_in_one_line(node: dict[str, Any], message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_locate_finds_classes_and_functions() -> None:
-    assert locate("ldm.config.locate") is locate
+def test_locate_finds_what_a_config_may_build_and_nothing_else() -> None:
+    from ldm.text.bert import BertConditioner
+
+    assert locate("ldm.text.bert.BertConditioner") is BertConditioner
+    for name in config.TARGETS - {"ldm.text.clip.ClipConditioner", "ldm.text.clip.OpenClipConditioner"}:
+        assert isinstance(locate(name), type)
+    with pytest.raises(UserError, match="refused"):
+        locate("ldm.config.locate")

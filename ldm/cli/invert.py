@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,17 @@ def run(args: argparse.Namespace) -> None:
     invert(args, config, out, again)
 
 
-def invert(args: argparse.Namespace, config: Any, out: Path, again: str) -> None:
-    """Run ``config`` in ``out``; ``again`` is the command that continues it."""
+def invert(
+    args: argparse.Namespace,
+    config: Any,
+    out: Path,
+    again: str,
+    documents: Mapping[str, str] | None = None,
+) -> None:
+    """Run ``config`` in ``out``; ``again`` is the command that continues it.
+
+    ``documents`` are further text files of the run, path in its folder -> content.
+    """
     from ldm.diffusion.samplers import SAMPLERS
     from ldm.training.run import run_inversion
 
@@ -128,12 +138,12 @@ def invert(args: argparse.Namespace, config: Any, out: Path, again: str) -> None
     args.how_to_resume = how_to_resume
     common.quiet_libraries(args.verbose)
     with common.no_remains(out):
-        embedding = run_inversion(config, out, resume=bool(args.resume))
+        embedding = run_inversion(config, out, resume=bool(args.resume), documents=documents)
     plural = "s" if embedding.K > 1 else ""
     common.heading(
         f"learned {embedding.placeholder}: {embedding.K} vector{plural} of width {embedding.D}"
     )
-    sample: list[str | Path] = ["ldm", "sample", "--model", *_model_words(config)]
+    sample: list[str | Path] = ["ldm", "sample", "--model", *_model_words(config, out)]
     sample += ["--embedding", out / "embeddings.safetensors"]
     sample += ["--prompt", f"a photo of {embedding.placeholder} on a red background", "--n", "8"]
     common.say(
@@ -144,6 +154,9 @@ def invert(args: argparse.Namespace, config: Any, out: Path, again: str) -> None
     )
 
 
-def _model_words(config: Any) -> list[str]:
-    name = config.model if isinstance(config.model, str) else "MODEL"
+def _model_words(config: Any, out: Path) -> list[str]:
+    if config.model_lr:  # it was trained as well
+        return [str(out / "model")]
+    described = [*map(str, sorted(out.glob("configs/*-project.yaml"))), "MODEL"][0]
+    name = config.model if isinstance(config.model, str) else described
     return [name, *(["--checkpoint", config.checkpoint] if config.checkpoint else [])]

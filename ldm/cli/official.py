@@ -1,7 +1,8 @@
 """``main.py``: the official command line (``--base``, ``-t``, dot-list overrides) for inversions.
 
-A YAML of ``--base`` holds keys of ``ldm.training.run.InversionConfig``; what it leaves out are the
-model's own settings. Options win over the files, ``key.sub=value`` words over both.
+A YAML of ``--base`` holds keys of ``ldm.training.run.InversionConfig``, and what it leaves out are the
+model's own settings; or it is one of the official files, which ``ldm.legacy`` says in the same keys.
+Options win over the files, ``key.sub=value`` words (in the form of the file) over both.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ EXAMPLE = """\
 example:
   python main.py --base configs/emoji/invert.yaml -t -n cat --data_root my-pictures/ \\
                  --placeholder_string "<cat-toy>" --init_word "cat" trainer.max_steps=300
+  python main.py --base official.yaml -t --actual_resume model.ckpt -n cat --gpus 0, \
+                 --data_root my-pictures/ --init_word cat lightning.trainer.max_steps=300
 """
 SEED = 23
 #: option -> key of InversionConfig
@@ -121,28 +124,79 @@ def run(args: argparse.Namespace) -> None:
     from ldm.training.run import InversionConfig
 
     folder = resumed_folder(args.resume) if args.resume else None
-    config = resolve(InversionConfig, settings(args, folder))
+    official = official_values(args)
+    values = settings(args, folder, official)
+    if official is not None:
+        _refuse_missing(values)
+    config = resolve(InversionConfig, values)
     if not args.train:
         common.say(dump_yaml(to_plain(config)).rstrip())
         sys.stderr.write("ldm: nothing was trained: add -t to train with this config\n")
         return
-    out = folder or args.logdir / run_name(args, config.images)
+    begun, name = run_name(args, config.images)
+    out = folder or args.logdir / f"{begun}{name}"
     args.resume = folder
-    invert(args, config, out, common.command(["python", "main.py", "-t", "-r", out]))
+    again = common.command(["python", "main.py", "-t", "-r", out])
+    invert(args, config, out, again, _documents(official, begun) if official and args.base else {})
 
 
-def settings(args: argparse.Namespace, folder: Path | None) -> dict[str, Any]:
+def official_values(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Files, options and overrides as one official config; ``None`` if they are in our form."""
+    from ldm import legacy
+    from ldm.config import load_yaml
+
+    values = load_yaml(args.base, args.overrides)
+    if not legacy.is_official(values):
+        return None
+    return common.merge(legacy.with_options(values, vars(args)), load_yaml([], args.overrides))
+
+
+def settings(
+    args: argparse.Namespace, folder: Path | None, official: dict[str, Any] | None
+) -> dict[str, Any]:
     """The model's own settings (or the resumed run's), the files, the options, the overrides."""
+    from ldm import legacy
     from ldm.config import load_yaml
     from ldm.loading import inversion_defaults
 
-    resumed = [folder / "config.yaml"] if folder else []
-    files = load_yaml([*resumed, *args.base])
+    options = {key: getattr(args, option) for option, key in KEYS.items()}
     overrides = load_yaml([], args.overrides)
-    model = common.merge(files, overrides).get("model", "emoji")
-    base = {} if folder else {**inversion_defaults(model), "seed": SEED}
-    given = common.nested({key: getattr(args, option) for option, key in KEYS.items()})
-    return common.merge(base, files, given, _devices(args.gpus), overrides)
+    if official is None:
+        files = load_yaml(args.base)
+    else:  # which holds some of the options and overrides already
+        files = legacy.settings(official)
+        options = {key: getattr(args, o) for o, key in KEYS.items() if o not in legacy.OPTIONS}
+        overrides = {key: value for key, value in overrides.items() if key not in legacy.SECTIONS}
+    if folder:
+        base = load_yaml([folder / "config.yaml"])
+    else:
+        base = inversion_defaults(common.merge(files, overrides).get("model", "emoji"))
+        base["seed"] = SEED
+    return common.merge(base, files, common.nested(options), _devices(args.gpus), overrides)
+
+
+def _refuse_missing(values: dict[str, Any]) -> None:
+    """What the official files leave to the command line."""
+    if "images" not in values:
+        raise UserError("--data_root is missing: give the folder with the pictures")
+    if "placeholder" not in values:
+        raise UserError("--placeholder_string is missing: give the new word")
+    model = values.get("model")
+    weights = values.get("checkpoint") or not isinstance(model, dict) or model["model"].get("checkpoint")
+    if not weights:
+        raise UserError("--actual_resume is missing: give the base model's weights")
+
+
+def _documents(official: dict[str, Any], begun: str) -> dict[str, str]:
+    """The config as the official code leaves it: the project's and the trainer's part."""
+    from ldm.config import dump_yaml
+
+    project = {key: value for key, value in official.items() if key in ("model", "data")}
+    lightning = {"lightning": official.get("lightning", {})}
+    return {
+        f"configs/{begun}-project.yaml": dump_yaml(project),
+        f"configs/{begun}-lightning.yaml": dump_yaml(lightning),
+    }
 
 
 def _devices(gpus: str | None) -> dict[str, Any]:
@@ -176,8 +230,8 @@ def resumed_folder(path: Path) -> Path:
     return folder
 
 
-def run_name(args: argparse.Namespace, images: Path) -> str:
-    """``<data><time>_<name><postfix>``, as the official code names its folders."""
+def run_name(args: argparse.Namespace, images: Path) -> tuple[str, str]:
+    """``<data><time>`` and ``_<name><postfix>``, which make the name of a folder of the official code."""
     name = args.name or (Path(args.base[0]).stem if args.base else "")
     data = images.resolve().name if args.datadir_in_name else ""
-    return f"{data}{common.stamp()}{'_' + name if name else ''}{args.postfix}"
+    return f"{data}{common.stamp()}", f"{'_' + name if name else ''}{args.postfix}"

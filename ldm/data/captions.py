@@ -68,7 +68,7 @@ class PromptSource:
     placeholder: the word that is learned. kind: a template set (``ldm.text.templates``); "dual"
     and "style-dual" need ``image_tokens``, one word a picture, and use them with probability
     ``mixing_prob``, else the "object" or "style" set. captions: from :func:`read_captions`,
-    instead of templates.
+    instead of templates. coarse_class: a word that templates put before the placeholder.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class PromptSource:
         captions: Sequence[Sequence[str]] | None = None,
         image_tokens: Sequence[str] | None = None,
         mixing_prob: float = 0.25,
+        coarse_class: str | None = None,
     ) -> None:
         dual = kind in _PLAIN_OF
         if captions is not None and image_tokens is not None:
@@ -87,7 +88,7 @@ class PromptSource:
             raise UserError(f"the templates {kind!r} "
                             + ("need one word for every picture" if dual else
                                "take no per-image words: choose 'dual' or 'style-dual'"))
-        self.placeholder = placeholder
+        self.name = f"{coarse_class} {placeholder}" if coarse_class else placeholder
         self.captions = captions
         self.image_tokens = image_tokens
         self.mixing_prob = mixing_prob if dual else 0.0
@@ -102,8 +103,8 @@ class PromptSource:
             return own[int(pick * len(own))]
         if self.image_tokens is not None and mix < self.mixing_prob:
             line = self._dual[int(pick * len(self._dual))]
-            return render(line, self.placeholder, self.image_tokens[image_index])
-        return render(self._plain[int(pick * len(self._plain))], self.placeholder)
+            return render(line, self.name, self.image_tokens[image_index])
+        return render(self._plain[int(pick * len(self._plain))], self.name)
 
     def prompts(self, image_indices: Sequence[int], generator: torch.Generator) -> list[str]:
         """One prompt for each of ``image_indices``."""

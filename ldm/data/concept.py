@@ -1,8 +1,9 @@
 """A user's concept: a folder of a few pictures of any kind, as tensors.
 
 Pictures are turned as their EXIF orientation says, laid on a colour where they are transparent,
-and scaled with their aspect kept: cropped to the middle, or padded. Files that are no pictures are
-skipped with a warning; a picture that cannot be decoded stops the run and is named.
+and scaled with their aspect kept: cropped to the middle, or padded (the official code's squashing
+can be asked for). Files that are no pictures are skipped with a warning; a picture that cannot be
+decoded stops the run and is named.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp",
                       ".avif", ".jp2", ".ppm", ".pgm", ".tga"})
 #: Pillow's decoders for these: none of them starts another program, as the one for EPS does.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
-_FITS = ("crop", "pad")
+_FITS = ("crop", "pad", "squash")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +80,19 @@ def load_concept(
     *,
     fit: str = "crop",
     background: str = "white",
+    upright: bool = True,
 ) -> Concept:
     """Reads a concept folder (see :func:`list_pictures`) into one tensor.
 
     size: side S in pixels. fit: "crop" scales the shorter side to S and keeps the middle, "pad"
-    scales the longer side and fills up with ``background``. background: a colour by name or
-    ``#rrggbb``, which transparent parts are laid on as well. :class:`UserError` for a folder
+    scales the longer side and fills up with ``background``, "squash" gives up the aspect.
+    background: a colour by name or ``#rrggbb``, which transparent parts are laid on as well.
+    upright: turn pictures as their EXIF orientation says. :class:`UserError` for a folder
     without pictures or a picture that cannot be decoded.
     """
     paths = list_pictures(folder)
-    images = torch.stack([load_picture(p, size, fit=fit, background=background) for p in paths])
+    images = torch.stack([
+        load_picture(p, size, fit=fit, background=background, upright=upright) for p in paths])
     return Concept(images, tuple(paths), tuple(image_hash(p) for p in paths))
 
 
@@ -98,6 +102,7 @@ def concept_of(
     *,
     fit: str = "crop",
     background: str = "white",
+    upright: bool = True,
 ) -> Concept:
     """Pictures as they are given in Python; other arguments as :func:`load_concept`.
 
@@ -105,7 +110,7 @@ def concept_of(
     :class:`UserError` for none at all, a tensor of another shape, or what cannot be decoded.
     """
     if isinstance(images, str | Path):
-        return load_concept(images, size, fit=fit, background=background)
+        return load_concept(images, size, fit=fit, background=background, upright=upright)
     if isinstance(images, Tensor):
         if images.ndim != 4 or not len(images) or images.shape[1:] != (3, size, size):
             raise UserError(f"images have shape {tuple(images.shape)}; give (N, 3, {size}, {size})")
@@ -115,16 +120,23 @@ def concept_of(
         raise UserError("no pictures: give 3 to 5")
     pictures = [item for item in items if isinstance(item, Image.Image)]
     if len(pictures) == len(items):
-        return Concept(load_pil(pictures, size, fit=fit, background=background), (), ())
+        loaded = load_pil(pictures, size, fit=fit, background=background, upright=upright)
+        return Concept(loaded, (), ())
     if pictures:
         raise UserError("pictures and files are mixed: give only one kind")
     paths = tuple(Path(str(item)) for item in items)
-    loaded = [load_picture(path, size, fit=fit, background=background) for path in paths]
-    return Concept(torch.stack(loaded), paths, tuple(image_hash(path) for path in paths))
+    loaded = torch.stack([
+        load_picture(path, size, fit=fit, background=background, upright=upright) for path in paths])
+    return Concept(loaded, paths, tuple(image_hash(path) for path in paths))
 
 
 def load_picture(
-    path: Path | str, size: int, *, fit: str = "crop", background: str = "white"
+    path: Path | str,
+    size: int,
+    *,
+    fit: str = "crop",
+    background: str = "white",
+    upright: bool = True,
 ) -> Tensor:
     """One file as (3, S, S) float32 in [-1, 1]; arguments as :func:`load_concept`.
 
@@ -134,8 +146,7 @@ def load_picture(
     try:
         with Image.open(path, formats=_FORMATS) as image:
             image.load()  # the first frame of an animation
-            upright = ImageOps.exif_transpose(image)
-            flat = flatten(upright, colour)
+            flat = flatten(ImageOps.exif_transpose(image) if upright else image, colour)
     except FileNotFoundError as error:
         raise UserError(f"there is no picture {path}: check the path") from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
@@ -145,12 +156,18 @@ def load_picture(
 
 
 def load_pil(
-    images: Sequence[Image.Image], size: int, *, fit: str = "crop", background: str = "white"
+    images: Sequence[Image.Image],
+    size: int,
+    *,
+    fit: str = "crop",
+    background: str = "white",
+    upright: bool = True,
 ) -> Tensor:
     """Pictures already in memory, as (N, 3, S, S); arguments as :func:`load_concept`."""
     colour = _colour(background)
-    upright = (flatten(ImageOps.exif_transpose(image), colour) for image in images)
-    return torch.stack([to_tensor(fit_square(i, size, fit, colour)) for i in upright])
+    turned = (ImageOps.exif_transpose(image) if upright else image for image in images)
+    flat = (flatten(image, colour) for image in turned)
+    return torch.stack([to_tensor(fit_square(image, size, fit, colour)) for image in flat])
 
 
 def _colour(name: str) -> tuple[int, int, int]:
@@ -191,12 +208,14 @@ def _grey8(image: Image.Image) -> Image.Image:
 def fit_square(
     image: Image.Image, size: int, fit: str, background: tuple[int, int, int]
 ) -> Image.Image:
-    """RGB of any size to ``size`` x ``size``, bicubic with antialiasing, aspect kept."""
+    """RGB of any size to ``size`` x ``size``, bicubic with antialiasing, as ``fit`` says."""
     if fit not in _FITS:
         raise UserError(f"unknown fit {fit!r}: choose one of {', '.join(_FITS)}")
     if size < 1:
         raise UserError(f"a picture cannot be {size} pixels wide: give a positive size")
     width, height = image.size
+    if fit == "squash":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
     if fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2

@@ -2,7 +2,7 @@
 
 Textual Inversion starts from the embedding of one coarse word (Gal et al. 2022, section 4). Here
 any phrase will do, and several vectors do not start as identical copies, which would receive
-nearly identical gradients. The official rules are kept as ``copies`` and ``uniform`` (compat).
+nearly identical gradients. The official rules are ``copies`` and ``uniform`` (``CompatConfig``).
 
 All functions take the text model's token table (V, D) and an explicit generator, and return
 float32 vectors on the table's device.
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ldm.errors import UserError
+from ldm.inversion.compat import FIXED, CompatConfig
 
 
 class Neighbour(NamedTuple):
@@ -66,20 +67,9 @@ def from_vocabulary(table: Tensor, k: int, generator: Generator) -> Tensor:
     return F.normalize(vectors, dim=1) * table.norm(dim=1).median()
 
 
-def copies(table: Tensor, ids: Sequence[int], k: int, position: Tensor | None = None) -> Tensor:
-    """The official rule (compat): K identical copies of one word, (k, D).
-
-    Args:
-        ids: exactly one token id.
-        position: (D,) position embedding 0, which the official code adds for CLIP.
-
-    Raises:
-        UserError: the phrase is not one token.
-    """
-    if len(ids) != 1:
-        raise UserError(f"compat init wants one word of one token, not {len(ids)} tokens")
-    word = _rows(table, ids)
-    return (word if position is None else word + position.detach().float()).repeat(k, 1)
+def copies(table: Tensor, ids: Sequence[int], k: int) -> Tensor:
+    """The official rule (compat): K identical copies of one word, or of a phrase's mean, (k, D)."""
+    return _mean_word(_rows(table, ids)).repeat(k, 1)
 
 
 def uniform(table: Tensor, k: int, generator: Generator) -> Tensor:
@@ -92,12 +82,34 @@ def uniform(table: Tensor, k: int, generator: Generator) -> Tensor:
 
 
 def initial_vectors(
-    table: Tensor, ids: Sequence[int], k: int, generator: Generator, *, compat: bool = False
+    table: Tensor,
+    ids: Sequence[int],
+    k: int,
+    generator: Generator,
+    *,
+    compat: CompatConfig = FIXED,
+    position: Tensor | None = None,
 ) -> Tensor:
-    """Start of v*, (k, D): from the tokens of a phrase, or from the vocabulary without any."""
-    if compat:
-        return copies(table, ids, k) if ids else uniform(table, k, generator)
-    return from_phrase(table, ids, k, generator) if ids else from_vocabulary(table, k, generator)
+    """Start of v*, (k, D): from the tokens of a phrase, or from the vocabulary without any.
+
+    Args:
+        compat: ``one_token``, ``copies``, ``position`` and ``uniform`` are looked at.
+        position: (D,) the embedding of position 0 where the official code adds it (CLIP).
+
+    Raises:
+        UserError: ``one_token`` and a phrase of several.
+    """
+    if not ids:
+        return uniform(table, k, generator) if compat.uniform else from_vocabulary(table, k, generator)
+    if compat.one_token and len(ids) != 1:
+        raise UserError(
+            f"the init phrase has {len(ids)} tokens, the official code takes one; give another word, "
+            "or set compat.one_token=false"
+        )
+    start = copies(table, ids, k) if compat.copies else from_phrase(table, ids, k, generator)
+    if compat.position and position is not None:
+        start = start + position.detach().float().to(start.device)
+    return start
 
 
 def nearest_words(

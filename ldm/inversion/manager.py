@@ -45,7 +45,7 @@ class EmbeddingManager(nn.Module):
         end_id: id of the token that ends a prompt ([SEP]). The first one in a row is its end, which
             also holds where a prompt is padded with the end token (CLIP).
         keep_end: where vectors push the end token over the context length, keep it as the last
-            position. ``False`` lets it fall off, as the official code does (compat).
+            position. ``False`` lets it fall off, as the official code does (``CompatConfig``).
     """
 
     def __init__(self, width: int, vocab_size: int, end_id: int, *, keep_end: bool = True) -> None:

@@ -12,17 +12,17 @@ from torch import Tensor
 from ldm.inversion.manager import EmbeddingManager
 
 
-def coarse_distance(vectors: Tensor, coarse: Tensor, *, compat: bool = False) -> Tensor:
+def coarse_distance(vectors: Tensor, coarse: Tensor, *, summed_drift: bool = False) -> Tensor:
     """Mean over the vectors of their squared distance to the coarse word, a scalar.
 
     Args:
         vectors: (k, D).
         coarse: (k, D) or (D,).
-        compat: the official code's || sum_k (v_k - c_k) ||^2 / k^2 instead, in which opposite
+        summed_drift: the official code's || sum_k (v_k - c_k) ||^2 / k^2 instead, in which opposite
             drifts cancel. Both agree for one vector.
     """
     drift = vectors - coarse
-    if compat:
+    if summed_drift:
         drift = drift.mean(dim=0, keepdim=True)
     return drift.square().sum(dim=1).mean()
 
@@ -32,7 +32,7 @@ def regularization(
     step: int | None = None,
     placeholders: Iterable[str] | None = None,
     *,
-    compat: bool = False,
+    summed_drift: bool = False,
 ) -> Tensor:
     """``coarse_distance`` of the vectors in use at a step, averaged over placeholders.
 
@@ -44,7 +44,7 @@ def regularization(
         raise ValueError("no placeholder to regularise")
     terms = [
         coarse_distance(
-            manager.vectors(name, step), manager.init_vectors(name, step), compat=compat
+            manager.vectors(name, step), manager.init_vectors(name, step), summed_drift=summed_drift
         )
         for name in names
     ]

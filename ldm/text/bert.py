@@ -144,6 +144,11 @@ class BertConditioner(nn.Module):
         """(V, D) token embeddings: where init words come from and nearest words are looked up."""
         return self.transformer.token_emb.weight
 
+    @property
+    def init_position(self) -> None:
+        """What the official code adds to an init word's embedding: for this encoder, nothing."""
+        return None
+
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Ids (B, L) int64; placeholders have private ids at or above the vocabulary's size."""
         return self.tokenizer(prompts)

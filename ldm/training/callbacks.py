@@ -1,8 +1,8 @@
-"""Lightning callbacks: a progress bar in steps, and fixed-seed pictures as training goes."""
+"""Lightning callbacks: a progress bar in steps, and what is left as training goes: words, pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 
+from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import save_grid
+from ldm.io.runs import RunFolder
 
 
 class StepProgressBar(TQDMProgressBar):
@@ -33,6 +35,59 @@ class StepProgressBar(TQDMProgressBar):
         if trainer.max_steps > 0:
             bar.total = trainer.max_steps * trainer.accumulate_grad_batches
             bar.initial = trainer.global_step * trainer.accumulate_grad_batches
+
+
+class EmbeddingCheckpoint(Callback):
+    """Write ``checkpoints/embeddings_gs-<step>`` beside every resumable checkpoint and at the end.
+
+    Args:
+        word: the placeholder of the module's manager.
+        details: optimiser step -> metadata.
+        every: in optimiser steps.
+        formats: "safetensors", and "pt" for the official layout. As the official code does, the
+            newest one is ``embeddings.pt`` too, from the start on: a name that such a file cannot hold
+            is then refused before the work and not after it.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        word: str,
+        details: Callable[[int], dict[str, str]],
+        every: int,
+        formats: Sequence[str] = ("safetensors",),
+    ) -> None:
+        self.run, self.word, self.details, self.every = run, word, details, every
+        self.formats = formats
+        self._written = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "pt" in self.formats:
+            self._save("embeddings.pt", trainer.global_step, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        step = trainer.global_step
+        if step and step % self.every == 0:
+            self._save_all(step, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save_all(trainer.global_step, pl_module)
+
+    def _save_all(self, step: int, module: pl.LightningModule) -> None:
+        if step == self._written:
+            return
+        self._written = step
+        for suffix in self.formats:
+            self._save(f"embeddings_gs-{step}.{suffix}", step, module)
+        if "pt" in self.formats:
+            self._save("embeddings.pt", step, module)
+
+    def _save(self, name: str, step: int, module: pl.LightningModule) -> None:
+        vectors = module.manager.vectors(self.word, step)  # type: ignore[union-attr]
+        embedding = Embedding(self.word, vectors, self.details(step))
+        save_embeddings(embedding, self.run.file("checkpoints", name))
 
 
 class ImageLogger(Callback):

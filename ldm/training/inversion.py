@@ -62,7 +62,9 @@ class TextualInversion(pl.LightningModule):
         lr: the effective one.
         max_steps: optimiser steps, for the schedule.
         regularization: weight of the squared distance to the init (figure 10, "regularised").
-        compat: the official regulariser.
+        summed_drift: the official regulariser (``CompatConfig``).
+        model_lr: learning rate of UNet and text conditioner, which then train as well (pivotal tuning,
+            appendix A): these two are what ``unfreeze_model`` trains in the official code. 0: frozen.
     """
 
     def __init__(
@@ -74,15 +76,19 @@ class TextualInversion(pl.LightningModule):
         lr: float,
         max_steps: int,
         regularization: float = 0.0,
-        compat: bool = False,
+        summed_drift: bool = False,
+        model_lr: float = 0.0,
     ) -> None:
         super().__init__()
         self.base_fingerprint = model.fingerprint()  # before a cast loses bits
         self.model = model.freeze()
+        if model_lr:
+            model.unfreeze()
         self.batches = batches
         self.optim_config, self.lr, self.max_steps = optim_config, lr, max_steps
-        self.regularization, self.compat = regularization, compat
-        self.strict_loading = False  # a run's checkpoint holds the manager only
+        self.regularization, self.summed_drift = regularization, summed_drift
+        self.model_lr = model_lr
+        self.strict_loading = False  # a run's checkpoint holds what trains, the manager as a rule
 
     @property
     def autoencoder(self) -> nn.Module:
@@ -104,9 +110,11 @@ class TextualInversion(pl.LightningModule):
         return self.batches.loader(self.trainer.global_step * self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
-        return optim.configure(
-            self.manager.parameters(), self.optim_config, self.max_steps, self.lr
-        )
+        groups: list[dict[str, Any]] = [{"params": list(self.manager.parameters())}]
+        if self.model_lr:
+            tuned = [*self.unet.parameters(), *self.text.parameters()]
+            groups.append({"params": tuned, "lr": self.model_lr})
+        return optim.configure(groups, self.optim_config, self.max_steps, self.lr)
 
     def draw_noise(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Timesteps (B,), one from each of B equal strata, and noise: functions of the step."""
@@ -123,7 +131,7 @@ class TextualInversion(pl.LightningModule):
         loss = self.model.loss_terms(batch["z"], cond, t, noise).total
         self.log("train/loss", loss, prog_bar=True, batch_size=len(t))
         if self.regularization:
-            pull = regularization(self.manager, step, compat=self.compat)
+            pull = regularization(self.manager, step, summed_drift=self.summed_drift)
             self.log("train/regularization", pull, batch_size=len(t))
             loss = loss + self.regularization * pull
         if not torch.isfinite(loss):
@@ -133,9 +141,11 @@ class TextualInversion(pl.LightningModule):
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains and what resumes it: kilobytes. Batches and noise follow from the step."""
+        """Keep what trains and what resumes it: kilobytes, but for a tuned model. Batches and noise
+        follow from the step."""
+        trained = ("model.manager.", *(("model.unet.", "model.text.") if self.model_lr else ()))
         own = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in own.items() if k.startswith("model.manager.")}
+        checkpoint["state_dict"] = {k: v for k, v in own.items() if k.startswith(trained)}
         checkpoint["base_model"] = self.base_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

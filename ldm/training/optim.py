@@ -52,12 +52,15 @@ def lr_factor(step: int, total: int, config: OptimConfig) -> float:
 
 
 def configure(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     config: OptimConfig,
     total_steps: int,
     lr: float | None = None,
 ) -> dict[str, Any]:
-    """What ``LightningModule.configure_optimizers`` returns; ``lr`` overrides ``config.lr``."""
+    """What ``LightningModule.configure_optimizers`` returns; ``lr`` overrides ``config.lr``.
+
+    ``parameters`` may be groups ``{"params": ..., "lr": ...}``, which follow the same schedule.
+    """
     optimizer = torch.optim.AdamW(
         parameters,
         lr=config.lr if lr is None else lr,

@@ -22,7 +22,6 @@ from ldm.io.checkpoints import (
     UNET,
     load_model_weights,
     read_state_dict,
-    save_checkpoint,
 )
 from ldm.io.runs import write_text
 from ldm.model import LatentDiffusion, ModelConfig, build
@@ -30,6 +29,7 @@ from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
 from ldm.training.diffusion import DiffusionTraining, TimestepConfig
+from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
 
@@ -281,18 +281,5 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*",))
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
-    vocabulary = Path(config.model.text["params"]["vocab_file"])
-    text = {
-        **config.model.text,
-        "params": {**config.model.text["params"], "vocab_file": "vocab.txt"},
-    }
-    shipped = replace(
-        config.model, text=text, scale_factor=model.scale_factor, checkpoint="model.safetensors"
-    )
-    sections = {"model": to_plain(shipped)} | ({"inversion": config.inversion} if config.inversion else {})
-    out.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(model.parts, out / "model.safetensors")
-    write_text(out / "config.yaml", dump_yaml(sections))
-    if vocabulary.resolve() != (out / "vocab.txt").resolve():
-        write_text(out / "vocab.txt", vocabulary.read_text())
-    return out
+    model.inversion_defaults = dict(config.inversion or {})
+    return export_model(model, out, dtype=torch.float16)

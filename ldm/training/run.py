@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -21,6 +22,7 @@ from ldm.data.concept import Concept, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
+from ldm.inversion.compat import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
 from ldm.inversion.init import from_vocabulary
 from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
 from ldm.io.runs import RunFolder, create_run, now, write_text
@@ -28,7 +30,8 @@ from ldm.model import LatentDiffusion
 from ldm.sampling import sample
 from ldm.seeding import generator
 from ldm.text.templates import templates
-from ldm.training.callbacks import ImageLogger
+from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
+from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion, stored_in
 from ldm.training.optim import OptimConfig, scale_lr
@@ -55,19 +58,24 @@ class InversionConfig:
         init: a phrase to start from; ``None`` starts at the vocabulary's mean.
         init_embedding: an embedding file whose vectors are the start instead.
         num_vectors, progressive: K, and the K - 1 steps at which the second, third ... enter.
-        per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped.
+        per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped,
+        mixing_prob: in this share of the prompts.
         templates: caption templates: object, style, photo, plain, ...
+        coarse_class: a word that templates put before the placeholder ("a photo of a cat S*").
         captions: use ``name.txt`` files; ``None``: if there are any.
         regularization: weight of the squared distance to the init.
-        compat: the official code's init and regulariser.
+        model_lr: learning rate (never scaled) of UNet and text conditioner, which then train as well
+            and are left as the model folder ``model``; 0 keeps them frozen.
+        compat: "official", or single switches of ``CompatConfig``: quirks of the official code.
         flip_p: probability of a mirrored picture.
-        fit, background: "crop" or "pad", and what transparent parts are laid on.
+        fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.
         scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
         prompts: drawn as training goes and at the end; ``{}`` is the placeholder.
         samples_per_prompt: pictures of each prompt at the end.
         sample_steps, sample_scale, sampler: how they are drawn.
         monitor_every: steps between measurements on the fixed batch.
         allow_untrained: accept a base model whose loss looks untrained.
+        formats: of the embeddings in ``checkpoints``: safetensors, pt (the official one), or both.
     """
 
     images: Path
@@ -79,12 +87,15 @@ class InversionConfig:
     num_vectors: int = 1
     progressive: tuple[int, ...] = ()
     per_image_tokens: bool = False
+    mixing_prob: float = 0.25
     templates: str = "object"
+    coarse_class: str | None = None
     captions: bool | None = None
     regularization: float = 0.0
-    compat: bool = False
+    model_lr: float = 0.0
+    compat: Literal["official"] | CompatConfig = FIXED
     flip_p: float = 0.5
-    fit: str = "crop"
+    fit: str | None = None
     background: str = "white"
     batch_size: int = 4
     seed: int = 23
@@ -96,29 +107,43 @@ class InversionConfig:
     sampler: str = "ddim"
     monitor_every: int = 25
     allow_untrained: bool = False
+    formats: tuple[Literal["safetensors", "pt"], ...] = ("safetensors",)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.005, schedule="constant"))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=5000))
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
+    def framing(self) -> dict[str, Any]:
+        """How ``load_concept`` makes squares of the pictures."""
+        quirks = switches(self.compat)
+        fit = self.fit or ("squash" if quirks.squash else "crop")
+        return {"fit": fit, "background": self.background, "upright": not quirks.ignore_orientation}
+
 
 def run_inversion(
-    config: InversionConfig, out: Path, *, resume: bool = False, progress: bool = True
+    config: InversionConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    documents: Mapping[str, str] | None = None,
 ) -> Embedding:
     """Learn a word and leave a run folder: config, embeddings, pictures, logs, manifest, report.
+
+    Args:
+        documents: further text files of the run, path in the folder -> content.
 
     Raises:
         UserError: anything wrong with the input; nothing is left half-written.
     """
     model = loading.load(config.model, config.checkpoint)
-    concept = load_concept(
-        config.images, model.image_size, fit=config.fit, background=config.background
-    )
+    concept = load_concept(config.images, model.image_size, **config.framing())
     captions = None
     if config.captions or (config.captions is None and has_captions(concept.paths)):
         captions = read_captions(concept.paths, config.placeholder)
     check(config)
     run = create_run(out, resume=resume)
-    write_text(run.file("config.yaml"), dump_yaml(to_plain(config)))
+    for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
+        write_text(run.file(name), text)
     return learn(
         model, concept, config, captions=captions, run=run, resume=resume, progress=progress
     )
@@ -152,6 +177,9 @@ def learn(
     """
     word, started = config.placeholder, time.perf_counter()
     base_model = model.fingerprint()
+    config = _as_official(config, len(concept))
+    quirks = switches(config.compat)
+    model.manager.keep_end = not quirks.end_falls_off
     if word in model.manager.placeholders:
         model.remove_placeholder(word)
     model.add_placeholder(
@@ -161,7 +189,7 @@ def learn(
         num_vectors=config.num_vectors,
         progressive=config.progressive or None,
         generator=generator(config.seed, word, "init"),
-        compat=config.compat,
+        compat=quirks,
     )
     image_words = _image_words(model, config, len(concept)) if config.per_image_tokens else None
     kind = config.templates
@@ -176,7 +204,14 @@ def learn(
     cache = encode(model.encode, concept.images, **kept)
     batches = ConceptBatches(
         cache,
-        PromptSource(word, kind=kind, captions=captions, image_tokens=image_words),
+        PromptSource(
+            word,
+            kind=kind,
+            captions=captions,
+            image_tokens=image_words,
+            mixing_prob=config.mixing_prob,
+            coarse_class=config.coarse_class,
+        ),
         batch_size=config.batch_size,
         seed=config.seed,
         concept=word,
@@ -188,9 +223,9 @@ def learn(
     callbacks: list[Callback] = [monitor]
     prompts = [prompt.replace("{}", word) for prompt in config.prompts]
 
-    def details(step: int) -> dict[str, str]:
+    def details(step: int, learned_on: str = base_model) -> dict[str, str]:
         return provenance(
-            base_model=base_model,
+            base_model=learned_on,
             step=step,
             seed=config.seed,
             init=config.init,
@@ -202,10 +237,12 @@ def learn(
         run.write_manifest(
             seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model
         )
-        callbacks.append(EmbeddingCheckpoint(run, word, details, config.trainer.checkpoint_every))
+        every = config.trainer.checkpoint_every
+        callbacks.append(EmbeddingCheckpoint(run, word, details, every, config.formats))
         if config.trainer.image_every:
             callbacks.append(_image_logger(run, model, prompts, config))
-    with stored_in(model, config.trainer.precision):
+    # weights that train stay in float32
+    with nullcontext() if config.model_lr else stored_in(model, config.trainer.precision):
         trainer = fit(
             module,
             run.path if run is not None else None,
@@ -221,11 +258,14 @@ def learn(
     if image_words:
         for name in image_words:
             model.remove_placeholder(name)
-    embedding = Embedding(word, model.manager.vectors(word), details(trainer.global_step))
+    notes = details(trainer.global_step, model.freeze().fingerprint())
+    embedding = Embedding(word, model.manager.vectors(word), notes)
     if run is not None:
         from ldm.training.report import finish  # the report's libraries load only when one is due
 
         save_embeddings(embedding, run.file("embeddings.safetensors"))
+        if config.model_lr:
+            export_model(model, run.path / "model")
         finish(
             run, model, concept, config, embedding, monitor.history, time.perf_counter() - started
         )
@@ -245,20 +285,21 @@ def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
     return word.vectors
 
 
-class EmbeddingCheckpoint(Callback):
-    """Write ``checkpoints/embeddings_gs-<step>.safetensors`` beside every resumable checkpoint."""
-
-    def __init__(self, run: RunFolder, word: str, details: Any, every: int) -> None:
-        self.run, self.word, self.details, self.every = run, word, details, every
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
-        step = trainer.global_step
-        if step and step % self.every == 0:
-            vectors = pl_module.manager.vectors(self.word, step)  # type: ignore[union-attr]
-            path = self.run.file("checkpoints", f"embeddings_gs-{step}.safetensors")
-            save_embeddings(Embedding(self.word, vectors, self.details(step)), path)
+def _as_official(config: InversionConfig, pictures: int) -> InversionConfig:
+    """The settings with the quirks that are only other numbers: weight decay, progressive growth."""
+    quirks = switches(config.compat)
+    if quirks.weight_decay:
+        config = replace(config, optim=replace(config.optim, weight_decay=WEIGHT_DECAY))
+    if quirks.encoder_calls:
+        steps = growth_steps(
+            config.progressive,
+            pictures=pictures,
+            batch_size=config.batch_size,
+            accumulate=config.trainer.accumulate,
+            image_every=config.trainer.image_every,
+        )
+        config = replace(config, progressive=steps)
+    return config
 
 
 def _module(
@@ -280,7 +321,8 @@ def _module(
         lr=lr,
         max_steps=config.trainer.max_steps,
         regularization=config.regularization,
-        compat=config.compat,
+        summed_drift=switches(config.compat).summed_drift,
+        model_lr=config.model_lr,
     )
     return module
 

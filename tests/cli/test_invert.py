@@ -197,4 +197,4 @@ def test_the_config_that_ships_resolves_and_names_its_pictures():
 
 def test_the_printed_command_names_the_weights_that_were_used():
     config = InversionConfig(Path("p"), "*", checkpoint="w.ckpt")
-    assert invert._model_words(config) == ["emoji", "--checkpoint", "w.ckpt"]
+    assert invert._model_words(config, Path("run")) == ["emoji", "--checkpoint", "w.ckpt"]

@@ -203,7 +203,7 @@ def test_no_pictures_no_folder_and_a_file_are_told_apart(tmp_path):
         load_picture(tmp_path / "none.png", 8)
 
 
-@pytest.mark.parametrize("wrong", [{"background": "rde"}, {"fit": "squash"}, {"size": 0}])
+@pytest.mark.parametrize("wrong", [{"background": "rde"}, {"fit": "stretch"}, {"size": 0}])
 def test_wrong_options_are_user_errors(tmp_path, wrong):
     quarters().save(tmp_path / "a.png")
     with pytest.raises(UserError):

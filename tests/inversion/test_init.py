@@ -5,12 +5,10 @@ import torch
 
 from ldm.errors import UserError
 from ldm.inversion.init import (
-    copies,
     from_phrase,
     from_vocabulary,
     initial_vectors,
     nearest_words,
-    uniform,
 )
 
 
@@ -61,18 +59,6 @@ def test_the_generator_alone_decides(table: torch.Tensor) -> None:
         torch.manual_seed(1)
         assert one.equal(initial_vectors(table, ids, 3, seeded(5)))
         assert not one.equal(initial_vectors(table, ids, 3, seeded(6)))
-
-
-def test_compat_gives_identical_copies_or_uniform_numbers(table: torch.Tensor) -> None:
-    same = initial_vectors(table, [3], 3, seeded(), compat=True)
-    assert same.equal(table[[3, 3, 3]])
-    position = torch.ones(64)
-    assert copies(table, [3], 2, position).equal(table[[3, 3]] + 1)
-    rand = uniform(table, 50, seeded())
-    assert rand.min() >= 0 and rand.max() < 1 and abs(rand.mean() - 0.5) < 0.02
-    assert initial_vectors(table, [], 50, seeded(), compat=True).equal(rand)
-    with pytest.raises(UserError, match="one token"):
-        copies(table, [3, 4], 1)
 
 
 def test_an_empty_phrase_is_refused(table: torch.Tensor) -> None:

@@ -12,15 +12,15 @@ def test_opposite_drifts_do_not_cancel_but_do_under_compat() -> None:
     drift = torch.tensor([3.0, 0, 0, 4])
     vectors = torch.stack([coarse + drift, coarse - drift])
     torch.testing.assert_close(coarse_distance(vectors, coarse), torch.tensor(25.0))
-    torch.testing.assert_close(coarse_distance(vectors, coarse, compat=True), torch.tensor(0.0))
+    torch.testing.assert_close(coarse_distance(vectors, coarse, summed_drift=True), torch.tensor(0.0))
 
 
 def test_compat_is_the_mean_of_the_drifts_gram_matrix_and_agrees_for_one_vector() -> None:
     vectors, coarse = torch.randn(3, 6), torch.randn(3, 6)
     gram = (vectors - coarse) @ (vectors - coarse).T
-    torch.testing.assert_close(coarse_distance(vectors, coarse, compat=True), gram.mean())
+    torch.testing.assert_close(coarse_distance(vectors, coarse, summed_drift=True), gram.mean())
     torch.testing.assert_close(coarse_distance(vectors, coarse), gram.diagonal().mean())
-    one = coarse_distance(vectors[:1], coarse[:1], compat=True)
+    one = coarse_distance(vectors[:1], coarse[:1], summed_drift=True)
     torch.testing.assert_close(one, coarse_distance(vectors[:1], coarse[:1]))
 
 
