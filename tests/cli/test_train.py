@@ -39,7 +39,7 @@ def configs(tiny_config: ModelConfig, tmp_path: Path) -> Path:
         "diffusion": {
             "model": to_plain(tiny_config),
             "autoencoder_run": "logs/tiny-autoencoder",
-            "latents": "data/tiny/latents.safetensors",
+            "latents": ["data/tiny/latents.safetensors"],
             "inversion": {"sample_steps": 2},
             **shared,
         },
