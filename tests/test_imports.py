@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": {"errors", "seeding"},
     "models": set(),
     "diffusion": {"errors", "seeding"},
-    "text": {"errors"},
+    "text": {"errors", "io"},
     "inversion": {"errors", "text"},
     "data": {"errors", "seeding", "io", "text"},
 }
