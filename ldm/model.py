@@ -6,6 +6,7 @@ embedding manager, noisy latents to the noise in them. It owns no training and n
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -246,12 +247,12 @@ class LatentDiffusion(nn.Module):
         return self.loss_terms(z, cond, t, noise).total
 
 
-def build(config: ModelConfig) -> LatentDiffusion:
-    """A model of this config with random weights."""
+def build(config: ModelConfig, *, empty: bool = False) -> LatentDiffusion:
+    """A model of this config with random weights; ``empty``: none yet, its parts are on ``meta``."""
+    with torch.device("meta") if empty else nullcontext():
+        parts = [instantiate(node) for node in (config.autoencoder, config.unet, config.text)]
     return LatentDiffusion(
-        instantiate(config.autoencoder),
-        instantiate(config.unet),
-        instantiate(config.text),
+        *parts,
         image_size=config.image_size,
         scale_factor=config.scale_factor,
         parameterization=config.parameterization,

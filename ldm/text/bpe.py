@@ -122,7 +122,7 @@ def _from_folder(folder: Path) -> Vocabulary:
 
 def _pad_of(folder: Path) -> str | None:
     """The padding token that a Hugging Face folder names, if it names one."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the first has the last word
         if (folder / name).is_file():
             pad = _read_json(folder / name).get("pad_token")
             if pad is not None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.checkpoints import read_state_dict
+from ldm.io.diffusers_layout import read_text_tower
 from ldm.text.bpe import ClipTokenizer, holds_vocabulary
 from ldm.text.conditioner import TextConditioner
 
@@ -186,7 +186,7 @@ class ClipConditioner(TextConditioner):
 
     def _load(self, path: Path) -> None:
         try:
-            self.load_state_dict({f"transformer.{k}": v for k, v in text_weights(path).items()})
+            self.load_state_dict({f"transformer.{k}": v for k, v in read_text_tower(path).items()})
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()[:120]
             raise UserError(
@@ -245,19 +245,6 @@ def public_name(name: str) -> str:
     for ours, theirs in _NAMES:
         name = name.replace(ours, theirs)
     return name
-
-
-def text_weights(path: Path) -> dict[str, Tensor]:
-    """The text tower of a Hugging Face weight file, under names that begin with ``text_model.``.
-
-    Recent files leave that beginning out; whole CLIP models hold a vision tower besides.
-    """
-    inside = ("embeddings.", "encoder.", "final_layer_norm.")
-    state = {
-        f"text_model.{name}" if name.startswith(inside) else name: tensor
-        for name, tensor in read_state_dict(path).items()
-    }
-    return {name: tensor for name, tensor in state.items() if name.startswith("text_model.")}
 
 
 def read_sizes(folder: Path) -> dict[str, Any]:
