@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,8 @@ from ldm.io.checkpoints import (
 )
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.recognize import recognize
+
+log = logging.getLogger(__name__)
 
 SECTIONS = ("model", "inversion")
 #: keys of a part's ``params`` that name files, which may lie beside the config
@@ -51,7 +54,7 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     else:
         path = Path(source)
         named = ASSETS / str(source) / "config.yaml"
-        if diffusers_layout.is_folder(path) or (path.is_file() and is_weight_file(path)):
+        if diffusers_layout.is_folder(path) or is_weight_file(path):
             return _recognized(path), path.parent
         if path.is_dir():
             path = path / "config.yaml"
@@ -131,6 +134,13 @@ def load(
         values, folder = find(config_or_path)
         defaults = dict(values.get("inversion") or {})
         config = resolve(ModelConfig, values["model"], "model.")
+        alone = not isinstance(config_or_path, Mapping) and is_weight_file(Path(config_or_path))
+        if alone and config.parameterization == "v" and parameterization is None:
+            log.warning(
+                "%s is taken for Stable Diffusion 2 with v-prediction at 768 pixels; the base model of 512 "
+                "pixels has the same shapes: give it as the checkpoint of "
+                "configs/stable-diffusion/v2-base.yaml", config_or_path,
+            )
     config = replace(
         config,
         parameterization=parameterization or config.parameterization,

@@ -13,7 +13,6 @@ on a wrong choice: its loss looks like an untrained model's.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -22,8 +21,6 @@ from typing import Any
 from ldm.config import ASSETS
 from ldm.errors import UserError
 from ldm.io.checkpoints import AUTOENCODER, TEXT, UNET
-
-log = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -67,7 +64,7 @@ def recognize(shapes: Shapes, source: str = "the checkpoint") -> dict[str, Any]:
     found = _other_kind(shapes, unet, autoencoder, text)
     if found is None:
         try:
-            return _sections(unet, autoencoder, text, source)
+            return _sections(unet, autoencoder, text)
         except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
             found = f"cut short or of an unknown layout ({error})"
     raise UserError(
@@ -76,14 +73,9 @@ def recognize(shapes: Shapes, source: str = "the checkpoint") -> dict[str, Any]:
     )
 
 
-def _sections(unet: Shapes, autoencoder: Shapes, text: Shapes, source: str) -> dict[str, Any]:
+def _sections(unet: Shapes, autoencoder: Shapes, text: Shapes) -> dict[str, Any]:
     params = unet_params(unet)
     linear, bert = params["use_linear_in_transformer"], f"{BERT}layers.0.1.to_q.weight" in text
-    if linear:
-        log.warning(
-            "%s is taken for Stable Diffusion 2 with v-prediction at 768 pixels; the base model of 512 "
-            'pixels wants configs/stable-diffusion/v2-base.yaml, or parameterization="eps"', source
-        )
     return {
         "model": {
             "image_size": 256 if bert else 768 if linear else 512,
@@ -196,7 +188,7 @@ def _other_kind(shapes: Shapes, unet: Shapes, autoencoder: Shapes, text: Shapes)
         if len(shapes) <= 4 and all(len(shape) <= 2 for shape in shapes.values()):
             return "a learned embedding, not a model"
         return f"not a latent diffusion model (it holds {_some(shapes)})"
-    channels = unet.get("input_blocks.0.0.weight", (0, 0))[1]
+    channels = (*unet.get("input_blocks.0.0.weight", ()), 0, 0)[1]
     if channels in _INPUTS:
         return f"{_INPUTS[channels]}: its UNet takes {channels} channels"
     if not autoencoder or not text:

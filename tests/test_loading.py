@@ -111,15 +111,19 @@ def test_a_file_alone_loads_as_the_model_that_it_was(
     assert not torch.equal(loaded.condition("a <toy>"), loaded.condition("a toy"))
 
 
-def test_an_explicit_option_or_config_wins_over_recognition(
-    models: dict[str, LatentDiffusion], tmp_path: Path
+def test_an_explicit_option_or_config_wins_over_recognition_which_says_what_it_took(
+    models: dict[str, LatentDiffusion], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = save_checkpoint(models["sd2"].parts, tmp_path / "m.safetensors")
-    base = ldm.load(path, parameterization="eps", image_size=64)
-    assert (base.parameterization, base.image_size, base.latent_shape) == ("eps", 64, (4, 16, 16))
-    values, _ = find(path)
-    values["model"] |= {"parameterization": "x0"}
-    assert ldm.load(values, path).parameterization == "x0"
+    with caplog.at_level(logging.WARNING):
+        base = ldm.load(path, parameterization="eps", image_size=64)
+        assert (base.parameterization, base.image_size, base.latent_shape) == ("eps", 64, (4, 16, 16))
+        values, _ = find(path)
+        values["model"] |= {"parameterization": "x0"}
+        assert ldm.load(values, path).parameterization == "x0"
+        assert not caplog.records
+        assert ldm.load(path).parameterization == "v"
+    assert len(caplog.records) == 1 and "m.safetensors is taken for" in caplog.text
 
 
 def test_a_weight_file_of_another_kind_is_named_by_load(tmp_path: Path) -> None:

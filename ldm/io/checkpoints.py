@@ -89,8 +89,10 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 
 
 def is_weight_file(path: Path) -> bool:
-    """Whether a file begins as checkpoints do: safetensors, a zip, or an old pickle; no YAML does."""
-    head = read_head(path) if path.suffix.lower() not in (".yaml", ".yml") else b""
+    """Whether a path is a file that begins as checkpoints do: safetensors, a zip, or an old pickle."""
+    if not path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
+        return False
+    head = read_head(path)
     return is_safetensors(head) or head.startswith((b"PK", b"\x80"))
 
 

@@ -169,6 +169,17 @@ def configured(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file that is missing, or says something that this project does not know.
     """
+    try:
+        return _configured(model, folder)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: its JSON files do not fit its weights ({error}); fetch the folder again"
+        ) from error
+
+
+def _configured(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     kind = scheduler.get("beta_schedule", "linear")

@@ -150,6 +150,7 @@ def test_the_model_can_be_saved_as_one_file_of_the_public_layout(
         ("scheduler/scheduler_config.json", "[", "scheduler_config.json"),
         ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "'sigmoid'"),
         ("unet/diffusion_pytorch_model.safetensors", None, "unet holds no diffusion_pytorch_model"),
+        ("unet/config.json", '{"attention_head_dim": [4, 2, 2]}', "do not fit its weights"),
         ("unet/config.json", '{"attention_head_dim": [4, 2], "block_out_channels": [32, 64]}', "8, 32"),
     ],
 )
