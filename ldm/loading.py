@@ -1,19 +1,36 @@
-"""Finding and loading a model: the shipped ones by name, one's own by folder, YAML or mapping."""
+"""Finding and loading a model: a shipped one by name, one's own by folder, YAML, mapping or weights."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ldm import legacy
 from ldm.config import ASSETS, load_yaml, resolve, unknown_key
 from ldm.errors import UserError
-from ldm.io.checkpoints import load_model_weights, read_state_dict
+from ldm.io import diffusers_layout
+from ldm.io.checkpoints import (
+    in_precision,
+    is_weight_file,
+    load_model_weights,
+    prefer_ema,
+    read_state_dict,
+)
 from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.recognize import recognize
+
+log = logging.getLogger(__name__)
 
 SECTIONS = ("model", "inversion")
+#: keys of a part's ``params`` that name files, which may lie beside the config
+FILES = ("vocab_file", "version", "tokenizer")
 
 
 def shipped() -> list[str]:
@@ -28,14 +45,18 @@ def _is_model(path: Path) -> bool:
 def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """The sections of a model's config, and the folder that its relative paths start from.
 
+    A checkpoint file and a diffusers folder have no config: theirs is told from the weights.
+
     Raises:
-        UserError: no such model, with the names of those that there are.
+        UserError: no such model, with the names of those that there are, or weights of another kind.
     """
     if isinstance(source, Mapping):
         values, folder = dict(source), Path(".")
     else:
         path = Path(source)
         named = ASSETS / str(source) / "config.yaml"
+        if diffusers_layout.is_folder(path) or is_weight_file(path):
+            return _recognized(path), path.parent
         if path.is_dir():
             path = path / "config.yaml"
         elif not path.suffix and named.is_file():
@@ -43,7 +64,7 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
         if not path.is_file():
             raise UserError(
                 f"no model {str(source)!r}; give one of {', '.join(shipped()) or 'none shipped'}, "
-                "a model folder or a YAML file"
+                "a model folder, a YAML file, or a checkpoint file"
             )
         values, folder = load_yaml([path]), path.parent
     if legacy.is_official(values):
@@ -56,6 +77,28 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     return values, folder
 
 
+def _recognized(path: Path) -> dict[str, Any]:
+    """The config of a checkpoint file or a diffusers folder, which is its ``checkpoint``."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
+    sections = recognize(shapes, str(path))
+    if path.is_dir():
+        sections["model"] = diffusers_layout.configured(sections["model"], path)
+    sections["model"]["checkpoint"] = path.name
+    return sections
+
+
+def read_weights(path: Path, use_ema: bool = True) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file or a diffusers folder, under the public names, mapped.
+
+    Averages (EMA) that a file holds of its whole UNet are given for the UNet's weights, unless
+    ``use_ema`` is false.
+    """
+    if path.is_dir():
+        return diffusers_layout.read_state_dict(path)
+    state = read_state_dict(path)
+    return prefer_ema(state, str(path)) if use_ema else state
+
+
 def inversion_defaults(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """Settings that suit this model: the ``inversion:`` section of its config."""
     return dict(find(source)[0].get("inversion") or {})
@@ -65,14 +108,26 @@ def load(
     config_or_path: str | Path | Mapping[str, Any] | ModelConfig = "emoji",
     checkpoint: str | Path | None = None,
     device: str = "cpu",
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    use_ema: bool = True,
+    parameterization: str | None = None,
+    image_size: int | None = None,
 ) -> LatentDiffusion:
     """A frozen text-to-image model, ready to sample from and to invert into.
 
     Args:
         config_or_path: a shipped model's name ("emoji"), a model folder with ``config.yaml``, a YAML
-            file (ours or an official one), its mapping, or a ``ModelConfig``.
-        checkpoint: ``.safetensors`` or ``.ckpt`` in the public layout, instead of the config's own.
-        device: where to put it; weights are float32.
+            file (ours or an official one), its mapping, or a ``ModelConfig``; or weights alone, whose
+            kind is recognised: a ``.safetensors`` or ``.ckpt`` file in the public layout, or a
+            diffusers folder.
+        checkpoint: such weights, instead of the config's own.
+        device: where to put it.
+        dtype: precision of the weights; ``None`` keeps the file's. Weights that have it in the file
+            already are mapped from it, not copied.
+        use_ema: take the averaged weights (EMA) of the UNet where the file has them all.
+        parameterization: what the UNet returns (eps, v, x0), if the config is to be overruled.
+        image_size: pixels a side, if the config is to be overruled.
 
     Raises:
         UserError: no such model, a config with an unknown key, or weights of another model.
@@ -83,7 +138,18 @@ def load(
         values, folder = find(config_or_path)
         defaults = dict(values.get("inversion") or {})
         config = resolve(ModelConfig, values["model"], "model.")
-    model = build(in_folder(config, folder))
+        alone = not isinstance(config_or_path, Mapping) and is_weight_file(Path(config_or_path))
+        if alone and config.parameterization == "v" and parameterization is None:
+            log.warning(
+                "%s is taken for Stable Diffusion 2 with v-prediction at 768 pixels; the base model of 512 "
+                "pixels has the same shapes: give it as the checkpoint of "
+                "configs/stable-diffusion/v2-base.yaml", config_or_path,
+            )
+    config = replace(
+        config,
+        parameterization=parameterization or config.parameterization,
+        image_size=image_size or config.image_size,
+    )
     weights = (
         Path(checkpoint)
         if checkpoint
@@ -95,16 +161,16 @@ def load(
         raise UserError(
             "this config names no checkpoint; give one (checkpoint=..., --checkpoint FILE)"
         )
-    load_model_weights(model.parts, read_state_dict(weights), source=str(weights))
+    model = build(in_folder(config, folder), empty=True)
+    state = in_precision(partial(read_weights, weights, use_ema), dtype)
+    load_model_weights(model.parts, state, source=str(weights))
     model.inversion_defaults = defaults
     return model.freeze().to(device)
 
 
 def in_folder(config: ModelConfig, folder: Path) -> ModelConfig:
-    """The config with its vocabulary found beside it."""
+    """The config with the files of its text conditioner found beside it."""
     params = dict(config.text.get("params") or {})
-    beside = folder / str(params.get("vocab_file", ""))
-    if "vocab_file" in params and beside.is_file():
-        params["vocab_file"] = str(beside)
-        return replace(config, text={**config.text, "params": params})
-    return config
+    beside = {k: str(folder / str(v)) for k, v in params.items() if k in FILES and v}
+    params |= {key: path for key, path in beside.items() if Path(path).exists()}
+    return replace(config, text={**config.text, "params": params})

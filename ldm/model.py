@@ -6,11 +6,13 @@ embedding manager, noisy latents to the noise in them. It owns no training and n
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ldm.config import instantiate
 from ldm.diffusion.loss import DiffusionLoss, LossTerms
@@ -260,12 +262,25 @@ class LatentDiffusion(nn.Module):
         return self.loss_terms(z, cond, t, noise).total
 
 
-def build(config: ModelConfig) -> LatentDiffusion:
-    """A model of this config with random weights."""
+class _NoNormal(TorchFunctionMode):
+    """Leaves out normal initialisation, which on ``meta`` imports a compiler: a second and 150 MB."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build(config: ModelConfig, *, empty: bool = False) -> LatentDiffusion:
+    """A model of this config with random weights; ``empty``: none yet, its parts are on ``meta``."""
+    with ExitStack() as stack:
+        if empty:
+            stack.enter_context(torch.device("meta"))
+            stack.enter_context(_NoNormal())
+        parts = [instantiate(node) for node in (config.autoencoder, config.unet, config.text)]
     model = LatentDiffusion(
-        instantiate(config.autoencoder),
-        instantiate(config.unet),
-        instantiate(config.text),
+        *parts,
         image_size=config.image_size,
         scale_factor=config.scale_factor,
         parameterization=config.parameterization,

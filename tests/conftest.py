@@ -1,5 +1,6 @@
 """What several test files share: random weights that mean something, and a tiny whole model."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,21 @@ def tiny_vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
     path.write_text("\n".join(tokens) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def clip_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """open_clip's vocabulary as Hugging Face tokenizers read it: ``vocab.json`` and ``merges.txt``."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    own = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    folder = tmp_path_factory.mktemp("clip")
+    vocabulary = {names.get(token, token): i for token, i in own.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in own.bpe_ranks)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": {"errors", "seeding"},
     "models": set(),
     "diffusion": {"errors", "seeding"},
-    "text": {"errors"},
+    "text": {"errors", "io"},
     "inversion": {"errors", "text"},
     "data": {"errors", "seeding", "io", "text"},
 }
@@ -32,7 +32,8 @@ ALLOWED["legacy"] = {"errors", "config", "io"}
 ALLOWED["model"] = set(ALLOWED) - {"data", "legacy"}
 ALLOWED["editing"] = {"errors", "diffusion", "data", "model"}
 ALLOWED["sampling"] = {"errors", "seeding", "diffusion", "model", "editing"}
-ALLOWED["loading"] = {*ALLOWED["model"], "model", "legacy"}
+ALLOWED["recognize"] = {"errors", "config", "io"}
+ALLOWED["loading"] = {*ALLOWED["model"], "model", "legacy", "recognize"}
 ALLOWED["evaluation"] = set(ALLOWED)
 ALLOWED["training"] = set(ALLOWED)
 ALLOWED["api"] = set(ALLOWED)

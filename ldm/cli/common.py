@@ -52,7 +52,8 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "emoji") ->
         "--model",
         default=default,
         metavar="NAME|PATH",
-        help="a shipped model's name, a model folder or its YAML (default: emoji)",
+        help="a shipped model's name, a model's YAML or folder (also diffusers'), or its checkpoint file, "
+        "whose kind is recognised (default: emoji)",
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the model's own")
     parser.add_argument(

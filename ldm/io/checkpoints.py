@@ -9,10 +9,11 @@ buffers, EMA copies, optimiser state): a wrong checkpoint fails here and not as 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.io.runs import atomic_write
 
+log = logging.getLogger(__name__)
+
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
 TEXT = "cond_stage_model."
@@ -35,13 +38,14 @@ FORMAT_VERSION = "1"
 _NOT_WEIGHTS = re.compile(
     r"^(model_ema|embedding_manager|loss|optimizer_states|lr_schedulers|callbacks)\."
     r"|^first_stage_model\.loss\."
-    r"|(^|\.)position_ids$"
+    r"|(^|\.)(position_ids|attn_mask)$"
     r"|^[a-z0-9_]+$"  # no dot: a buffer of the wrapper itself (betas, alphas_cumprod, logvar, ...)
 )
 #: Classes that training frameworks pickle beside the weights. Each is replaced by an inert
 #: stand-in, so that such a file opens without running anything of what it names.
 _BYSTANDERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.",
-               "typing.", "collections.", "argparse.Namespace", "pathlib.")
+               "typing.", "collections.", "argparse.Namespace", "pathlib.",
+               "torch.nn.modules.container.ParameterDict")
 _PLAIN = {f"builtins.{n}" for n in ("bool", "dict", "float", "int", "list", "set", "str", "tuple")}
 
 
@@ -79,9 +83,60 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     inner = found.get("state_dict", found)
     tensors = {k: v for k, v in inner.items() if isinstance(v, Tensor) and isinstance(k, str)} \
         if isinstance(inner, Mapping) else {}
+    if "string_to_param" in found:
+        raise UserError(f"{path} is a learned embedding, not a model: give it as an embedding")
     if not tensors:
         raise UserError(f"{path} holds no weights: give a checkpoint with a state_dict")
     return tensors
+
+
+def is_weight_file(path: Path) -> bool:
+    """Whether a path is a file that begins as checkpoints do: safetensors, a zip, or an old pickle."""
+    if not path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
+        return False
+    head = read_head(path)
+    return is_safetensors(head) or head.startswith((b"PK", b"\x80"))
+
+
+def prefer_ema(state: Mapping[str, Tensor], source: str = "the checkpoint") -> dict[str, Tensor]:
+    """``state`` with the UNet's exponential moving averages in the place of its last weights.
+
+    They are what a training is sampled with. The public wrapper stores them as ``model_ema.`` and the
+    name without its dots. Only a complete set counts: an average of the same shape for every weight
+    of the UNet; with less, the last weights stay, with a warning.
+    """
+    names = [name for name in state if name.startswith(UNET)]
+    ema = {name: state.get("model_ema." + name.removeprefix("model.").replace(".", "")) for name in names}
+    there = [name for name, average in ema.items() if average is not None]
+    whole = {n: t for n, t in ema.items() if t is not None and t.shape == state[n].shape}
+    if there and len(whole) < len(names):
+        log.warning("%s holds averages (EMA) of %d of the UNet's %d weights: not used",
+                    source, len(whole), len(names))
+        return dict(state)
+    return {**state, **whole}
+
+
+def in_precision(
+    read: Callable[[], Mapping[str, Tensor]], dtype: torch.dtype | None, runs: int = 8
+) -> dict[str, Tensor]:
+    """The weights that ``read`` returns, floating ones as ``dtype`` (None: as most of the UNet is).
+
+    Those that have it already stay mapped from their file. The others are converted in ``runs``
+    runs, each of which reads anew: pages that were read stay in memory as long as their mapping
+    lives, so one mapping would cost the whole file on top of the result.
+    """
+    state = {name: tensor for name, tensor in read().items() if is_weight(name)}
+    if dtype is None:
+        kinds = [t.dtype for n, t in state.items() if n.startswith(UNET) and t.is_floating_point()]
+        dtype = max(set(kinds), key=kinds.count, default=torch.float32)
+    other = [n for n, t in state.items() if t.is_floating_point() and t.dtype != dtype]
+    state = {name: tensor for name, tensor in state.items() if name not in set(other)}
+    size = -(-len(other) // runs) or 1
+    for start in range(0, len(other), size):
+        mapped = read()
+        state |= {name: mapped[name].to(dtype) for name in other[start:start + size]}
+        del mapped
+    return state
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

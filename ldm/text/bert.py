@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.text.conditioner import TextConditioner
 from ldm.text.tokenizer import Tokenizer
 
 
@@ -98,11 +98,8 @@ class TransformerWrapper(nn.Module):
         nn.init.normal_(self.pos_emb.emb.weight, std=0.02)
 
 
-class BertConditioner(nn.Module):
-    """Text conditioner: prompts to (B, L, D) contexts, with a seam where ``v*`` is put in.
-
-    ``tokenize`` and ``embed`` come before the seam, ``encode`` after it: the embedding manager
-    replaces rows between them, so what is learned passes through the whole transformer.
+class BertConditioner(TextConditioner):
+    """LDM's text conditioner.
 
     Args:
         vocab_file: WordPiece vocabulary, one token a line.
@@ -126,7 +123,7 @@ class BertConditioner(nn.Module):
         logits_head: bool = False,
     ) -> None:
         super().__init__()
-        self.tokenizer = Tokenizer(vocab_file, max_length=max_seq_len)
+        self.tokenizer = Tokenizer(vocab_file, max_length=max_seq_len, rows=vocab_size)
         self.width = n_embed
         self.max_length = max_seq_len
         self.transformer = TransformerWrapper(
@@ -141,23 +138,7 @@ class BertConditioner(nn.Module):
 
     @property
     def token_table(self) -> Tensor:
-        """(V, D) token embeddings: where init words come from and nearest words are looked up."""
         return self.transformer.token_emb.weight
-
-    @property
-    def init_position(self) -> None:
-        """What the official code adds to an init word's embedding: for this encoder, nothing."""
-        return None
-
-    def tokenize(self, prompts: list[str]) -> Tensor:
-        """Ids (B, L) int64; placeholders have private ids at or above the vocabulary's size."""
-        return self.tokenizer(prompts)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings (B, L, D); a private id reads row 0, which the manager overwrites."""
-        table = self.transformer.token_emb
-        ids = ids.to(table.weight.device)
-        return table(torch.where(ids < table.num_embeddings, ids, 0))
 
     def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
         """Contextual embeddings (B, L, D) of token embeddings; ``ids`` is not needed here."""

@@ -1,9 +1,10 @@
-"""WordPiece prompts of the LDM text encoder ("BERT"), with private ids for placeholders.
+"""Prompts to padded token ids, with private ids for placeholders; WordPiece for LDM's encoder ("BERT").
 
-Latent diffusion's text-to-image model reads ``bert-base-uncased`` WordPiece ids: lower-cased,
-accents stripped, framed by [CLS] and [SEP], padded with [PAD] to a fixed length. Textual Inversion
-adds pseudo-words ("S*", "<cat-toy>", "*"): here each has an id *above* the vocabulary, so that no
-real word is taken away, and is found in the raw text before WordPiece can cut it to pieces.
+Textual Inversion adds pseudo-words ("S*", "<cat-toy>", "*"): here each has an id *above* the
+vocabulary, so that no real word is taken away, and is found in the raw text before the vocabulary's
+own rules can cut it to pieces. That part is the same for every text model; latent diffusion's reads
+``bert-base-uncased`` WordPiece ids (lower-cased, accents stripped), Stable Diffusion's the
+byte-level BPE of ``ldm.text.bpe``.
 """
 
 import copy
@@ -27,46 +28,36 @@ log = logging.getLogger(__name__)
 MAX_WARNINGS = 20
 
 
-class Tokenizer:
-    """Text to padded token ids.
+class PlaceholderTokenizer:
+    """Text to framed and padded token ids; placeholders are single ids above the vocabulary.
 
     Args:
-        vocab_file: WordPiece vocabulary, one token a line; the line number is the id.
+        backend: cuts ordinary text; it must never give one of the frame's ids.
+        tokens: the vocabulary in the order of its ids.
         max_length: length L of every row, frame and padding included.
-
-    ``[CLS]``, ``[SEP]`` and the like written in a prompt are plain text, so a row holds exactly one
-    end token and it is the last one that is not padding.
-
-    Raises:
-        UserError: the file cannot be read or lacks one of the special tokens.
+        start_id, end_id, pad_id: the frame and the padding.
+        unknown_id: id of what the vocabulary cannot spell; ``None`` if it can spell everything.
+        rows: of the model's token table, where that is longer than the vocabulary.
     """
 
     def __init__(
         self,
-        vocab_file: str | Path,
-        max_length: int = 77,
+        backend: Backend,
+        tokens: Sequence[str],
         *,
-        start: str = "[CLS]",
-        end: str = "[SEP]",
-        pad: str = "[PAD]",
-        unknown: str = "[UNK]",
+        max_length: int,
+        start_id: int,
+        end_id: int,
+        pad_id: int,
+        unknown_id: int | None = None,
+        rows: int | None = None,
     ) -> None:
         if max_length < 3:
             raise UserError(f"max_length {max_length} leaves no room for a word; give at least 3")
-        tokens = _read_vocab(vocab_file)
-        ids = {token: i for i, token in enumerate(tokens)}
-        missing = [token for token in (start, end, pad, unknown) if token not in ids]
-        if missing:
-            raise UserError(f"{vocab_file} lacks {', '.join(missing)}; is it a vocab.txt?")
         self.max_length = max_length
-        self.start_id, self.end_id = ids[start], ids[end]
-        self.pad_id, self.unknown_id = ids[pad], ids[unknown]
-        self._tokens = tuple(tokens)
-        self._backend = Backend(
-            models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100)
-        )
-        self._backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-        self._backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self.start_id, self.end_id, self.pad_id, self.unknown_id = start_id, end_id, pad_id, unknown_id
+        self._backend, self._tokens = backend, tuple(tokens)
+        self._first_private = max(len(self._tokens), rows or 0)
         self._placeholders: dict[str, int] = {}
         self._pattern: re.Pattern[str] | None = None
         self._warned: set[str] = set()
@@ -96,8 +87,8 @@ class Tokenizer:
         if known is not None and token_id in (None, known):
             return known
         if token_id is None:
-            token_id = max(self._placeholders.values(), default=self.vocab_size - 1) + 1
-        elif token_id < self.vocab_size or token_id in self._placeholders.values():
+            token_id = max(self._placeholders.values(), default=self._first_private - 1) + 1
+        elif token_id < self._first_private or token_id in self._placeholders.values():
             raise UserError(f"id {token_id} for {name!r} is taken; let the tokenizer choose one")
         self._placeholders[name] = token_id
         self._pattern = _pattern(self._placeholders)
@@ -114,10 +105,10 @@ class Tokenizer:
         ids: list[int] = []
         begin = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
-            ids += self._word_pieces(text[begin : match.start()])
+            ids += self._pieces(text[begin : match.start()])
             ids.append(self._placeholders[_single_spaced(match.group())])
             begin = match.end()
-        return ids + self._word_pieces(text[begin:])
+        return ids + self._pieces(text[begin:])
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Framed and padded ids, int64 (B, max_length). Too long a text is cut, with a warning."""
@@ -129,7 +120,7 @@ class Tokenizer:
         return rows
 
     def decode_id(self, token_id: int) -> str:
-        """The vocabulary's token (a continuation keeps its "##") or the placeholder of an id.
+        """The vocabulary's token, spelled as there, or the placeholder of an id.
 
         Raises:
             UserError: no token has this id.
@@ -141,7 +132,7 @@ class Tokenizer:
                 return placeholder
         raise UserError(f"no token has id {token_id}; the vocabulary ends at {self.vocab_size - 1}")
 
-    def _word_pieces(self, text: str) -> list[int]:
+    def _pieces(self, text: str) -> list[int]:
         # one text at a time: encode_batch starts threads that do not survive a worker's fork
         return self._backend.encode(text, add_special_tokens=False).ids if text else []
 
@@ -152,12 +143,57 @@ class Tokenizer:
             log.warning("prompt of %d tokens cut to the %d that fit: %r", len(ids), room, text[:80])
         return ids[:room]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Tokenizer":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PlaceholderTokenizer":
         # vocabulary and backend never change after construction: copies share them
         twin = copy.copy(self)
         twin._placeholders = dict(self._placeholders)
         twin._warned = set(self._warned)
         return twin
+
+
+class Tokenizer(PlaceholderTokenizer):
+    """WordPiece, framed by [CLS] and [SEP], padded with [PAD].
+
+    Args:
+        vocab_file: WordPiece vocabulary, one token a line; the line number is the id.
+        max_length, rows: see :class:`PlaceholderTokenizer`.
+
+    ``[CLS]``, ``[SEP]`` and the like written in a prompt are plain text, so a row holds exactly one
+    end token and it is the last one that is not padding.
+
+    Raises:
+        UserError: the file cannot be read or lacks one of the special tokens.
+    """
+
+    def __init__(
+        self,
+        vocab_file: str | Path,
+        max_length: int = 77,
+        *,
+        start: str = "[CLS]",
+        end: str = "[SEP]",
+        pad: str = "[PAD]",
+        unknown: str = "[UNK]",
+        rows: int | None = None,
+    ) -> None:
+        tokens = _read_vocab(vocab_file)
+        ids = {token: i for i, token in enumerate(tokens)}
+        missing = [token for token in (start, end, pad, unknown) if token not in ids]
+        if missing:
+            raise UserError(f"{vocab_file} lacks {', '.join(missing)}; is it a vocab.txt?")
+        backend = Backend(models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=100))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        super().__init__(
+            backend,
+            tokens,
+            max_length=max_length,
+            start_id=ids[start],
+            end_id=ids[end],
+            pad_id=ids[pad],
+            unknown_id=ids[unknown],
+            rows=rows,
+        )
 
 
 def _read_vocab(path: str | Path) -> list[str]:

@@ -49,6 +49,26 @@ def test_ddim_is_diffusers_ddim(steps, eta):
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_50_ddim_steps_agree_with_diffusers_to_a_ten_thousandth(prediction):
+    theirs = DDIMScheduler(
+        **BETAS,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type=prediction,
+    )
+    theirs.set_timesteps(50)
+    kind = {"epsilon": "eps", "v_prediction": "v"}[prediction]
+    result = sample(
+        lambda z_t, t, c: SCHEDULE.to_eps(eps(z_t, t), z_t, t, kind), latents(), cond=None, schedule=SCHEDULE
+    )
+    expected = run(theirs, latents())
+    assert expected.std() > 0.1
+    assert (result - expected).norm() / expected.norm() < 1e-4
+
+
 @pytest.mark.parametrize("steps", [2, 10, 50])
 def test_plms_is_diffusers_pndm_without_runge_kutta(steps):
     theirs = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)

@@ -1,0 +1,134 @@
+"""Byte-level BPE prompts of CLIP (Radford et al. 2021), with private ids for placeholders.
+
+The vocabulary is the one that ``open_clip_torch`` carries, or that of a local folder in the Hugging
+Face layout. Two readings of raw text are in use, and both are here to the token: ``transformers``'
+(Stable Diffusion 1, diffusers) normalises and lower-cases; ``open_clip``'s (Stable Diffusion 2) first
+mends broken encodings and HTML entities.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from ldm.errors import UserError
+from ldm.text.tokenizer import PlaceholderTokenizer
+
+Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # token -> id; merges, the first ones first
+
+FRAMES = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
+# contractions, words, single digits, runs of anything else: what BPE is applied to
+_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class ClipTokenizer(PlaceholderTokenizer):
+    """Byte-level BPE, framed by a start and an end token.
+
+    Args:
+        max_length: length L of every row, frame and padding included.
+        folder: with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; CLIP's own vocabulary
+            when not given.
+        pad: the token that pads; the folder's own choice, else the end token, when not given.
+        mend: read text as ``open_clip`` does.
+        rows: of the model's token table.
+
+    The frame's tokens written in a prompt are plain text, so the first end token of a row ends it.
+    Bytes spell everything; should a small vocabulary lack one, the end token stands for it, as in
+    ``transformers``.
+
+    Raises:
+        UserError: the folder holds no vocabulary of this kind.
+    """
+
+    def __init__(
+        self,
+        max_length: int = 77,
+        *,
+        folder: str | Path | None = None,
+        pad: str | None = None,
+        mend: bool = False,
+        rows: int | None = None,
+    ) -> None:
+        ids, merges = _from_folder(Path(folder)) if folder else _from_open_clip()
+        start, end = next((f for f in FRAMES if f[0] in ids and f[1] in ids), (None, None))
+        if start is None or end is None:
+            raise UserError(f"{folder} lacks {' and '.join(FRAMES[0])}; is it CLIP's vocabulary?")
+        pad = pad or (folder and _pad_of(Path(folder))) or end
+        if pad not in ids:
+            raise UserError(f"the padding token {pad!r} is not in the vocabulary; choose one that is")
+        backend = Backend(models.BPE(ids, merges, unk_token=end, end_of_word_suffix="</w>"))
+        if not mend:  # else the text comes mended and lower-cased
+            steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+            backend.normalizer = normalizers.Sequence(steps)
+        cut = pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        super().__init__(
+            backend,
+            sorted(ids, key=ids.__getitem__),
+            max_length=max_length,
+            start_id=ids[start],
+            end_id=ids[end],
+            pad_id=ids[pad],
+            unknown_id=ids[end],
+            rows=rows,
+        )
+        self.mend = mend
+
+    def _pieces(self, text: str) -> list[int]:
+        if self.mend:
+            from open_clip.tokenizer import get_clean_fn
+
+            text = get_clean_fn("lower")(text)
+        return super()._pieces(text)
+
+
+def holds_vocabulary(folder: Path) -> bool:
+    """Whether a folder has a vocabulary file of the Hugging Face layout."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
+@lru_cache(maxsize=1)
+def _from_open_clip() -> Vocabulary:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    own = SimpleTokenizer()
+    return own.encoder, sorted(own.bpe_ranks, key=own.bpe_ranks.__getitem__)
+
+
+def _from_folder(folder: Path) -> Vocabulary:
+    try:
+        if (folder / "tokenizer.json").is_file():
+            model = _read_json(folder / "tokenizer.json")["model"]
+            ids, lines = model["vocab"], model["merges"]
+        else:
+            ids = _read_json(folder / "vocab.json")
+            text = (folder / "merges.txt").read_text(encoding="utf-8")
+            lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+        pairs = [line.split(" ") if isinstance(line, str) else line for line in lines]
+        return {str(token): int(i) for token, i in ids.items()}, [(a, b) for a, b in pairs]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder} holds no CLIP vocabulary (tokenizer.json, or vocab.json and merges.txt: "
+            f"{type(error).__name__}); check the folder"
+        ) from error
+
+
+def _pad_of(folder: Path) -> str | None:
+    """The padding token that a Hugging Face folder names, if it names one."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the first has the last word
+        if (folder / name).is_file():
+            pad = _read_json(folder / name).get("pad_token")
+            if pad is not None:
+                return str(pad["content"] if isinstance(pad, dict) else pad)
+    return None
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

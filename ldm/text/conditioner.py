@@ -1,0 +1,60 @@
+"""What every text conditioner is: prompts to contexts, with a seam where ``v*`` is put in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.text.tokenizer import PlaceholderTokenizer
+
+
+class TextConditioner(nn.Module):
+    """Prompts to (B, L, D) contexts in three steps: ``tokenize``, ``embed``, ``encode``.
+
+    The embedding manager replaces rows between the last two, so what is learned passes through the
+    whole transformer. A subclass says where its token table is and what ``encode`` computes.
+
+    Attributes:
+        tokenizer: text to ids.
+        width: D of a token embedding and of the result.
+        max_length: L, positions (pads included).
+    """
+
+    tokenizer: PlaceholderTokenizer
+    width: int
+    max_length: int
+
+    @property
+    def token_table(self) -> Tensor:
+        """(V, D) token embeddings: where init words come from and nearest words are looked up."""
+        raise NotImplementedError
+
+    @property
+    def init_position(self) -> Tensor | None:
+        """(D,) position embedding that the official code adds to an init word; None: it adds none."""
+        return None
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Ids (B, L) int64; placeholders have private ids at or above the vocabulary's size.
+
+        Raises:
+            UserError: a word of the vocabulary for which this model's token table has no row.
+        """
+        ids, rows = self.tokenizer(prompts), len(self.token_table)
+        if bool(((ids >= rows) & (ids < self.tokenizer.vocab_size)).any()):
+            raise UserError(
+                f"this model knows {rows} tokens, its vocabulary has {self.tokenizer.vocab_size}: "
+                "a prompt needs one of the others; give the vocabulary that belongs to the model"
+            )
+        return ids
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings (B, L, D); a private id reads row 0, which the manager overwrites."""
+        table = self.token_table
+        ids = ids.to(table.device)
+        return nn.functional.embedding(torch.where(ids < len(table), ids, 0), table)
+
+    def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
+        """Contexts (B, L, D) of token embeddings (B, L, D), without positions, and their ids."""
+        raise NotImplementedError
