@@ -127,13 +127,13 @@ def _source(args: argparse.Namespace, model: LatentDiffusion) -> Source:
 
 def _edit(args: argparse.Namespace, source: Source, learned: list[Embedding]) -> Edit:
     from ldm.io.recipes import Edit
-    from ldm.io.runs import image_hash
+    from ldm.io.runs import file_sha256
 
     return Edit(
         image=args.image.name,
-        image_sha256=image_hash(args.image),
+        image_sha256=file_sha256(args.image),
         mask=args.mask.name if args.mask else "",
-        mask_sha256=image_hash(args.mask) if args.mask else "",
+        mask_sha256=file_sha256(args.mask) if args.mask else "",
         strength=source.strength,
         keep_pixels=source.keep_pixels,
         invert=words.put(args.invert, learned) if args.invert is not None else None,
@@ -164,7 +164,7 @@ def _start(
 
 def _again(args: argparse.Namespace) -> None:
     from ldm.io.recipes import load_recipe
-    from ldm.io.runs import image_hash
+    from ldm.io.runs import file_sha256
 
     recipe = load_recipe(args.again)
     edit = recipe.edit
@@ -177,7 +177,7 @@ def _again(args: argparse.Namespace) -> None:
         raise UserError(f"give the mask {edit.mask!r} by --mask" if edit.mask else "leave out --mask")
     for path, name, sha256 in ((args.image, edit.image, edit.image_sha256),
                                (args.mask, edit.mask, edit.mask_sha256)):  # fmt: skip
-        if path and image_hash(path) != sha256:
+        if path and file_sha256(path) != sha256:
             raise UserError(f"{path} is not the file {name!r} that {args.again} was made from")
     for option in _HOW:
         setattr(args, option, getattr(edit, option))

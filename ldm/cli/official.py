@@ -25,7 +25,7 @@ EXAMPLE = """\
 example:
   python main.py --base configs/emoji/invert.yaml -t -n cat --data_root my-pictures/ \\
                  --placeholder_string "<cat-toy>" --init_word "cat" trainer.max_steps=300
-  python main.py --base official.yaml -t --actual_resume model.ckpt -n cat --gpus 0, \
+  python main.py --base official.yaml -t --actual_resume model.ckpt -n cat --gpus 0, \\
                  --data_root my-pictures/ --init_word cat lightning.trainer.max_steps=300
 """
 SEED = 23

@@ -22,12 +22,12 @@ def load(paths: Sequence[Path]) -> list[Embedding]:
     from dataclasses import replace
 
     from ldm.io.embeddings import load_embeddings
-    from ldm.io.runs import image_hash
+    from ldm.io.runs import file_sha256
 
     words = []
     for path in paths:
         for word in load_embeddings(path):
-            beside = {"file": path.name, "sha256": image_hash(path.expanduser())}
+            beside = {"file": path.name, "sha256": file_sha256(path.expanduser())}
             words.append(replace(word, metadata={**word.metadata, **beside}))
     return words
 

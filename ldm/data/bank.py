@@ -48,8 +48,10 @@ class LatentBank:
         """Read what ``ldm train latents`` wrote, several files as one bank.
 
         Raises:
-            UserError: a file is not there, or two hold latents of different shapes.
+            UserError: no file is named, one is not there, or two hold latents of different shapes.
         """
+        if not paths:
+            raise UserError("latents is an empty list; name what `ldm train latents` wrote")
         means, stds, captions = [], [], []
         for path in paths:
             if not Path(path).is_file():

@@ -19,7 +19,7 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.runs import image_hash
+from ldm.io.runs import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def load_concept(
     paths = list_pictures(folder)
     images = torch.stack([
         load_picture(p, size, fit=fit, background=background, upright=upright) for p in paths])
-    return Concept(images, tuple(paths), tuple(image_hash(p) for p in paths))
+    return Concept(images, tuple(paths), tuple(file_sha256(p) for p in paths))
 
 
 def concept_of(
@@ -127,7 +127,7 @@ def concept_of(
     paths = tuple(Path(str(item)) for item in items)
     loaded = torch.stack([
         load_picture(path, size, fit=fit, background=background, upright=upright) for path in paths])
-    return Concept(loaded, paths, tuple(image_hash(path) for path in paths))
+    return Concept(loaded, paths, tuple(file_sha256(path) for path in paths))
 
 
 def load_picture(

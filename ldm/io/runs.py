@@ -158,7 +158,7 @@ def write_json(path: Path | str, value: Any) -> Path:
 
 
 # ------------------------------------------------------------------------------- hashes
-def image_hash(path: Path | str) -> str:
+def file_sha256(path: Path | str) -> str:
     """sha256 hex of a file's bytes. :class:`UserError` if the file cannot be read."""
     try:
         with open(path, "rb") as handle:

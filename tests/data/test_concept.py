@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.data.concept import SUFFIXES, list_pictures, load_concept, load_picture, load_pil
 from ldm.errors import UserError
-from ldm.io.runs import image_hash
+from ldm.io.runs import file_sha256
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -39,7 +39,7 @@ def test_a_folder_gives_images_in_range_with_paths_and_hashes_sorted(tmp_path):
     assert concept.images.shape == (3, 3, 16, 16) and concept.images.dtype == torch.float32
     assert concept.images.min() >= -1 and concept.images.max() <= 1 and len(concept) == 3
     assert [p.name for p in concept.paths] == ["B.webp", "a.jpg", "c.png"]
-    assert concept.image_hashes["a.jpg"] == image_hash(tmp_path / "a.jpg")
+    assert concept.image_hashes["a.jpg"] == file_sha256(tmp_path / "a.jpg")
 
 
 def test_pixel_values_are_exact_where_nothing_is_scaled(tmp_path):

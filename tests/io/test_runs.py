@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from ldm.errors import UserError
 from ldm.io import runs
-from ldm.io.runs import atomic_write, create_run, image_hash, write_bytes, write_json, write_text
+from ldm.io.runs import atomic_write, create_run, file_sha256, write_bytes, write_json, write_text
 
 WRITERS = {
     "text": lambda path: path.write_text("x" * 9999),
@@ -177,9 +177,9 @@ def test_files_of_a_run_get_their_folder(tmp_path):
 
 def test_the_image_hash_is_that_of_the_bytes(tmp_path):
     path = write_bytes(tmp_path / "a", b"abc")
-    assert image_hash(path).startswith("ba7816bf8f01cfea")
+    assert file_sha256(path).startswith("ba7816bf8f01cfea")
     with pytest.raises(UserError, match="nowhere"):
-        image_hash(tmp_path / "nowhere")
+        file_sha256(tmp_path / "nowhere")
 
 
 def test_json_is_written_readable(tmp_path):

@@ -223,6 +223,8 @@ def test_several_files_are_one_bank_if_their_shapes_agree(bank: Path, tmp_path: 
     LatentBank(loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions).save(small)
     with pytest.raises(UserError, match=r"different shapes.*small\.safetensors"):
         LatentBank.load(bank, small)
+    with pytest.raises(UserError, match="empty list"):
+        LatentBank.load()
 
 
 def test_folder_pictures_want_captions_and_are_a_function_of_the_step(pictures: Path) -> None:
