@@ -9,7 +9,8 @@ from ldm.data.concept import concept_of
 from ldm.io.embeddings import Embedding
 from ldm.loading import load
 from ldm.model import LatentDiffusion
-from ldm.training.run import InversionConfig, learn
+from ldm.training.config import InversionConfig
+from ldm.training.run import learn
 
 __all__ = ["evaluate", "invert", "load"]
 
@@ -34,7 +35,7 @@ def invert(
         placeholder: the new word, any string ("<cat-toy>").
         init: a phrase to start from ("cat toy"), or ``None``.
         steps, lr, seed: optimiser steps, base learning rate, seed; the model's own defaults if not given.
-        settings: any other key of ``ldm.training.run.InversionConfig`` (``num_vectors=2`` ...).
+        settings: any other key of ``ldm.training.config.InversionConfig`` (``num_vectors=2`` ...).
 
     Returns:
         The embedding: ``.placeholder``, ``.vectors`` (K, D) float32, ``.metadata``; write it with

@@ -19,7 +19,7 @@ from ldm.io.checkpoints import is_weight
 from ldm.legacy.table import TABLE
 from ldm.loading import find, in_folder, inversion_defaults, load
 from ldm.model import ModelConfig, build
-from ldm.training.run import InversionConfig
+from ldm.training.config import InversionConfig
 
 REFERENCE = Path(__file__).parent / "reference"
 OFFICIAL: dict[str, Callable[[], dict[str, Any]]] = {

@@ -105,7 +105,7 @@ def _accelerator(device: str) -> str | None:
 def run(args: argparse.Namespace) -> None:
     """Learn the word, then say where it is and how to draw with it."""
     from ldm.config import resolve
-    from ldm.training.run import InversionConfig
+    from ldm.training.config import InversionConfig
 
     config = resolve(InversionConfig, settings(args))
     out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(config.placeholder)}"

@@ -16,7 +16,7 @@ from ldm.model import LatentDiffusion
 from ldm.sampling import sample
 
 if TYPE_CHECKING:
-    from ldm.training.run import InversionConfig
+    from ldm.training.config import InversionConfig
 
 
 def final_samples(

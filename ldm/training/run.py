@@ -6,10 +6,8 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -17,106 +15,25 @@ from torch import Tensor
 
 from ldm import loading
 from ldm.config import dump_yaml, to_plain
-from ldm.data.captions import PromptSource, contains_placeholder, has_captions, read_captions
+from ldm.data.captions import PromptSource, has_captions, read_captions
 from ldm.data.concept import Concept, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
-from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
-from ldm.inversion.compat import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
+from ldm.inversion.compat import switches
 from ldm.inversion.init import from_vocabulary
 from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
 from ldm.sampling import sample
 from ldm.seeding import generator
-from ldm.text.templates import templates
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
+from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.export import export_model
-from ldm.training.fit import LoggingConfig, TrainerConfig, fit
+from ldm.training.fit import fit
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion, stored_in
-from ldm.training.optim import OptimConfig, scale_lr
+from ldm.training.optim import scale_lr
 
 log = logging.getLogger(__name__)
-
-DEFAULT_PROMPTS = (
-    "a photo of {}",
-    "a photo of {} on a red background",
-    "a photo of {} on a blue background",
-    "a photo of two {} on the beach",
-)
-
-
-@dataclass(frozen=True)
-class InversionConfig:
-    """Everything an inversion depends on; the keys of an inversion YAML.
-
-    Attributes:
-        model: a shipped model's name, a model folder or YAML, or the mapping itself.
-        checkpoint: weights instead of the model's own.
-        images: folder of 3-5 pictures.
-        placeholder: the new word, any string.
-        init: a phrase to start from; ``None`` starts at the vocabulary's mean.
-        init_embedding: an embedding file whose vectors are the start instead.
-        num_vectors, progressive: K, and the K - 1 steps at which the second, third ... enter.
-        per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped,
-        mixing_prob: in this share of the prompts.
-        templates: caption templates: object, style, photo, plain, ...
-        coarse_class: a word that templates put before the placeholder ("a photo of a cat S*").
-        captions: use ``name.txt`` files; ``None``: if there are any.
-        regularization: weight of the squared distance to the init.
-        model_lr: learning rate (never scaled) of UNet and text conditioner, which then train as well
-            and are left as the model folder ``model``; 0 keeps them frozen.
-        compat: "official", or single switches of ``CompatConfig``: quirks of the official code.
-        flip_p: probability of a mirrored picture.
-        fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.
-        scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
-        prompts: drawn as training goes and at the end; ``{}`` is the placeholder.
-        samples_per_prompt: pictures of each prompt at the end.
-        sample_steps, sample_scale, sampler: how they are drawn.
-        monitor_every: steps between measurements on the fixed batch.
-        allow_untrained: accept a base model whose loss looks untrained.
-        formats: of the embeddings in ``checkpoints``: safetensors, pt (the official one), or both.
-    """
-
-    images: Path
-    placeholder: str
-    model: Any = "emoji"
-    checkpoint: str | None = None
-    init: str | None = None
-    init_embedding: Path | None = None
-    num_vectors: int = 1
-    progressive: tuple[int, ...] = ()
-    per_image_tokens: bool = False
-    mixing_prob: float = 0.25
-    templates: str = "object"
-    coarse_class: str | None = None
-    captions: bool | None = None
-    regularization: float = 0.0
-    model_lr: float = 0.0
-    compat: Literal["official"] | CompatConfig = FIXED
-    flip_p: float = 0.5
-    fit: str | None = None
-    background: str = "white"
-    batch_size: int = 4
-    seed: int = 23
-    scale_lr: bool = True
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    samples_per_prompt: int = 4
-    sample_steps: int = 50
-    sample_scale: float = 5.0
-    sampler: str = "ddim"
-    monitor_every: int = 25
-    allow_untrained: bool = False
-    formats: tuple[Literal["safetensors", "pt"], ...] = ("safetensors",)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.005, schedule="constant"))
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=5000))
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-    def framing(self) -> dict[str, Any]:
-        """How ``load_concept`` makes squares of the pictures."""
-        quirks = switches(self.compat)
-        fit = self.fit or ("squash" if quirks.squash else "crop")
-        return {"fit": fit, "background": self.background, "upright": not quirks.ignore_orientation}
 
 
 def run_inversion(
@@ -149,18 +66,6 @@ def run_inversion(
     )
 
 
-def check(config: InversionConfig) -> None:
-    """Refuse what would only fail, or silently learn nothing, after minutes of work."""
-    templates(config.templates)
-    if config.sampler not in SAMPLERS:
-        raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
-    for prompt in config.prompts:
-        if "{}" not in prompt and not contains_placeholder(prompt, config.placeholder):
-            raise UserError(
-                f"the prompt {prompt!r} has no placeholder; write {{}} or {config.placeholder} in it"
-            )
-
-
 def learn(
     model: LatentDiffusion,
     concept: Concept,
@@ -177,7 +82,7 @@ def learn(
     """
     word, started = config.placeholder, time.perf_counter()
     base_model = model.fingerprint()
-    config = _as_official(config, len(concept))
+    config = as_official(config, len(concept))
     quirks = switches(config.compat)
     model.manager.keep_end = not quirks.end_falls_off
     if word in model.manager.placeholders:
@@ -283,23 +188,6 @@ def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
     word = words.get(config.placeholder) or next(iter(words.values()))
     check_width(word, model.manager.width)
     return word.vectors
-
-
-def _as_official(config: InversionConfig, pictures: int) -> InversionConfig:
-    """The settings with the quirks that are only other numbers: weight decay, progressive growth."""
-    quirks = switches(config.compat)
-    if quirks.weight_decay:
-        config = replace(config, optim=replace(config.optim, weight_decay=WEIGHT_DECAY))
-    if quirks.encoder_calls:
-        steps = growth_steps(
-            config.progressive,
-            pictures=pictures,
-            batch_size=config.batch_size,
-            accumulate=config.trainer.accumulate,
-            image_every=config.trainer.image_every,
-        )
-        config = replace(config, progressive=steps)
-    return config
 
 
 def _module(

@@ -17,7 +17,7 @@ from ldm.io.checkpoints import save_checkpoint
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.unet import UNetModel
 from ldm.text.clip import ClipConditioner
-from ldm.training.run import InversionConfig
+from ldm.training.config import InversionConfig
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ldm.cli.main import build_parser
 from ldm.config import resolve
 from ldm.errors import UserError
 from ldm.io.embeddings import load_embedding
-from ldm.training.run import InversionConfig
+from ldm.training.config import InversionConfig
 
 
 def parse(*words: object) -> InversionConfig:

@@ -15,8 +15,9 @@ from ldm.inversion.compat import FIXED, OFFICIAL, CompatConfig, encoder_calls, g
 from ldm.model import LatentDiffusion
 from ldm.text.bert import BertConditioner
 from ldm.training import optim
+from ldm.training.config import InversionConfig, as_official
 from ldm.training.fit import TrainerConfig
-from ldm.training.run import InversionConfig, _as_official, learn
+from ldm.training.run import learn
 
 BASE = InversionConfig(
     images=Path(),
@@ -164,7 +165,7 @@ def test_weight_decay() -> None:
     def after(steps: int, quirk: CompatConfig) -> float:
         """What the optimiser makes of v = 1 in steps without a gradient."""
         v = torch.nn.Parameter(torch.ones(1))
-        settings = _as_official(replace(BASE, compat=quirk), pictures=3).optim
+        settings = as_official(replace(BASE, compat=quirk), pictures=3).optim
         optimizer = optim.configure([v], settings, steps, lr=0.04)["optimizer"]
         for _ in range(steps):
             v.grad = torch.zeros(1)

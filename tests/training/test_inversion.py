@@ -16,10 +16,11 @@ from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.runs import create_run
 from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.inversion import TextualInversion, frozen_hash
 from ldm.training.optim import OptimConfig, lr_factor, scale_lr
-from ldm.training.run import InversionConfig, check, learn
+from ldm.training.run import learn
 
 TRAINER = TrainerConfig(max_steps=20, accelerator="cpu", checkpoint_every=5, image_every=10)
 BASE = InversionConfig(

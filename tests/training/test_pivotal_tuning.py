@@ -14,10 +14,11 @@ from ldm.io.checkpoints import fingerprint, save_checkpoint
 from ldm.io.runs import create_run
 from ldm.loading import load
 from ldm.model import LatentDiffusion, ModelConfig
+from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.inversion import TextualInversion
 from ldm.training.optim import OptimConfig
-from ldm.training.run import InversionConfig, learn
+from ldm.training.run import learn
 
 BASE = InversionConfig(
     images=Path(),
