@@ -15,6 +15,8 @@ from typing import NamedTuple
 from ldm.text.templates import OBJECT
 
 STYLES = ("noto", "twemoji", "fluent")
+#: stands for the name of a thing that only another picture of it tells (``ldm.training.picture_word``)
+UNNAMED = "<this>"
 STYLE_WORDS = {
     "noto": ("emoji", "cartoon"),
     "twemoji": ("flat icon",),
@@ -221,10 +223,12 @@ class Captioner:
         scale: float,
         background: Background,
         numbers: Sequence[float],
+        name: str | None = None,
     ) -> str:
-        """One caption from :attr:`NUMBERS` uniform numbers in [0, 1)."""
+        """One caption from :attr:`NUMBERS` uniform numbers in [0, 1); ``name``: use this one."""
         a, b, c, d, e, f, g = numbers
-        return _thing(self.name(concept, a, b), style, scale, c, d, e) + _place(background, f, g)
+        name = name or self.name(concept, a, b)
+        return _thing(name, style, scale, c, d, e) + _place(background, f, g)
 
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.emoji import EmojiSprites
-from ldm.data.emoji_captions import STYLES, Background, Captioner
+from ldm.data.emoji_captions import STYLES, UNNAMED, Background, Captioner
 from ldm.data.emoji_scenes import SCENES, scene_bank
 from ldm.errors import UserError
 
@@ -99,7 +99,8 @@ class Composer:
     """Endless captioned pictures of ``sprites``; see :meth:`batch`.
 
     ``image_size``: pixels a side; ``device``: where pictures are drawn and returned (the random
-    numbers stay on the CPU); ``styles``: which of :data:`STYLES` to draw.
+    numbers stay on the CPU); ``styles``: which of :data:`STYLES` to draw; ``unnamed``: share of
+    captions that call the thing :data:`UNNAMED` and not by its name.
     """
 
     def __init__(
@@ -108,11 +109,12 @@ class Composer:
         image_size: int = 64,
         device: torch.device | str = "cpu",
         styles: Sequence[str] = STYLES,
+        unnamed: float = 0.0,
     ) -> None:
         if unknown := set(styles) - set(STYLES):
             raise UserError(f"unknown emoji style {min(unknown)}: use {', '.join(STYLES)}")
         self.sprites = sprites
-        self.image_size = image_size
+        self.image_size, self.unnamed = image_size, unnamed
         self.device = torch.device(device)
         self.style_ids = torch.tensor([STYLES.index(s) for s in styles])
         concepts = sprites.concepts
@@ -136,6 +138,7 @@ class Composer:
         """As :meth:`batch`, of given ``concepts`` and ``styles`` (n,) int64 on the CPU."""
         n = concepts.shape[0]
         u = torch.rand(n, 9 + Captioner.NUMBERS, generator=generator)
+        unnamed = torch.rand(n, generator=generator) < self.unnamed if self.unnamed else torch.zeros(n)
         rare = u[:, 0] < 0.15  # some leave the usual sizes, angles and the middle
         scale = torch.where(rare, _stretch(u[:, 1], 0.50, 0.95), _stretch(u[:, 1], 0.72, 0.90))
         angle = torch.where(rare, _stretch(u[:, 2], -20, 20), _stretch(u[:, 2], -6, 6))
@@ -149,10 +152,10 @@ class Composer:
         where = scale.to(self.device), angle.to(self.device), centre.to(self.device)
         images = over(warp(chosen, *where, self.image_size), pixels)
         captions = [
-            self.captioner.caption(c, STYLES[s], size, place, numbers)
-            for c, s, size, place, numbers in zip(
+            self.captioner.caption(c, STYLES[s], size, place, numbers, UNNAMED if hidden else None)
+            for c, s, size, place, numbers, hidden in zip(
                 concepts.tolist(), styles.tolist(), scale.tolist(), described, u[:, 9:].tolist(),
-                strict=True,
+                unnamed.tolist(), strict=True,
             )
         ]  # fmt: skip
         names = [b.words[0] if b.kind == "solid" else None for b in described]

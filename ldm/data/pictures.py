@@ -13,10 +13,14 @@ from ldm.seeding import generator
 
 
 class Pictures(NamedTuple):
-    """A batch: images (n, 3, S, S) in [-1, 1] and one caption each."""
+    """A batch: images (n, 3, S, S) in [-1, 1], one caption each, and which thing each one shows.
+
+    ``subjects`` (n,) int64: the same number is the same thing, drawn in the same style.
+    """
 
     images: Tensor
     captions: list[str]
+    subjects: Tensor
 
 
 class PictureSource(Protocol):
@@ -33,6 +37,8 @@ class EmojiPictures:
         groups: emoji groups to draw from (``None``: all).
         holdout: file of hex codes never drawn (``None``: nothing is held out).
         image_size: pixels a side.
+        unnamed: share of captions without the thing's name, for ``picture_word`` in training.
+        fantasies: draw this many things that do not exist in place of the emoji; none has a name.
     """
 
     def __init__(
@@ -41,16 +47,24 @@ class EmojiPictures:
         groups: list[str] | None = None,
         holdout: str | None = None,
         image_size: int = 64,
+        unnamed: float = 0.0,
+        fantasies: int = 0,
     ) -> None:
         from ldm.data.emoji import EmojiSprites, load_holdout
+        from ldm.data.emoji_captions import UNNAMED
         from ldm.data.emoji_compose import Composer
+        from ldm.data.emoji_fantasy import imagine
 
         exclude = load_holdout(Path(holdout)) if holdout else frozenset()
-        self.composer = Composer(EmojiSprites.load(Path(root), groups, exclude), image_size)
+        sprites = EmojiSprites.load(Path(root), groups, exclude)
+        if fantasies:
+            sprites = imagine(sprites, fantasies, UNNAMED, generator(0, "fantasies"))
+        self.composer = Composer(sprites, image_size, unnamed=unnamed)
 
     def batch(self, step: int, n: int, seed: int) -> Pictures:
         drawn = self.composer.batch(n, generator(seed, "pictures", step))
-        return Pictures(drawn.images, drawn.captions)
+        styles = self.composer.sprites.sprites.shape[1]
+        return Pictures(drawn.images, drawn.captions, drawn.concepts * styles + drawn.styles)
 
 
 class FolderPictures:
@@ -78,4 +92,4 @@ class FolderPictures:
         images = self.images[chosen]
         flip = torch.rand(n, generator=rng) < self.flip_p
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        return Pictures(images, [self.captions[i] for i in chosen.tolist()])
+        return Pictures(images, [self.captions[i] for i in chosen.tolist()], chosen)

@@ -32,6 +32,7 @@ from ldm.training.diffusion import DiffusionTraining, TimestepConfig
 from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
+from ldm.training.picture_word import PictureWord
 
 #: for pictures on the way: other batch sizes are not worth compiling
 EAGER = partial(torch.compiler.set_stance, "force_eager")
@@ -86,6 +87,7 @@ class DiffusionStage:
         inversion: settings for inverting into this model, written beside it at export.
         timesteps: which noise levels training looks at most.
         compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU).
+        picture_word: captions that hide the thing's name are told it by another picture.
         prompts: drawn every ``trainer.image_every`` steps, from the weights as they are then.
     """
 
@@ -99,6 +101,7 @@ class DiffusionStage:
     caption_dropout: float = 0.1
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     compiled: bool = False
+    picture_word: bool = False
     ema_decay: float = 0.999
     ema_every: int = 1
     seed: int = 0
@@ -194,16 +197,17 @@ def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
     load_part(autoencoder, config.autoencoder_run, "autoencoder")
     source: PictureSource = instantiate(config.data)
     half = config.precision != "32-true"
-    means, stds, captions = [], [], []
+    means, stds, captions, subjects = [], [], [], []
     batches = -(-config.count // config.batch_size)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         for step in track(range(batches), description="encoding pictures"):
-            images, text = source.batch(step, config.batch_size, config.seed)
+            images, text, shown = source.batch(step, config.batch_size, config.seed)
             posterior = autoencoder.encode(images)
             means.append(posterior.mean.half())
             stds.append(posterior.std.half())
             captions += text
-    bank = LatentBank(torch.cat(means), torch.cat(stds), captions)
+            subjects.append(shown)
+    bank = LatentBank(torch.cat(means), torch.cat(stds), captions, torch.cat(subjects))
     bank.save(path)
     return bank
 
@@ -240,6 +244,7 @@ def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) 
         seed=config.seed,
         timesteps=config.timesteps,
         compiled=config.compiled,
+        picture_word=PictureWord(model.text, model.latent_shape) if config.picture_word else None,
     )
     average = EMAWeightAveraging(decay=config.ema_decay, update_every_n_steps=config.ema_every)
 
@@ -278,7 +283,7 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
         raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")
     state = read_state_dict(path)
     trained = {"unet.": model.unet, "text.": model.text}
-    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*",))
+    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*", "picture_word.*"))
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
     model.inversion_defaults = dict(config.inversion or {})

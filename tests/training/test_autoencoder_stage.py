@@ -179,7 +179,7 @@ def test_latents_stage_encodes_pictures_beside_their_captions(
     assert torch.equal(bank.mean, made.mean) and bank.captions == made.captions
     assert len(bank) == 12 and set(bank.captions) <= {f"a big cat on a {w} background" for w in WORDS}
     source = FolderPictures(**latents_stage.data["params"])
-    images, captions = source.batch(1, 4, 0)
+    images, captions, subjects = source.batch(1, 4, 0)
     assert bank.captions[4:8] == captions
     with torch.no_grad():
         posterior = autoencoder.encode(images)
@@ -216,11 +216,13 @@ def test_bank_visits_every_row_once_an_epoch_as_a_function_of_the_step(bank: Pat
 
 def test_several_files_are_one_bank_if_their_shapes_agree(bank: Path, tmp_path: Path) -> None:
     loaded, small = LatentBank.load(bank), tmp_path / "small.safetensors"
-    LatentBank(loaded.mean[:4] + 1, loaded.std[:4], loaded.captions[:4]).save(small)
+    LatentBank(loaded.mean[:4] + 1, loaded.std[:4], loaded.captions[:4], loaded.subjects[:4]).save(small)
     both = LatentBank.load(bank, small)
     assert both.captions == loaded.captions + loaded.captions[:4]
     assert torch.equal(both.mean[-4:], loaded.mean[:4] + 1) and len(both.std) == len(both) == 14
-    LatentBank(loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions).save(small)
+    LatentBank(
+        loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions, loaded.subjects
+    ).save(small)
     with pytest.raises(UserError, match=r"different shapes.*small\.safetensors"):
         LatentBank.load(bank, small)
     with pytest.raises(UserError, match="empty list"):

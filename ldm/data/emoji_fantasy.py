@@ -1,0 +1,97 @@
+"""Things that do not exist: recoloured, stretched, turned and joined emoji sprites.
+
+A denoiser that has seen some hundred things knows some hundred points of its word space; a word that
+is learned later lies between them. These sprites fill the space (``ldm.training.picture_word``).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.data.emoji import Concept, EmojiSprites
+
+RECOLOURED, STRETCHED, TURNED, JOINED = 0.6, 0.6, 0.4, 0.5  # shares of the things
+CHUNK = 256
+
+
+def imagine(sprites: EmojiSprites, count: int, name: str, generator: torch.Generator) -> EmojiSprites:
+    """``count`` new things made of those of ``sprites``, each in the three styles of its models.
+
+    Every change is the same in the three styles, so that a thing stays one thing. All are called
+    ``name``.
+    """
+    pixels = torch.cat(
+        [_some(sprites.sprites, min(CHUNK, count - done), generator) for done in range(0, count, CHUNK)]
+    )
+    concepts = tuple(Concept(f"fantasy-{i}", name, (), "fantasy", "") for i in range(count))
+    return EmojiSprites(concepts, pixels, sprites.reserved | {name})
+
+
+def _some(sprites: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n, 3, 64, 64, 4) uint8 from sprites (N, 3, 64, 64, 4) uint8, premultiplied both."""
+    styles = sprites.shape[1]
+    u = torch.rand(n, 12, generator=generator)
+
+    def pick(u: Tensor) -> Tensor:  # (n * styles, 4, 64, 64) in [0, 1]
+        chosen = sprites[(u * len(sprites)).long()].flatten(0, 1)
+        return chosen.permute(0, 3, 1, 2).float() / 255
+
+    def each(x: Tensor) -> Tensor:  # per thing -> per sprite
+        return x.repeat_interleave(styles, 0)
+
+    things = pick(u[:, 0])
+    joined = _join(things, pick(u[:, 1]), each(u[:, 2]), each(u[:, 3]))
+    things = torch.where(each(u[:, 4] < JOINED)[:, None, None, None], joined, things)
+    turn = _rotate_hue(things, each(torch.where(u[:, 5] < RECOLOURED, u[:, 6], 0.0)))
+    stretch = torch.where(u[:, 7] < STRETCHED, 0.55 + 0.45 * u[:, 8], 1.0)
+    angle = torch.where(u[:, 9] < TURNED, u[:, 10], 0.0) * 2 * math.pi
+    placed = _place(turn, each(stretch), each(angle), each(u[:, 11]) < 0.5)
+    return (placed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, (n, styles))
+
+
+def _join(first: Tensor, second: Tensor, kind: Tensor, where: Tensor) -> Tensor:
+    """Halves of two sprites, above each other or side by side, or a small second one on the first.
+
+    first, second (n, 4, S, S); kind (n,) uniform; where (n,) uniform: the seam, or the small one's place.
+    """
+    side = first.shape[-1]
+    seam = (0.35 + 0.3 * where)[:, None, None, None] * side
+    axis = torch.arange(side)
+    rows, columns = axis[None, None, :, None] < seam, axis[None, None, None, :] < seam
+    kind = kind[:, None, None, None]
+    cut = torch.where(rows.where(kind < 0.33, columns), first, second)
+    small = torch.zeros_like(second)
+    half = F.avg_pool2d(second, 2)
+    place = int(side / 2 * float(where.mean()))  # one place a chunk: sprites differ enough
+    small[..., place : place + side // 2, side // 4 : side // 4 + side // 2] = half
+    on_top = small + (1 - small[:, 3:]) * first
+    return torch.where(kind < 0.66, cut, on_top)
+
+
+def _rotate_hue(sprites: Tensor, turn: Tensor) -> Tensor:
+    """Turn colours about the gray axis by ``turn`` (n,) of a circle (Rodrigues' formula).
+
+    Linear, so right for premultiplied colours; what leaves the colour cube is cut at alpha.
+    """
+    angle = (turn * 2 * math.pi)[:, None, None]
+    axis = torch.full((3,), 3**-0.5)
+    cross = torch.linalg.cross(torch.eye(3), axis.expand(3, 3)).T
+    matrix = angle.cos() * torch.eye(3) + (1 - angle.cos()) * axis.outer(axis) + angle.sin() * cross
+    rgb = torch.einsum("nij,njhw->nihw", matrix, sprites[:, :3])
+    alpha = sprites[:, 3:]
+    return torch.cat([rgb.clamp(min=0).minimum(alpha), alpha], 1)
+
+
+def _place(sprites: Tensor, stretch: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
+    """Narrow by ``stretch`` (n,), mirror where asked, turn by ``angle`` (n,) radians; no resizing else."""
+    sign = torch.where(mirrored, -1.0, 1.0)
+    cos, sin = angle.cos(), angle.sin()
+    narrow = 1 / (stretch * sign)  # the inverse map: canvas -> sprite
+    rows = torch.stack([cos * narrow, -sin * narrow, sin, cos], 1).view(-1, 2, 2)
+    theta = torch.cat([rows, torch.zeros(len(rows), 2, 1)], 2)
+    grid = F.affine_grid(theta, list(sprites.shape), align_corners=False)
+    return F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
