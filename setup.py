@@ -15,6 +15,7 @@ RUNTIME = [
     "pytorch-lightning>=2.6",
     "open_clip_torch>=3.2",
     "tokenizers>=0.21",
+    "regex>=2024.11",  # what open_clip cuts prompts with
     "safetensors>=0.5",
     "omegaconf>=2.3",
     "PyYAML>=6.0",
