@@ -22,12 +22,11 @@ code { font: .9em ui-monospace, SFMono-Regular, Menlo, monospace; }
 .cards dt { color: var(--soft); font-size: .8rem; } .cards dd { margin: 0; font-weight: 600; }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; }
 @media (max-width: 520px) { .row figure { max-width: calc(50% - .3rem); } }
-.strip { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .4rem; }
-.strip figure { flex: none; }
+.strip { display: flex; flex-wrap: wrap; gap: .8rem; }
+.strip figure { max-width: 100%; }
 figure { margin: 0; } figcaption { text-align: center; }
 img { display: block; max-width: 100%; height: auto; border-radius: 6px; image-rendering: auto;
   background: var(--page); outline: 1px solid var(--line); outline-offset: -1px; }
-.strip img { max-width: none; }
 .missing { display: grid; place-items: center; width: 160px; height: 100px; border-radius: 6px;
   border: 1px dashed var(--line); color: var(--soft); font-size: .8rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1rem; }
