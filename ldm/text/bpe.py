@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import regex
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -62,13 +63,14 @@ class ClipTokenizer(PlaceholderTokenizer):
         if pad not in ids:
             raise UserError(f"the padding token {pad!r} is not in the vocabulary; choose one that is")
         backend = Backend(models.BPE(ids, merges, unk_token=end, end_of_word_suffix="</w>"))
-        if not mend:  # else the text comes mended and lower-cased
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        if mend:  # the text comes mended, lower-cased and cut
+            backend.pre_tokenizer = to_bytes
+        else:
             steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
             backend.normalizer = normalizers.Sequence(steps)
-        cut = pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+            cut = pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
         super().__init__(
             backend,
             sorted(ids, key=ids.__getitem__),
@@ -82,11 +84,13 @@ class ClipTokenizer(PlaceholderTokenizer):
         self.mend = mend
 
     def _pieces(self, text: str) -> list[int]:
-        if self.mend:
-            from open_clip.tokenizer import get_clean_fn
+        if not self.mend:
+            return super()._pieces(text)
+        from open_clip.tokenizer import get_clean_fn
 
-            text = get_clean_fn("lower")(text)
-        return super()._pieces(text)
+        # cut by the package that open_clip cuts with: what a letter is depends on its Unicode version
+        pieces = regex.findall(_PIECES, get_clean_fn("lower")(text), flags=regex.IGNORECASE)
+        return self._backend.encode(pieces, is_pretokenized=True, add_special_tokens=False).ids
 
 
 def holds_vocabulary(folder: Path) -> bool:

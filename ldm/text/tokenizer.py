@@ -101,10 +101,12 @@ class PlaceholderTokenizer:
 
     def words(self, text: str) -> list[int]:
         """Ids of a text alone: no frame, no padding, no truncation."""
+        if self._pattern is None:
+            return self._pieces(text)  # as it stands: Unicode normalisation differs among libraries
         text = _normal(text)
         ids: list[int] = []
         begin = 0
-        for match in self._pattern.finditer(text) if self._pattern else ():
+        for match in self._pattern.finditer(text):
             ids += self._pieces(text[begin : match.start()])
             ids.append(self._placeholders[_single_spaced(match.group())])
             begin = match.end()
