@@ -139,6 +139,8 @@ TRAIN = "data.params.train.params"
         (f"{TRAIN}.flip_p", 0.25, "flip_p", 0.25),
         (f"{TRAIN}.center_crop", True, "fit", "crop"),
         (f"{TRAIN}.mixing_prob", 0.5, "mixing_prob", 0.5),
+        (f"{TRAIN}.interpolation", "linear", "interpolation", "bilinear"),
+        (f"{TRAIN}.interpolation", "lanczos", "interpolation", "lanczos"),
         (f"{TRAIN}.coarse_class_text", "cat", "coarse_class", "cat"),
         ("model.params.embedding_reg_weight", 0.01, "regularization", 0.01),
         ("compat", "official", "compat", "official"),
@@ -188,7 +190,7 @@ def test_per_image_tokens_are_asked_for_in_both_places() -> None:
         ("model.params.unet_config", "UNetModel", "must be a mapping"),
         (f"{PERSONAL}.placeholder_strings", ["a", "b"], "one word a run"),
         (f"{TRAIN}.placeholder_token", "cat", "is not the word that is learned"),
-        (f"{TRAIN}.interpolation", "lanczos", "can only be 'bicubic'"),
+        (f"{TRAIN}.interpolation", "nearest", "can only be 'linear', 'bilinear', 'bicubic', 'lanczos'"),
     ],
 )
 def test_what_is_unknown_or_impossible_is_said_in_one_line(place: str, value: Any, says: str) -> None:

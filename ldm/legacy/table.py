@@ -126,11 +126,13 @@ _TEXT = tuple(
     f"ldm.modules.encoders.modules.{name}"
     for name in ("BERTEmbedder", "FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder")
 )
+#: Pillow's names; "linear" is an old one of "bilinear"
+_FILTERS = {"linear": "bilinear", **{name: name for name in ("bilinear", "bicubic", "lanczos")}}
 _PICTURE_RULES: Rules = {
     "data_root": "images",
     "size": "size",
     "set": only("train", "val"),
-    "interpolation": only("bicubic"),
+    "interpolation": Choice("interpolation", _FILTERS),
     "coarse_class_text": "coarse_class",
     "placeholder_token": "placeholder_token",
     "per_image_tokens": "image_words",
