@@ -160,6 +160,32 @@ def test_trainer_parameters_and_our_own_keys_beside_them() -> None:
     assert config.optim.clip_norm == 1.0 and config.trainer.threads == 1 and config.trainer.max_steps == 6100
 
 
+@pytest.mark.parametrize(
+    ("words", "inits", "token", "learned"),
+    [
+        (["*"], ["sculpture", "ice"], None, ("*", "sculpture")),  # as the official code, by position
+        (["@", "*"], ["cat", "dog"], None, ("*", "dog")),
+        (["@", "&"], ["cat", "dog"], None, ("@", "cat")),
+        (["@", "*"], ["cat", "dog"], "@", ("@", "cat")),
+        (["@", "*"], ["cat"], None, ("*", "cat")),  # --init_word
+        (["@", "&", "*"], ["cat", "dog"], None, ("*", None)),
+        ("*", "cat", "*", ("*", "cat")),
+    ],
+)
+def test_of_several_placeholders_the_one_in_the_prompts_is_learned(
+    words: Any, inits: Any, token: str | None, learned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = changed(f"{PERSONAL}.placeholder_strings", words)
+    values["model"]["params"]["personalization_config"]["params"]["initializer_words"] = inits
+    if token:
+        values["data"]["params"]["train"]["params"]["placeholder_token"] = token
+    assert model_config(values).image_size == 32 and not caplog.records  # a model alone has no words
+    config = inversion_config(values)
+    assert (config.placeholder, config.init) == learned
+    left_out = [word for word in words if word != learned[0]]
+    assert len(caplog.records) == bool(left_out) and all(repr(word) in caplog.text for word in left_out)
+
+
 def test_progressive_words_enter_every_2000_steps() -> None:
     values = changed(f"{PERSONAL}.num_vectors_per_token", 3)
     values["model"]["params"]["personalization_config"]["params"]["progressive_words"] = True
@@ -188,7 +214,6 @@ def test_per_image_tokens_are_asked_for_in_both_places() -> None:
         ("model.params.first_stage_config.params.ddconfig.attn_resolutions", [16], "can only be ()"),
         ("model.params.cond_stage_config.params", 3, "must be a mapping"),
         ("model.params.unet_config", "UNetModel", "must be a mapping"),
-        (f"{PERSONAL}.placeholder_strings", ["a", "b"], "one word a run"),
         (f"{TRAIN}.placeholder_token", "cat", "is not the word that is learned"),
         (f"{TRAIN}.interpolation", "nearest", "can only be 'linear', 'bilinear', 'bicubic', 'lanczos'"),
     ],
