@@ -198,7 +198,7 @@ def configured(model: dict[str, Any], folder: Path) -> dict[str, Any]:
         return _configured(model, folder)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{folder}: its JSON files do not fit its weights ({error}); fetch the folder again"
         ) from error
@@ -249,5 +249,5 @@ def _heads(unet: dict[str, Any], folder: Path) -> dict[str, int]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"cannot read {path} ({type(error).__name__}); fetch the folder again") from error

@@ -184,6 +184,8 @@ def test_weights_in_several_pieces_are_one_model(saved: tuple[str, Path, Theirs]
         ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "'sigmoid'"),
         ("unet/diffusion_pytorch_model.safetensors", None, "unet holds no diffusion_pytorch_model"),
         ("unet/config.json", '{"attention_head_dim": [4, 2, 2]}', "do not fit its weights"),
+        ("unet/config.json", '{"attention_head_dim": [0], "block_out_channels": [32]}', "do not fit"),
+        ("vae/config.json", "[" * 100_000, "cannot read .*config.json"),
         ("unet/config.json", '{"attention_head_dim": [4, 2], "block_out_channels": [32, 64]}', "8, 32"),
     ],
 )
