@@ -37,38 +37,60 @@ TARGETS = frozenset(
     }
 )
 
+#: bounds of a YAML file; the official ones have 4 kB and 10 levels
+MAX_BYTES, MAX_DEPTH = 2**20, 100
+
 
 def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merge YAML files from left to right, then ``key.sub=value`` overrides; resolve ``${...}``.
 
     Raises:
-        UserError: a file is missing or is not YAML, or an override is not ``key=value``.
+        UserError: a file is missing, is not YAML or claims to be endless, or an override is not
+            ``key=value``.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     merged = OmegaConf.create()
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError(f"config {path} does not exist; give the path of a YAML file")
         try:
+            _refuse_deep(path)
             loaded = OmegaConf.load(path)
             if not OmegaConf.is_dict(loaded):
                 raise UserError(f"config {path} must be a mapping of keys to values at its top level")
             merged = OmegaConf.merge(merged, loaded)  # type: ignore[assignment]
-        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"config {path} is not readable YAML ({reason}); correct it") from None
+        except UserError:
+            raise
+        except Exception as error:  # a broken number, say, is no YAMLError
+            raise UserError(f"config {path} is not readable YAML ({_reason(error)}); correct it") from None
     for item in overrides:
         if "=" not in item:
             raise UserError(f"override {item!r} is not of the form key.sub=value")
     try:
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))  # type: ignore[assignment]
         plain = OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"config: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise UserError(f"config: {_reason(error)}") from None
     return typing.cast(dict[str, Any], plain)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _refuse_deep(path: Path) -> None:
+    """A file's size and nesting, before it is read: a reader of YAML may call itself at every level."""
+    import yaml
+
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"config {path} is too large for one; give a YAML file of settings")
+    depth = 0
+    with path.open("rb") as stream:
+        for event in yaml.parse(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise UserError(f"config {path} is nested more than {MAX_DEPTH} levels deep; correct it")
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:

@@ -24,6 +24,14 @@ def _noise_of(model: LatentDiffusion, draws: Sequence[tuple[int, int]]) -> Tenso
     return torch.stack(rows).to(model.device)
 
 
+def usual_batch(image_size: int) -> int:
+    """Pictures drawn at once if nothing else is asked for: a million pixels, at most 64 pictures.
+
+    The decoder's activations are the largest there are: kilobytes for every pixel.
+    """
+    return max(1, min(64, 2**20 // image_size**2))
+
+
 @torch.no_grad()
 def sample(
     model: LatentDiffusion,
@@ -38,7 +46,7 @@ def sample(
     seed: int | None = None,
     x_T: Tensor | None = None,
     decode: bool = True,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     negative_prompt: str = "",
     progress: bool = False,
     callback: Callable[[samplers.SamplerState], None] | None = None,
@@ -57,7 +65,7 @@ def sample(
         seed: picture i is a function of (seed, i); ``None`` draws one from torch's generator.
         x_T: (B or 1, C, h, w) start noise instead of the seed's.
         decode: return pictures, else the scaled latents z_0.
-        batch_size: pictures drawn at once.
+        batch_size: pictures drawn at once; by default ``usual_batch`` of the model's size.
         progress, callback: a bar, and a call after every step (per batch).
         source: a picture to draw from, see ``ldm.load_source``: SDEdit, or inpainting if it has a
             mask.
@@ -93,6 +101,7 @@ def sample(
     x_T = x_T.expand(n, *x_T.shape[1:])
     z_source = None if source is None else source.latents(model)
     mask = None if source is None else source.latent_mask(model)
+    batch_size = batch_size or usual_batch(model.image_size)
     pieces = []
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)

@@ -139,6 +139,8 @@ TRAIN = "data.params.train.params"
         (f"{TRAIN}.flip_p", 0.25, "flip_p", 0.25),
         (f"{TRAIN}.center_crop", True, "fit", "crop"),
         (f"{TRAIN}.mixing_prob", 0.5, "mixing_prob", 0.5),
+        (f"{TRAIN}.interpolation", "linear", "interpolation", "bilinear"),
+        (f"{TRAIN}.interpolation", "lanczos", "interpolation", "lanczos"),
         (f"{TRAIN}.coarse_class_text", "cat", "coarse_class", "cat"),
         ("model.params.embedding_reg_weight", 0.01, "regularization", 0.01),
         ("compat", "official", "compat", "official"),
@@ -156,6 +158,32 @@ def test_trainer_parameters_and_our_own_keys_beside_them() -> None:
     config = inversion_config(values)
     assert config.trainer.accumulate == 4 and config.trainer.precision == "16-mixed"
     assert config.optim.clip_norm == 1.0 and config.trainer.threads == 1 and config.trainer.max_steps == 6100
+
+
+@pytest.mark.parametrize(
+    ("words", "inits", "token", "learned"),
+    [
+        (["*"], ["sculpture", "ice"], None, ("*", "sculpture")),  # as the official code, by position
+        (["@", "*"], ["cat", "dog"], None, ("*", "dog")),
+        (["@", "&"], ["cat", "dog"], None, ("@", "cat")),
+        (["@", "*"], ["cat", "dog"], "@", ("@", "cat")),
+        (["@", "*"], ["cat"], None, ("*", "cat")),  # --init_word
+        (["@", "&", "*"], ["cat", "dog"], None, ("*", None)),
+        ("*", "cat", "*", ("*", "cat")),
+    ],
+)
+def test_of_several_placeholders_the_one_in_the_prompts_is_learned(
+    words: Any, inits: Any, token: str | None, learned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = changed(f"{PERSONAL}.placeholder_strings", words)
+    values["model"]["params"]["personalization_config"]["params"]["initializer_words"] = inits
+    if token:
+        values["data"]["params"]["train"]["params"]["placeholder_token"] = token
+    assert model_config(values).image_size == 32 and not caplog.records  # a model alone has no words
+    config = inversion_config(values)
+    assert (config.placeholder, config.init) == learned
+    left_out = [word for word in words if word != learned[0]]
+    assert len(caplog.records) == bool(left_out) and all(repr(word) in caplog.text for word in left_out)
 
 
 def test_progressive_words_enter_every_2000_steps() -> None:
@@ -186,9 +214,8 @@ def test_per_image_tokens_are_asked_for_in_both_places() -> None:
         ("model.params.first_stage_config.params.ddconfig.attn_resolutions", [16], "can only be ()"),
         ("model.params.cond_stage_config.params", 3, "must be a mapping"),
         ("model.params.unet_config", "UNetModel", "must be a mapping"),
-        (f"{PERSONAL}.placeholder_strings", ["a", "b"], "one word a run"),
         (f"{TRAIN}.placeholder_token", "cat", "is not the word that is learned"),
-        (f"{TRAIN}.interpolation", "lanczos", "can only be 'bicubic'"),
+        (f"{TRAIN}.interpolation", "nearest", "can only be 'linear', 'bilinear', 'bicubic', 'lanczos'"),
     ],
 )
 def test_what_is_unknown_or_impossible_is_said_in_one_line(place: str, value: Any, says: str) -> None:

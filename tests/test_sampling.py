@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
-from ldm.sampling import initial_noise, sample
+from ldm.sampling import initial_noise, sample, usual_batch
 
 PROMPTS = ["a photo of a cat", "a red dog on snow", "a tree"]
 
@@ -52,6 +52,16 @@ def test_picture_i_depends_on_seed_and_i_not_on_the_batch(
         torch.testing.assert_close(draw(PROMPTS, batch_size), together, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(draw(PROMPTS[:2], 64), together[:2], rtol=1e-4, atol=1e-4)
     assert (together[0] - together[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(64, 64), (256, 16), (512, 4), (768, 1), (2048, 1)])
+def test_fewer_large_pictures_are_drawn_at_once(
+    tiny_model: LatentDiffusion, calls: list[int], size: int, at_once: int
+) -> None:
+    tiny_model.image_size = size  # of the model; what is drawn here is small all the same
+    sample(tiny_model, PROMPTS[:1] * 5, steps=1, scale=1, seed=0, decode=False)
+    assert max(calls) == min(5, at_once) and sum(calls) == 5
+    assert usual_batch(size) == at_once
 
 
 def test_seeds_repeat_and_differ_and_leave_the_global_generator_alone(

@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seeds", metavar="LIST", help="several, as in 1,2,5-8")
     common.add_sampling(parser)
     add("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
-    add("--batch-size", type=int, help="pictures drawn at once (default: 64, at most 1024)")
+    add("--batch-size", type=int, help="pictures drawn at once (default: 64, fewer of large ones)")
     add("--out", type=Path, metavar="DIR", help="folder of the pictures (default: out/<date>)")
     add("--grid", action=argparse.BooleanOptionalAction, default=True, help="grid.png with all pictures")
     add("--columns", type=int, help="of the grid (default: a row a prompt; 8 with one prompt)")
@@ -236,8 +236,9 @@ def draw_into(
     from ldm.io.images import save_png
     from ldm.io.recipes import MAX_BATCH, to_text
     from ldm.io.runs import RunFolder
+    from ldm.sampling import usual_batch
 
-    size = min(args.batch_size or 64, MAX_BATCH)
+    size = min(args.batch_size or usual_batch(model.image_size), MAX_BATCH)
     args.how_to_resume = lambda: f"the same command with --out {common.command([out])} goes on"
     with common.no_remains(out):
         RunFolder(out).file("grid.png")  # a folder that cannot be made is found out before the work

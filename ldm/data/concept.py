@@ -29,6 +29,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp",
 #: Pillow's decoders for these: none of them starts another program, as the one for EPS does.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 _FITS = ("crop", "pad", "squash")
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
+            "lanczos": Image.Resampling.LANCZOS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +83,21 @@ def load_concept(
     fit: str = "crop",
     background: str = "white",
     upright: bool = True,
+    interpolation: str = "bicubic",
 ) -> Concept:
     """Reads a concept folder (see :func:`list_pictures`) into one tensor.
 
     size: side S in pixels. fit: "crop" scales the shorter side to S and keeps the middle, "pad"
     scales the longer side and fills up with ``background``, "squash" gives up the aspect.
     background: a colour by name or ``#rrggbb``, which transparent parts are laid on as well.
-    upright: turn pictures as their EXIF orientation says. :class:`UserError` for a folder
-    without pictures or a picture that cannot be decoded.
+    upright: turn pictures as their EXIF orientation says. interpolation: "bicubic", "bilinear" or
+    "lanczos", with antialiasing. :class:`UserError` for a folder without pictures or a picture that
+    cannot be decoded.
     """
     paths = list_pictures(folder)
     images = torch.stack([
-        load_picture(p, size, fit=fit, background=background, upright=upright) for p in paths])
+        load_picture(p, size, fit=fit, background=background, upright=upright,
+                     interpolation=interpolation) for p in paths])
     return Concept(images, tuple(paths), tuple(file_sha256(p) for p in paths))
 
 
@@ -103,6 +108,7 @@ def concept_of(
     fit: str = "crop",
     background: str = "white",
     upright: bool = True,
+    interpolation: str = "bicubic",
 ) -> Concept:
     """Pictures as they are given in Python; other arguments as :func:`load_concept`.
 
@@ -110,7 +116,8 @@ def concept_of(
     :class:`UserError` for none at all, a tensor of another shape, or what cannot be decoded.
     """
     if isinstance(images, str | Path):
-        return load_concept(images, size, fit=fit, background=background, upright=upright)
+        return load_concept(images, size, fit=fit, background=background, upright=upright,
+                            interpolation=interpolation)
     if isinstance(images, Tensor):
         if images.ndim != 4 or not len(images) or images.shape[1:] != (3, size, size):
             raise UserError(f"images have shape {tuple(images.shape)}; give (N, 3, {size}, {size})")
@@ -120,13 +127,15 @@ def concept_of(
         raise UserError("no pictures: give 3 to 5")
     pictures = [item for item in items if isinstance(item, Image.Image)]
     if len(pictures) == len(items):
-        loaded = load_pil(pictures, size, fit=fit, background=background, upright=upright)
+        loaded = load_pil(pictures, size, fit=fit, background=background, upright=upright,
+                          interpolation=interpolation)
         return Concept(loaded, (), ())
     if pictures:
         raise UserError("pictures and files are mixed: give only one kind")
     paths = tuple(Path(str(item)) for item in items)
     loaded = torch.stack([
-        load_picture(path, size, fit=fit, background=background, upright=upright) for path in paths])
+        load_picture(path, size, fit=fit, background=background, upright=upright,
+                     interpolation=interpolation) for path in paths])
     return Concept(loaded, paths, tuple(file_sha256(path) for path in paths))
 
 
@@ -137,6 +146,7 @@ def load_picture(
     fit: str = "crop",
     background: str = "white",
     upright: bool = True,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """One file as (3, S, S) float32 in [-1, 1]; arguments as :func:`load_concept`.
 
@@ -152,7 +162,7 @@ def load_picture(
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise UserError(f"cannot decode the picture {path}: it is corrupt or of an unknown kind; "
                         "remove or replace it") from error
-    return to_tensor(fit_square(flat, size, fit, colour))
+    return to_tensor(fit_square(flat, size, fit, colour, interpolation))
 
 
 def load_pil(
@@ -162,12 +172,14 @@ def load_pil(
     fit: str = "crop",
     background: str = "white",
     upright: bool = True,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Pictures already in memory, as (N, 3, S, S); arguments as :func:`load_concept`."""
     colour = _colour(background)
     turned = (ImageOps.exif_transpose(image) if upright else image for image in images)
     flat = (flatten(image, colour) for image in turned)
-    return torch.stack([to_tensor(fit_square(image, size, fit, colour)) for image in flat])
+    return torch.stack([
+        to_tensor(fit_square(image, size, fit, colour, interpolation)) for image in flat])
 
 
 def _colour(name: str) -> tuple[int, int, int]:
@@ -206,26 +218,28 @@ def _grey8(image: Image.Image) -> Image.Image:
 
 
 def fit_square(
-    image: Image.Image, size: int, fit: str, background: tuple[int, int, int]
+    image: Image.Image, size: int, fit: str, background: tuple[int, int, int], interpolation: str
 ) -> Image.Image:
-    """RGB of any size to ``size`` x ``size``, bicubic with antialiasing, as ``fit`` says."""
+    """RGB of any size to ``size`` x ``size``; arguments as :func:`load_concept`."""
     if fit not in _FITS:
         raise UserError(f"unknown fit {fit!r}: choose one of {', '.join(_FITS)}")
+    if interpolation not in _FILTERS:
+        raise UserError(f"unknown interpolation {interpolation!r}: choose one of {', '.join(_FILTERS)}")
     if size < 1:
         raise UserError(f"a picture cannot be {size} pixels wide: give a positive size")
     width, height = image.size
+    chosen = _FILTERS[interpolation]
     if fit == "squash":
-        return image.resize((size, size), Image.Resampling.BICUBIC)
+        return image.resize((size, size), chosen)
     if fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
-        return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        return image.resize((size, size), chosen, box=box)
     scale = size / max(width, height)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.new("RGB", (size, size), background)
-    canvas.paste(image.resize(inner, Image.Resampling.BICUBIC),
-                 ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    canvas.paste(image.resize(inner, chosen), ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return canvas
 
 

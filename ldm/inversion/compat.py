@@ -31,7 +31,8 @@ class CompatConfig:
         uniform: without an init word, v* starts uniform on [0, 1).
         end_falls_off: the end token falls off a prompt that K vectors make too long.
         encoder_calls: ``progressive`` counts calls of the text encoder, validation and image logs
-            included (see ``encoder_calls``), not optimiser steps.
+            included (see ``encoder_calls``), not optimiser steps. A resumed run counts on: the official
+            code, which would begin at 0, cannot resume one.
         summed_drift: the regulariser sums the K drifts before it squares, so that opposite ones cancel.
         weight_decay: AdamW decays v* (and an unfrozen model) by 0.01 x learning rate a step.
         squash: pictures are scaled to a square without regard to their aspect.

@@ -21,6 +21,12 @@ from ldm.io import checkpoints
 from ldm.io.checkpoints import AUTOENCODER, TEXT, UNET
 
 SUFFIXES = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+INDEXES = (
+    ".safetensors.index.json",
+    ".bin.index.json",
+    ".safetensors.index.fp16.json",
+    ".bin.index.fp16.json",
+)
 SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -78,9 +84,9 @@ def read_state_dict(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: a part without a readable weight file.
     """
-    unet = checkpoints.read_state_dict(weight_file(folder / "unet", "diffusion_pytorch_model"))
-    vae = checkpoints.read_state_dict(weight_file(folder / "vae", "diffusion_pytorch_model"))
-    text = read_text_tower(weight_file(folder / "text_encoder", "model", "pytorch_model"))
+    unet = _read(weight_files(folder / "unet", "diffusion_pytorch_model"))
+    vae = _read(weight_files(folder / "vae", "diffusion_pytorch_model"))
+    text = read_text_tower(*weight_files(folder / "text_encoder", "model", "pytorch_model"))
     state = {UNET + ours: unet[theirs] for theirs, ours in unet_names(unet).items()}
     for theirs, ours in vae_names(vae).items():
         tensor = vae[theirs]
@@ -90,26 +96,45 @@ def read_state_dict(folder: Path) -> dict[str, Tensor]:
     return state | {f"{TEXT}transformer.{name}": tensor for name, tensor in text.items()}
 
 
-def weight_file(folder: Path, *stems: str) -> Path:
-    """A part's weights, ``.safetensors`` before ``.bin``; :class:`UserError` if there are none."""
-    for suffix in SUFFIXES:
+def weight_files(folder: Path, *stems: str) -> list[Path]:
+    """A part's weights, ``.safetensors`` before ``.bin``: one file, or the pieces that an index names.
+
+    Raises:
+        UserError: there are none, or not all pieces.
+    """
+    for suffix in (*SUFFIXES, *INDEXES):
         for stem in stems:
-            if (folder / (stem + suffix)).is_file():
-                return folder / (stem + suffix)
-    if list(folder.glob("*.index.json")):
-        raise UserError(f"the weights in {folder} are in several pieces: save them as one file")
+            path = folder / (stem + suffix)
+            if path.is_file():
+                return _pieces(path) if suffix in INDEXES else [path]
     raise UserError(f"{folder} holds no {stems[0]}.safetensors or .bin: fetch the whole folder")
 
 
-def read_text_tower(path: Path) -> dict[str, Tensor]:
-    """The text tower of a Hugging Face weight file, under names that begin with ``text_model.``.
+def _pieces(index: Path) -> list[Path]:
+    """The files of ``{"weight_map": {name of a weight: name of a file}}``, all beside the index."""
+    weight_map = _json(index).get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise UserError(f"{index} is no index of weight files: fetch the folder again")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index.parent} lacks {missing[0]}, a piece of its weights: fetch the whole folder")
+    return [index.parent / name for name in names]
+
+
+def _read(paths: Iterable[Path]) -> dict[str, Tensor]:
+    return {name: tensor for path in paths for name, tensor in checkpoints.read_state_dict(path).items()}
+
+
+def read_text_tower(*paths: Path) -> dict[str, Tensor]:
+    """The text tower of Hugging Face weight files, under names that begin with ``text_model.``.
 
     Recent files leave that beginning out; whole CLIP models hold a vision tower besides.
     """
     bare = ("embeddings.", "encoder.", "final_layer_norm.")
     state = {
         f"text_model.{name}" if name.startswith(bare) else name: tensor
-        for name, tensor in checkpoints.read_state_dict(path).items()
+        for name, tensor in _read(paths).items()
     }
     return {name: tensor for name, tensor in state.items() if name.startswith("text_model.")}
 
@@ -173,7 +198,7 @@ def configured(model: dict[str, Any], folder: Path) -> dict[str, Any]:
         return _configured(model, folder)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{folder}: its JSON files do not fit its weights ({error}); fetch the folder again"
         ) from error
@@ -224,5 +249,5 @@ def _heads(unet: dict[str, Any], folder: Path) -> dict[str, int]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"cannot read {path} ({type(error).__name__}); fetch the folder again") from error

@@ -7,12 +7,15 @@ names is ever imported.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ldm.config import unknown_key
 from ldm.errors import UserError
 from ldm.legacy.table import FILE, TABLE, Choice, Inside, Node, Rules
+
+log = logging.getLogger(__name__)
 
 #: what an official file consists of
 SECTIONS = frozenset(FILE)
@@ -33,6 +36,10 @@ def is_official(values: Mapping[str, Any]) -> bool:
 def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``InversionConfig`` from an official config, or from a part of one.
 
+    Of several ``placeholder_strings`` the one that the prompts hold is learned (the data set's
+    ``placeholder_token``, else "*", else the first one). The official code gives the others vectors
+    that no loss ever reaches; here they are left out, with a warning.
+
     Keys beside ``model``, ``data`` and ``lightning`` are taken for ours and win.
 
     Args:
@@ -46,6 +53,15 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a target or a parameter that the table does not know, or a value that is not
             possible here.
     """
+    found, others = _settings(values)
+    if others:
+        log.warning("no prompt of the data set holds %s of placeholder_strings: only %r is learned",
+                    " or ".join(map(repr, others)), found["placeholder"])  # fmt: skip
+    return found
+
+
+def _settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings as above, and the placeholders that are left out."""
     official = {key: value for key, value in values.items() if key in SECTIONS}
     found = _translate(official, FILE, "")
     size, latent_size = found.pop("size", None), found.pop("latent_size", None)
@@ -58,28 +74,37 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
         found["model"] = {"model": found["model"]}
     else:
         found.pop("model", None)
-    _check_words(found)
+    others = _choose_word(found)
     rate = found.pop("model_lr", 0.0)
     if found.pop("unfreeze_model", False):
         found["model_lr"] = rate
     found["formats"] = ["safetensors", "pt"]
     _merge(found, {key: value for key, value in values.items() if key not in SECTIONS})
-    return found
+    return found, others
 
 
-def _check_words(found: dict[str, Any]) -> None:
-    """The words that the prompts hold must be those that are learned."""
+def _choose_word(found: dict[str, Any]) -> list[str]:
+    """Settle on the word that the prompts hold and its init; returns the placeholders left out."""
     said = [found.pop(key) for key in ("image_words", "image_vectors") if key in found]
     if said and said[0] != said[-1]:
         raise UserError("per_image_tokens differs between personalization_config and data; set both alike")
     if said and said[0]:
         found["per_image_tokens"] = said[0]
-    token = found.pop("placeholder_token", None)
-    if token is not None and token != found.get("placeholder", token):
+    words, inits = found.pop("placeholders", []), found.pop("inits", [])
+    token = str(found.pop("placeholder_token", None) or "")
+    if token and words and token not in words:
         raise UserError(
             f"the data set's placeholder_token {token!r} is not the word that is learned, "
-            f"{found['placeholder']!r}; leave it out"
+            f"{', '.join(map(repr, words))}; leave it out"
         )
+    if words:
+        word = token or ("*" if "*" in words else words[0])
+        found["placeholder"] = word
+        # a list of one is for the word that is learned, as --init_word gives it
+        inits = inits if len(inits) == 1 else inits[words.index(word):]
+    if inits:
+        found["init"] = inits[0]
+    return [word for word in words if word != found["placeholder"]]
 
 
 def model_sections(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +112,7 @@ def model_sections(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Arguments and errors as ``settings``; what belongs to one word is left out.
     """
-    found = settings(values)
+    found, _ = _settings(values)
     if "model" not in found:
         raise UserError("this official YAML describes no model: it lacks model.params.first_stage_config")
     inversion = {key: value for key, value in found.items() if key not in OF_A_WORD}

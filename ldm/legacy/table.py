@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.config import ASSETS
-from ldm.errors import UserError
 
 #: steps between the vectors of ``progressive_words``, fixed in the official code
 PROGRESSIVE_SCALE = 2000
@@ -86,13 +85,9 @@ def _bert(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _word(params: dict[str, Any]) -> dict[str, Any]:
-    """EmbeddingManager: its lists hold one word, and what its switches mean here."""
-    words, inits = _listed(params.pop("placeholders", None)), _listed(params.pop("inits", None))
-    if len(words) > 1 or len(inits) > 1:
-        raise UserError(f"one word a run: {[*words, *inits]} in placeholder_strings or initializer_words")
-    found = dict(params)
-    found |= {"placeholder": str(words[0])} if words else {}
-    found |= {"init": str(inits[0])} if inits else {}
+    """EmbeddingManager: lists are lists, and what its switches mean here."""
+    found = {**params, "placeholders": _listed(params.get("placeholders"))}
+    found["inits"] = _listed(params.get("inits"))
     k = params.get("num_vectors", 1)
     if found.pop("progressive_words", False) and isinstance(k, int):
         found["progressive"] = [PROGRESSIVE_SCALE * i for i in range(1, k)]
@@ -101,8 +96,9 @@ def _word(params: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+def _listed(value: Any) -> list[str]:
+    items = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    return [str(item) for item in items]
 
 
 def _pictures(params: dict[str, Any]) -> dict[str, Any]:
@@ -126,11 +122,13 @@ _TEXT = tuple(
     f"ldm.modules.encoders.modules.{name}"
     for name in ("BERTEmbedder", "FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder")
 )
+#: Pillow's names; "linear" is an old one of "bilinear"
+_FILTERS = {"linear": "bilinear", **{name: name for name in ("bilinear", "bicubic", "lanczos")}}
 _PICTURE_RULES: Rules = {
     "data_root": "images",
     "size": "size",
     "set": only("train", "val"),
-    "interpolation": only("bicubic"),
+    "interpolation": Choice("interpolation", _FILTERS),
     "coarse_class_text": "coarse_class",
     "placeholder_token": "placeholder_token",
     "per_image_tokens": "image_words",

@@ -45,6 +45,7 @@ class InversionConfig:
         compat: "official", or single switches of ``CompatConfig``: quirks of the official code.
         flip_p: probability of a mirrored picture.
         fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.
+        interpolation: of the pictures when they are scaled: bicubic, bilinear or lanczos.
         scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
         prompts: drawn as training goes and at the end; ``{}`` is the placeholder.
         samples_per_prompt: pictures of each prompt at the end.
@@ -73,6 +74,7 @@ class InversionConfig:
     flip_p: float = 0.5
     fit: str | None = None
     background: str = "white"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     batch_size: int = 4
     seed: int = 23
     scale_lr: bool = True
@@ -92,7 +94,12 @@ class InversionConfig:
         """How ``load_concept`` makes squares of the pictures."""
         quirks = switches(self.compat)
         fit = self.fit or ("squash" if quirks.squash else "crop")
-        return {"fit": fit, "background": self.background, "upright": not quirks.ignore_orientation}
+        return {
+            "fit": fit,
+            "background": self.background,
+            "upright": not quirks.ignore_orientation,
+            "interpolation": self.interpolation,
+        }
 
 
 def check(config: InversionConfig) -> None:

@@ -163,14 +163,15 @@ class FixedBatchMonitor(Callback):
 
     Args:
         every: in optimiser steps.
-        size: fixed samples, drawn by the run's own rule at steps that training never reaches.
+        size: fixed samples, drawn by the run's own rule at steps that training never reaches. They
+            are measured a training batch at a time, so that this needs no more memory than a step.
         allow_untrained: do not refuse a base model whose loss looks untrained.
     """
 
     def __init__(self, every: int, size: int = 32, allow_untrained: bool = False) -> None:
         self.every, self.size, self.allow_untrained = every, size, allow_untrained
         self.history: list[dict[str, Any]] = []
-        self._fixed: tuple[Tensor, list[str], Tensor, Tensor] | None = None
+        self._fixed: list[tuple[Tensor, list[str], Tensor, Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -190,17 +191,14 @@ class FixedBatchMonitor(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measure(trainer, pl_module)
 
-    def _fixed_batch(self, module: Any) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        if self._fixed is None:
-            far = 2**40
-            pieces: list[Tensor] = []
-            prompts: list[str] = []
-            while len(prompts) < self.size:
-                batch = module.batches.batch(far + len(pieces))
-                pieces.append(batch["z"])
-                prompts += batch["prompt"]
-            z = torch.cat(pieces).to(module.device)
-            self._fixed = (z, prompts, *module.draw_noise(z, far))
+    def _fixed_batches(self, module: Any) -> list[tuple[Tensor, list[str], Tensor, Tensor]]:
+        if not self._fixed:
+            far, n = 2**40, module.batches.batch_size
+            batches = [module.batches.batch(far + i) for i in range(-(-self.size // n))]
+            z = torch.cat([batch["z"] for batch in batches]).to(module.device)
+            t, noise = module.draw_noise(z, far)  # of all at once: one timestep from each stratum
+            parts = zip(z.split(n), [b["prompt"] for b in batches], t.split(n), noise.split(n), strict=True)
+            self._fixed = list(parts)
         return self._fixed
 
     @torch.no_grad()
@@ -208,10 +206,12 @@ class FixedBatchMonitor(Callback):
         step = trainer.global_step
         if self.history and self.history[-1]["step"] >= step:
             return
-        z, prompts, t, noise = self._fixed_batch(module)
+        losses = []
         with trainer.precision_plugin.forward_context():
-            cond = module.model.condition(prompts, step)
-            loss = float(module.model.loss_terms(z, cond, t, noise).simple.mean())
+            for z, prompts, t, noise in self._fixed_batches(module):
+                cond = module.model.condition(prompts, step)
+                losses.append(module.model.loss_terms(z, cond, t, noise).simple)
+        loss = float(torch.cat(losses).mean())
         if not self.history and not self.allow_untrained and loss > UNTRAINED_LOSS:
             raise UserError(
                 f"the base model's loss on these pictures is {loss:.2f}, like that of an untrained one; "

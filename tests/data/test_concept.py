@@ -94,6 +94,17 @@ def test_downscaling_is_antialiased(tmp_path):
     assert load_picture(tmp_path / "a.png", 16).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_pictures_are_scaled_by_the_filter_that_is_asked_for(tmp_path, filter, fit):
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    expected = Image.fromarray(noise).resize((10, 10), Image.Resampling[filter.upper()])
+    found = load_picture(tmp_path / "a.png", 10, fit=fit, interpolation=filter)
+    pixels = ((found + 1) * 127.5).round().byte().permute(1, 2, 0)
+    assert pixels.equal(torch.tensor(np.array(expected)))
+
+
 @pytest.mark.parametrize("mode, colour", [
     ("RGB", RED), ("RGBA", (*RED, 255)), ("L", 100), ("LA", (100, 255)), ("1", 1),
     ("CMYK", (0, 255, 255, 0)), ("YCbCr", (76, 85, 255)), ("P", 1), ("I;16", 100 * 257),
@@ -203,7 +214,8 @@ def test_no_pictures_no_folder_and_a_file_are_told_apart(tmp_path):
         load_picture(tmp_path / "none.png", 8)
 
 
-@pytest.mark.parametrize("wrong", [{"background": "rde"}, {"fit": "stretch"}, {"size": 0}])
+@pytest.mark.parametrize("wrong", [
+    {"background": "rde"}, {"fit": "stretch"}, {"size": 0}, {"interpolation": "nearest"}])
 def test_wrong_options_are_user_errors(tmp_path, wrong):
     quarters().save(tmp_path / "a.png")
     with pytest.raises(UserError):

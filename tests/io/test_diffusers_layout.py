@@ -143,6 +143,39 @@ def test_the_model_can_be_saved_as_one_file_of_the_public_layout(
     )
 
 
+def linked(folder: Path, copy: Path) -> Path:
+    """A copy of a pipeline's folder, whose files can be replaced but not written to."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(folder)).hardlink_to(path)
+    return copy
+
+
+def test_weights_in_several_pieces_are_one_model(saved: tuple[str, Path, Theirs], tmp_path: Path) -> None:
+    kind, whole, theirs = saved
+    folder = linked(whole, tmp_path / "copy")
+    for name, part in (("unet", theirs.unet), ("vae", theirs.vae), ("text_encoder", theirs.text)):
+        for path in [*folder.glob(f"{name}/*.safetensors"), *folder.glob(f"{name}/*.bin")]:
+            path.unlink()
+        kinds = {"safe_serialization": kind == "v1"} if name != "text_encoder" else {}
+        variant = {"variant": "fp16"} if name == "unet" else {}
+        part.save_pretrained(folder / name, max_shard_size="100KB", **kinds, **variant)
+        assert len(list(folder.glob(f"{name}/*-of-*"))) > 1
+    assert ldm.load(folder).fingerprint() == ldm.load(whole).fingerprint()
+    index = next((folder / "unet").glob("*.index.*"))
+    piece = next((folder / "unet").glob("*-of-*"))
+    piece.unlink()
+    with pytest.raises(UserError, match=f"unet lacks {piece.name}"):
+        ldm.load(folder)
+    for content in ("{}", '{"weight_map": []}', '{"weight_map": {"a": "../../x.bin"}}', "["):
+        index.unlink()
+        index.write_text(content)
+        with pytest.raises(UserError, match="fetch the folder again") as caught:
+            ldm.load(folder)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -151,17 +184,15 @@ def test_the_model_can_be_saved_as_one_file_of_the_public_layout(
         ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "'sigmoid'"),
         ("unet/diffusion_pytorch_model.safetensors", None, "unet holds no diffusion_pytorch_model"),
         ("unet/config.json", '{"attention_head_dim": [4, 2, 2]}', "do not fit its weights"),
+        ("unet/config.json", '{"attention_head_dim": [0], "block_out_channels": [32]}', "do not fit"),
+        ("vae/config.json", "[" * 100_000, "cannot read .*config.json"),
         ("unet/config.json", '{"attention_head_dim": [4, 2], "block_out_channels": [32, 64]}', "8, 32"),
     ],
 )
 def test_a_damaged_folder_is_a_one_line_error(
     saved: tuple[str, Path, Theirs], tmp_path: Path, name: str, content: str | None, words: str
 ) -> None:
-    folder = tmp_path / "copy"
-    for path in saved[1].rglob("*"):
-        if path.is_file():
-            (folder / path.relative_to(saved[1])).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path.relative_to(saved[1])).hardlink_to(path)
+    folder = linked(saved[1], tmp_path / "copy")
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_text(content)

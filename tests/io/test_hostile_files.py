@@ -14,12 +14,15 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+import official_files as official
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from torch.nn import Parameter, ParameterDict
 
+from ldm import legacy
+from ldm.config import dump_yaml, load_yaml
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
 from ldm.io.embedding_formats import FORMATS, picture
@@ -278,3 +281,34 @@ def test_a_thousand_damaged_files_are_one_line_errors_or_load(tmp_path, recwarn)
     assert 20 < loaded < 500
     assert time.process_time() - start < 15
     assert not recwarn.list  # a warning would be a second line on the terminal
+
+
+def test_damaged_yaml_files_are_one_line_errors_or_load(tmp_path):
+    draw, start, loaded, path = random.Random(0), time.process_time(), 0, tmp_path / "x.yaml"
+    files = [official.ldm_inversion(), official.sd1_inversion(unfrozen=True), official.sd2_inference(v=True)]
+    texts = [dump_yaml(values).encode() for values in files]
+    for case in range(300):
+        path.write_bytes(damaged(texts[case % len(texts)], draw))
+        try:
+            legacy.settings(load_yaml([path]))
+            loaded += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert 10 < loaded < 200
+    assert time.process_time() - start < 15
+
+
+@pytest.mark.parametrize("text", [
+    "a: " + "[" * 100_000, "{a: " * 100_000, "\n".join(" " * i + "a:" for i in range(3000)),
+    "- " * 100_000, "a: &a [*a]", "a: ${b}\nb: ${a}", "a: " + "9" * 10_000, "a: !!int x",
+    "a: !!float x", "a: !!timestamp 5", "a: \0", "a: !!binary x$",
+    "a: " + "x" * 2**21, "a: &a [" + "x," * 10 + "]\n" + "\n".join(
+        f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+], ids=range(14))  # fmt: skip
+def test_yaml_that_means_harm_is_refused_in_no_time(tmp_path, text):
+    start = time.process_time()
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_yaml([tmp_path / "x.yaml"])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert time.process_time() - start < 1

@@ -189,6 +189,15 @@ def test_bfloat16_parts_keep_v_star_in_float32(tiny_model: LatentDiffusion, conc
     assert tiny_model.dtype == torch.float32  # the model is given back as it was
 
 
+def test_nothing_is_measured_in_larger_batches_than_a_step_trains_on(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    sizes = []
+    tiny_model.unet.register_forward_pre_hook(lambda unet, args: sizes.append(len(args[0])))
+    learn_word(tiny_model, concept, batch_size=2, trainer=replace(TRAINER, max_steps=2))
+    assert set(sizes) == {2}  # at full size a batch of 32 would take tens of gigabytes
+
+
 def test_a_base_model_that_looks_untrained_is_refused(
     tiny_model: LatentDiffusion, concept: Concept
 ) -> None:
