@@ -165,7 +165,7 @@ def test_half_and_bfloat16_keep_float32_and_device_moves_work() -> None:
     manager = build([2]).half().bfloat16()
     assert manager.parameter("S*").dtype == torch.float32
     moved = manager.to("meta", torch.float16)
-    assert moved.parameter("S*").device.type == moved._ids.device.type == "meta"
+    assert moved.parameter("S*").device.type == moved.device.type == "meta"
     assert moved.parameter("S*").dtype == torch.float32
 
 
