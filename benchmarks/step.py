@@ -43,7 +43,8 @@ from ldm.model import LatentDiffusion
 from ldm.sampling import sample
 from ldm.training import run as inversion_run
 from ldm.training.config import InversionConfig
-from ldm.training.inversion import COMPUTE_DTYPE, FixedBatchMonitor, TextualInversion
+from ldm.training.frozen import COMPUTE_DTYPE
+from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 
 PARTS = ("data", "encode", "text", "UNet forward", "loss", "backward", "optimiser")
 WARM_UP = 2
