@@ -188,9 +188,14 @@ def floor(trainer: pl.Trainer, module: pl.LightningModule, size: Size) -> None:
 
 
 def learn(
-    model: LatentDiffusion, size: Size, args: argparse.Namespace, steps: int, *callbacks: Callback
+    model: LatentDiffusion,
+    size: Size,
+    args: argparse.Namespace,
+    steps: int,
+    *callbacks: Callback,
+    captions: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """The real training, with further callbacks."""
+    """The real training, with further callbacks; ``captions`` of every picture instead of templates."""
     fit = inversion_run.fit
 
     def watched(*words: Any, **settings: Any) -> pl.Trainer:
@@ -215,8 +220,13 @@ def learn(
         },
     }
     config = resolve(InversionConfig, merged(given, load_yaml([], args.set)))
-    with tempfile.TemporaryDirectory() as folder, patch.object(inversion_run, "fit", watched):
-        inversion_run.learn(model, pictures(model), config, run=create_run(Path(folder) / "run"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(inversion_run, "fit", watched),
+        contextlib.redirect_stdout(sys.stderr),  # the progress bar; the table alone goes to stdout
+    ):
+        run = create_run(Path(folder) / "run")
+        inversion_run.learn(model, pictures(model), config, captions=captions, run=run)
 
 
 def merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
