@@ -30,7 +30,7 @@ from step import WARM_UP, Clock, Rivals, dtype_of, floor, learn, peak  # noqa: E
 
 from ldm.io.runs import atomic_write  # noqa: E402
 
-#: axis -> its points. What a point sets is in ``settings``; an axis of packs is one entry more here and there.
+#: axis -> its points; what a point sets is in ``settings``. An axis of packs is one entry more in both.
 AXES: dict[str, Sequence[int]] = {
     "batch": (1, 2, 4, 8, 16),
     "batch, checkpointing": (1, 2, 4, 8, 16),
@@ -49,20 +49,22 @@ def settings(axis: str, point: int) -> list[str]:
     }.get(axis, [])
 
 
-class FirstStep(Callback):
-    """Seconds from the program's start to the end of the first step."""
+class Watch(Callback):
+    """Seconds from the program's start to the end of the first step; peak memory before the report."""
 
-    seconds: float | None = None
+    start: float | None = None
+    peak = 0.0
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.seconds = self.seconds or time.perf_counter() - BORN
+        self.start = self.start or time.perf_counter() - BORN
+        self.peak = peak()
 
 
 def measure(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
     """One point, in this process."""
     name = args.size
     size = Size(name, point if axis.startswith("batch") else BATCHES[name], args.tiny)
-    model, clock, first = build_model(size, args.device, dtype_of(args)), Clock(args.device), FirstStep()
+    model, clock, watch = build_model(size, args.device, dtype_of(args)), Clock(args.device), Watch()
     if axis == "known words":
         rng = torch.Generator().manual_seed(0)
         for i, vector in enumerate(torch.randn(point - 1, model.text.width, generator=rng)):
@@ -71,7 +73,7 @@ def measure(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
     chunk = 1 if args.device == "cpu" else 10
     rivals = Rivals({"floor": lambda t, m: floor(t, m, size)}, clock, chunk)
     args.set = [*args.set, *settings(axis, point)]
-    learn(model, size, args, (args.steps + WARM_UP + 1) * chunk, first, rivals, captions=captions)
+    learn(model, size, args, (args.steps + WARM_UP + 1) * chunk, watch, rivals, captions=captions)
     seconds = []
     for _ in range(20):
         start = clock()
@@ -81,8 +83,8 @@ def measure(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
         "step": rivals.median("ours"),
         "floor": rivals.median("floor"),
         "text": sorted(seconds)[len(seconds) // 2],
-        "peak": peak(),
-        "start": first.seconds,
+        "peak": watch.peak,
+        "start": watch.start,
         "shapes": shapes(model, BATCHES[name]),
         **conditions(args.device, args.precision),
     }

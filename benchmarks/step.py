@@ -75,8 +75,13 @@ class Rivals(Callback):
         self.others, self.clock, self.chunk = others, clock, chunk
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.began: float | None = None
+        self.start, self.first = 0.0, 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self.start = self.clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.first = self.first or self.clock() - self.start
         if trainer.global_step % self.chunk:
             return
         if self.began is not None:
@@ -113,7 +118,7 @@ class Parts(Callback):
                 (ConceptBatches, "batch", "data"),
                 (model, "encode", "encode"),
                 (model, "condition", "text"),
-                (model.unet, "forward", "UNet forward"),
+                (model, "predict", "UNet forward"),
                 (TextualInversion, "training_step", "loss"),
                 (TextualInversion, "backward", "backward"),
             ):
@@ -277,6 +282,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, str]:
         column["their outputs differ by"] = f"{apart:.1e}"
     for part in (*PARTS, "logging and loop"):
         column[f"- {part}, s"] = f"{parts.median(part):.5f}"
+    column["first step, s"] = f"{rivals.first:.2f}"
     every = InversionConfig.monitor_every
     column[f"monitor, s a step (each of {every})"] = f"{parts.monitor / every:.5f}"
     column["trained state, bytes"] = f"{parts.state_bytes:,}"

@@ -29,7 +29,8 @@ def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
     """
     dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
     parameters = [p for part in model.parts.values() for p in part.parameters()]
-    originals = [(p, p.data) for p in parameters if p.dtype != dtype]
+    # on the host: a GPU holds one of the two
+    originals = [(p, p.data.cpu()) for p in parameters if p.dtype != dtype]
     for part in model.parts.values():
         part.to(dtype)
     if dtype == torch.float32 or torch.cuda.is_available():

@@ -34,6 +34,7 @@ class LateLosses:
 
     def __init__(self) -> None:
         self._pending: deque[_Pending] = deque()
+        self._logged = -1
 
     def put(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Note a step's scalars by their names in the logs."""
@@ -71,6 +72,8 @@ class LateLosses:
         bar = trainer.progress_bar_callback
         if isinstance(bar, StepProgressBar):
             bar.shown = known
-        if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        due = (step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if due and step != self._logged:  # of accumulated batches, the first one's
+            self._logged = step
             for logger in trainer.loggers:
                 logger.log_metrics(known, step=step)
