@@ -115,7 +115,8 @@ class TextualInversion(pl.LightningModule):
         loss = self.model.loss_terms(batch["z"], cond, t, noise).total
         scalars = {"train/loss": loss}
         if self.regularization:
-            pull = regularization(self.manager, step, summed_drift=self.summed_drift)
+            words = self.manager.trained
+            pull = regularization(self.manager, step, words, summed_drift=self.summed_drift)
             scalars["train/regularization"] = pull
             loss = loss + self.regularization * pull
         self.losses.put(step, scalars)
