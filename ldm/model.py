@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ldm.config import instantiate
+from ldm.device import carry
 from ldm.diffusion.loss import DiffusionLoss, LossTerms
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
@@ -232,11 +233,25 @@ class LatentDiffusion(nn.Module):
         self.manager.remove(name)
 
     def condition(self, prompts: str | list[str], step: int | Tensor | None = None) -> Tensor:
-        """Contexts (B, L, D) of prompts; ``step`` is the optimiser step of progressive words."""
+        """Contexts (B, L, D) of prompts, each different one encoded once.
+
+        Args:
+            prompts: B prompts, or one.
+            step: optimiser step of progressive words, one for all or a (B,) tensor; ``None``: grown.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = self.text.tokenize(prompts).to(self.device)
+        steps = step.tolist() if isinstance(step, Tensor) else [step] * len(prompts)
+        places = {key: i for i, key in enumerate(dict.fromkeys(zip(prompts, steps, strict=True)))}
+        different = [prompt for prompt, _ in places]
+        if isinstance(step, Tensor):
+            step = torch.tensor([s for _, s in places])
+        ids = self.text.tokenize(different)  # stays on the host, which works out where v* goes
         ids, embeds = self.manager(ids, self.text.embed(ids), step)
-        return self.text.encode(embeds, ids)
+        contexts = self.text.encode(embeds, ids)
+        if len(different) == len(prompts):
+            return contexts
+        rows = torch.tensor([places[key] for key in zip(prompts, steps, strict=True)])
+        return contexts[carry(rows, contexts.device)]
 
     # ------------------------------------------------------------------ diffusion
 

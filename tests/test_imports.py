@@ -20,12 +20,13 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "seeding": set(),
+    "device": set(),
     "config": {"errors"},
     "io": {"errors", "seeding"},
     "models": set(),
     "diffusion": {"errors", "seeding"},
-    "text": {"errors", "io"},
-    "inversion": {"errors", "text"},
+    "text": {"errors", "io", "device"},
+    "inversion": {"errors", "text", "device"},
     "data": {"errors", "seeding", "io", "text"},
 }
 ALLOWED["legacy"] = {"errors", "config", "io"}

@@ -44,6 +44,24 @@ def test_condition_puts_the_vectors_where_the_placeholder_stands(
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("step", [3, torch.tensor([3, 0, 3, 0, 3])])
+def test_each_different_prompt_is_encoded_once_with_the_same_contexts_and_gradient(
+    tiny_model: LatentDiffusion, step: int | Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model.add_placeholder("S*", init="dog", num_vectors=2, progressive=(2,))
+    prompts = ["a S*", "a cat", "a S*", "a S*", "a cat"]
+    steps = step.tolist() if isinstance(step, Tensor) else [step] * 5
+    one_by_one = torch.cat([tiny_model.condition(p, s) for p, s in zip(prompts, steps, strict=True)])
+    encode, rows = tiny_model.text.encode, []
+    monkeypatch.setattr(tiny_model.text, "encode", lambda e, ids: rows.append(len(e)) or encode(e, ids))
+    together = tiny_model.condition(prompts, step)
+    assert rows == [4 if isinstance(step, Tensor) else 2]  # (S*, 3), (cat, 0), (S*, 0), (cat, 3)
+    torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-6)
+    v_star = tiny_model.manager.parameter("S*")
+    grads = [torch.autograd.grad(c.sin().sum(), v_star)[0] for c in (together, one_by_one)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
 def test_several_vectors_take_several_places(tiny_model: LatentDiffusion) -> None:
     words = tiny_model.text.tokenizer.words("big red dog")
     tiny_model.add_placeholder("<my dog>", tiny_model.text.token_table[words])

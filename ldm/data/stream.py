@@ -29,5 +29,7 @@ class StepStream(IterableDataset):
             step += stride
 
     def loader(self, workers: int = 0) -> DataLoader:
-        """A DataLoader that hands the batches on as they are."""
-        return DataLoader(self, batch_size=None, num_workers=workers)
+        """A DataLoader that hands the batches on as they are; pinned where a GPU will fetch them."""
+        return DataLoader(
+            self, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
+        )

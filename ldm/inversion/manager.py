@@ -16,15 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.device import carry
 from ldm.errors import UserError
 
 NEVER = torch.iinfo(torch.int64).max
+MAX_INDICES = 64  # sets of placeholders whose index is kept
 _PLAIN = frozenset(string.ascii_letters + string.digits)
 
 
 class _Entry(NamedTuple):
     token_id: int
     progressive: tuple[int, ...]
+
+
+class _Index(NamedTuple):
+    """Finds P placeholders in ids without a loop: their sorted ids (P,), the rows where their vectors
+    begin when all are one table (P,), and the step from which each vector is used (P, max K)."""
+
+    ids: Tensor
+    first_row: Tensor
+    starts_at: Tensor
 
 
 def image_token(placeholder: str, index: int) -> str:
@@ -55,12 +66,15 @@ class EmbeddingManager(nn.Module):
         self._entries: dict[str, _Entry] = {}
         self.v_star = nn.ParameterDict()  # _key(placeholder) -> (K, D)
         self.init = nn.Module()  # buffers of the same keys and shapes: where v* started
-        # index of the placeholders, rebuilt from _entries: P of them, sorted by token id
-        self._ids: Tensor
-        self._first_row: Tensor
-        self._starts_at: Tensor
-        self.register_buffer("_ids", torch.empty(0, dtype=torch.int64), persistent=False)
-        self._index()
+        self._place: Tensor  # says where the manager is, also while it has no vectors
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+        self._by_id: dict[int, str] = {}
+        self._trained: set[str] = set()
+        self._indices: dict[tuple[str, ...], _Index] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self._place.device
 
     # ------------------------------------------------------------------ placeholders
 
@@ -97,7 +111,7 @@ class EmbeddingManager(nn.Module):
             raise UserError(f"placeholder {placeholder!r} exists already; choose another name")
         if token_id < self.vocab_size:
             raise ValueError(f"id {token_id} is a vocabulary word's; ids start at vocab_size")
-        if token_id in self.placeholders.values():
+        if token_id in self._by_id:
             raise ValueError(f"id {token_id} is another placeholder's")
         v_star = self._checked(placeholder, vectors)
         start = v_star if init is None else self._checked(placeholder, init).expand_as(v_star)
@@ -105,10 +119,12 @@ class EmbeddingManager(nn.Module):
         if steps and (len(steps) != len(v_star) - 1 or list(steps) != sorted(steps)):
             raise ValueError(f"{len(v_star)} vectors grow at {len(v_star) - 1} rising steps")
         self._entries[placeholder] = _Entry(token_id, steps)
+        self._by_id[token_id] = placeholder
+        self._trained.add(placeholder)
         key = _key(placeholder)
         self.v_star[key] = nn.Parameter(v_star.clone())
         self.init.register_buffer(key, start.clone())
-        self._index()
+        self._indices = {}
 
     def add_image_tokens(
         self, placeholder: str, vectors: Tensor, assign: Callable[[str], int]
@@ -131,9 +147,21 @@ class EmbeddingManager(nn.Module):
     def remove(self, placeholder: str) -> None:
         """Forget a placeholder and its vectors."""
         key = _key(self._known(placeholder))
-        del self._entries[placeholder], self.v_star[key]
+        del self._by_id[self._entries.pop(placeholder).token_id], self.v_star[key]
         delattr(self.init, key)
-        self._index()
+        self._trained.discard(placeholder)
+        self._indices = {}
+
+    def train_only(self, placeholders: Sequence[str]) -> None:
+        """Let the vectors of these placeholders train and no others; new ones train until told otherwise."""
+        self._trained = {self._known(name) for name in placeholders}
+        for name in self._entries:
+            self.parameter(name).requires_grad_(name in self._trained)
+
+    @property
+    def trained(self) -> list[str]:
+        """Placeholders whose vectors train, in order of adding."""
+        return [name for name in self._entries if name in self._trained]
 
     def count(self, placeholder: str, step: int | None = None) -> int:
         """Number of vectors in use at an optimiser step; ``None`` is fully grown."""
@@ -178,6 +206,9 @@ class EmbeddingManager(nn.Module):
         Every occurrence of a placeholder becomes its k vectors in use side by side; what follows
         moves right and is cut at the context length.
 
+        Where things go is worked out where ``ids`` are: on the host this keeps a GPU busy with the
+        network, and only vectors that occur or train are touched, however many words are known.
+
         Args:
             ids: (B, L) int64, placeholders as one private id each.
             embeds: (B, L, D) token embeddings, without positions; anything at placeholders.
@@ -188,31 +219,42 @@ class EmbeddingManager(nn.Module):
             ids (B, L) with the private id on all of its k positions, and embeds (B, L, D) in the
             dtype of ``embeds``; gradients reach v* through its own positions only.
         """
-        if not self._entries:
+        names = self._at_hand(ids)
+        if not names:
             return ids, embeds
+        index = self._index(names, ids.device)
         now = (
-            NEVER - 1 if step is None else step.view(-1, 1, 1) if isinstance(step, Tensor) else step
+            NEVER - 1 if step is None else step.view(-1, 1, 1).to(ids.device)
+            if isinstance(step, Tensor) else step
         )
-        length = ids.shape[1]
-        slot = torch.searchsorted(self._ids, ids.contiguous()).clamp(max=len(self._ids) - 1)
-        is_ours = self._ids[slot] == ids
-        in_use = (self._starts_at[slot] <= now).sum(dim=2)
+        slot = torch.searchsorted(index.ids, ids.contiguous()).clamp(max=len(names) - 1)
+        is_ours = index.ids[slot] == ids
+        in_use = (index.starts_at[slot] <= now).sum(dim=2)
         width = torch.where(is_ours, in_use, 1)  # (B, L) positions that an input token takes
         begin = width.cumsum(dim=1) - width  # (B, L) its first one; rises strictly
 
         # for every output position: the input token it shows, and which of its vectors
-        position = torch.arange(length, device=ids.device).expand_as(ids).contiguous()
+        position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).contiguous()
         source = torch.searchsorted(begin, position, right=True) - 1
         if self.keep_end:
             source = self._with_end(ids, begin, source)
         vector = position - begin.gather(1, source)
+        row = torch.where(is_ours.gather(1, source), index.first_row[slot].gather(1, source) + vector, -1)
 
-        ours = is_ours.gather(1, source)
-        row = torch.where(ours, self._first_row[slot].gather(1, source) + vector, 0)
-        table = torch.cat([self.parameter(name) for name in self._sorted()])
-        v_star = F.embedding(row, table).to(embeds.dtype)
-        moved = embeds.take_along_dim(source[..., None], dim=1)
-        return ids.gather(1, source), torch.where(ours[..., None], v_star, moved)
+        shown, rows = carry(torch.stack([source, row]), embeds.device)
+        table = torch.cat([self.parameter(name) for name in names])
+        v_star = F.embedding(rows.clamp(min=0), table).to(embeds.dtype)
+        moved = embeds.take_along_dim(shown[..., None], dim=1)
+        return ids.gather(1, source), torch.where(rows[..., None] >= 0, v_star, moved)
+
+    def _at_hand(self, ids: Tensor) -> tuple[str, ...]:
+        """Placeholders that occur in ``ids``, and those that train (their gradient is 0 where they do
+        not occur, not missing), by rising token id."""
+        occurring = ids[ids >= self.vocab_size].unique().tolist()
+        names = {self._by_id[i] for i in occurring if i in self._by_id}
+        if torch.is_grad_enabled():
+            names |= self._trained
+        return tuple(sorted(names, key=lambda name: self._entries[name].token_id))
 
     def _with_end(self, ids: Tensor, begin: Tensor, source: Tensor) -> Tensor:
         """Show the end token at the last position of the rows where it would fall off."""
@@ -238,7 +280,7 @@ class EmbeddingManager(nn.Module):
         A parameter whose shape agrees stays the same object, so that an optimiser that holds it
         goes on training it.
         """
-        device = self._ids.device
+        device = self.device
         old = {name: self.parameter(name) for name in self._entries}
         for name in old:
             if name not in state:
@@ -248,9 +290,11 @@ class EmbeddingManager(nn.Module):
             self._entries[name] = _Entry(int(saved["token_id"]), tuple(saved["progressive"]))
             shape = (int(saved["vectors"]), self.width)
             if name not in old or old[name].shape != shape:
+                self._trained.add(name)
                 self.v_star[_key(name)] = nn.Parameter(torch.zeros(shape, device=device))
                 self.init.register_buffer(_key(name), torch.zeros(shape, device=device))
-        self._index()
+        self._by_id = {entry.token_id: name for name, entry in self._entries.items()}
+        self._indices = {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EmbeddingManager":
         def keep_float32(tensor: Tensor) -> Tensor:
@@ -262,27 +306,23 @@ class EmbeddingManager(nn.Module):
 
     # ------------------------------------------------------------------ inside
 
-    def _index(self) -> None:
-        """Tensors that find placeholders in ids without a loop, and without a device sync."""
-        device = self._ids.device
-        names = self._sorted()
-        ids = [self._entries[name].token_id for name in names]
-        counts = [len(self.parameter(name)) for name in names]
-        # (P, max K): the step from which each vector is used, NEVER for those that do not exist
-        starts_at = torch.full((len(names), max(counts, default=1)), NEVER)
-        for i, (name, count) in enumerate(zip(names, counts, strict=True)):
-            growth = self._entries[name].progressive or (-NEVER,) * (count - 1)
-            starts_at[i, :count] = torch.tensor((-NEVER, *growth))
-        rows = torch.tensor([0, *counts]).cumsum(dim=0)[:-1]
-        for key, tensor in (
-            ("_ids", torch.tensor(ids, dtype=torch.int64)),
-            ("_first_row", rows),
-            ("_starts_at", starts_at),
-        ):
-            self.register_buffer(key, tensor.to(device), persistent=False)
-
-    def _sorted(self) -> list[str]:
-        return sorted(self._entries, key=lambda name: self._entries[name].token_id)
+    def _index(self, names: tuple[str, ...], device: torch.device) -> _Index:
+        """The index of these placeholders, kept for the next prompts with the same ones."""
+        index = self._indices.get(names)
+        if index is None or index.ids.device != device:
+            counts = [len(self.parameter(name)) for name in names]
+            # NEVER for the vectors that do not exist
+            starts_at = torch.full((len(names), max(counts)), NEVER)
+            for i, (name, count) in enumerate(zip(names, counts, strict=True)):
+                growth = self._entries[name].progressive or (-NEVER,) * (count - 1)
+                starts_at[i, :count] = torch.tensor((-NEVER, *growth))
+            ids = torch.tensor([self._entries[name].token_id for name in names])
+            rows = torch.tensor([0, *counts]).cumsum(dim=0)[:-1]
+            index = _Index(ids.to(device), rows.to(device), starts_at.to(device))
+            if len(self._indices) >= MAX_INDICES:
+                self._indices.clear()
+            self._indices[names] = index
+        return index
 
     def _known(self, placeholder: str) -> str:
         if placeholder not in self._entries:
@@ -292,7 +332,7 @@ class EmbeddingManager(nn.Module):
 
     def _checked(self, placeholder: str, vectors: Tensor) -> Tensor:
         """(K, D) float32 on the manager's device, or an error that a user understands."""
-        vectors = torch.atleast_2d(vectors.detach()).to(self._ids.device, torch.float32)
+        vectors = torch.atleast_2d(vectors.detach()).to(self.device, torch.float32)
         if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.width:
             raise UserError(
                 f"vectors of {placeholder!r} have shape {tuple(vectors.shape)}, this model wants "

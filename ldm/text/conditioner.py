@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ldm.device import carry
 from ldm.errors import UserError
 from ldm.text.tokenizer import PlaceholderTokenizer
 
@@ -52,7 +53,7 @@ class TextConditioner(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings (B, L, D); a private id reads row 0, which the manager overwrites."""
         table = self.token_table
-        ids = ids.to(table.device)
+        ids = carry(ids, table.device)
         return nn.functional.embedding(torch.where(ids < len(table), ids, 0), table)
 
     def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:

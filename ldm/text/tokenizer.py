@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # distinct prompts that are named when they are cut; after these the point is made
 MAX_WARNINGS = 20
+# prompts whose ids are remembered: a run draws a few templates over and over
+MAX_REMEMBERED = 4096
 
 
 class PlaceholderTokenizer:
@@ -59,7 +61,9 @@ class PlaceholderTokenizer:
         self._backend, self._tokens = backend, tuple(tokens)
         self._first_private = max(len(self._tokens), rows or 0)
         self._placeholders: dict[str, int] = {}
-        self._pattern: re.Pattern[str] | None = None
+        self._names: dict[int, str] = {}  # the reverse
+        self._pattern: re.Pattern[str] | None = None  # made when it is needed, of all placeholders at once
+        self._remembered: dict[str, list[int]] = {}
         self._warned: set[str] = set()
 
     @property
@@ -87,20 +91,28 @@ class PlaceholderTokenizer:
         if known is not None and token_id in (None, known):
             return known
         if token_id is None:
-            token_id = max(self._placeholders.values(), default=self._first_private - 1) + 1
-        elif token_id < self._first_private or token_id in self._placeholders.values():
+            token_id = max(self._names, default=self._first_private - 1) + 1
+        elif token_id < self._first_private or token_id in self._names:
             raise UserError(f"id {token_id} for {name!r} is taken; let the tokenizer choose one")
-        self._placeholders[name] = token_id
-        self._pattern = _pattern(self._placeholders)
+        self._placeholders[name], self._names[token_id] = token_id, name
+        self._forget()
         return token_id
 
     def remove_placeholder(self, placeholder: str) -> None:
         """Forget a placeholder; from now on it is ordinary text. Unknown ones are ignored."""
-        self._placeholders.pop(_single_spaced(_normal(placeholder)), None)
-        self._pattern = _pattern(self._placeholders)
+        token_id = self._placeholders.pop(_single_spaced(_normal(placeholder)), None)
+        if token_id is not None:
+            del self._names[token_id]
+            self._forget()
+
+    def _forget(self) -> None:
+        """What follows from the set of placeholders is to be made anew."""
+        self._pattern, self._remembered = None, {}
 
     def words(self, text: str) -> list[int]:
         """Ids of a text alone: no frame, no padding, no truncation."""
+        if self._pattern is None:
+            self._pattern = _pattern(self._placeholders)
         if self._pattern is None:
             return self._pieces(text)  # as it stands: Unicode normalisation differs among libraries
         text = _normal(text)
@@ -117,7 +129,12 @@ class PlaceholderTokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         rows = torch.full((len(texts), self.max_length), self.pad_id, dtype=torch.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = [self.start_id, *self._fit(self.words(text), text), self.end_id]
+            ids = self._remembered.get(text)
+            if ids is None:
+                ids = [self.start_id, *self._fit(self.words(text), text), self.end_id]
+                if len(self._remembered) >= MAX_REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[text] = ids
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
@@ -129,9 +146,8 @@ class PlaceholderTokenizer:
         """
         if 0 <= token_id < self.vocab_size:
             return self._tokens[token_id]
-        for placeholder, private in self._placeholders.items():
-            if private == token_id:
-                return placeholder
+        if token_id in self._names:
+            return self._names[token_id]
         raise UserError(f"no token has id {token_id}; the vocabulary ends at {self.vocab_size - 1}")
 
     def _pieces(self, text: str) -> list[int]:
@@ -148,7 +164,8 @@ class PlaceholderTokenizer:
     def __deepcopy__(self, memo: dict[int, Any]) -> "PlaceholderTokenizer":
         # vocabulary and backend never change after construction: copies share them
         twin = copy.copy(self)
-        twin._placeholders = dict(self._placeholders)
+        twin._placeholders, twin._names = dict(self._placeholders), dict(self._names)
+        twin._remembered = {}
         twin._warned = set(self._warned)
         return twin
 

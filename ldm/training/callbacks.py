@@ -17,10 +17,18 @@ from ldm.io.runs import RunFolder
 
 
 class StepProgressBar(TQDMProgressBar):
-    """A bar over optimiser batches of the whole run; the data stream has no epochs."""
+    """A bar over optimiser batches of the whole run; the data stream has no epochs.
+
+    Attributes:
+        shown: numbers beside the bar, already on the host.
+    """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10, leave=True)
+        self.shown: dict[str, float] = {}
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        return {**super().get_metrics(trainer, pl_module), **self.shown}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

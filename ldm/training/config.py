@@ -52,6 +52,10 @@ class InversionConfig:
         sample_steps, sample_scale, sampler: how they are drawn.
         monitor_every: steps between measurements on the fixed batch.
         allow_untrained: accept a base model whose loss looks untrained.
+        checkpointing: recompute the UNet's activations in the backward pass: much less memory for a third
+            more time.
+        compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU), which pays after minutes.
+        cuda_graphs: and replay what was compiled as CUDA graphs.
         formats: of the embeddings in ``checkpoints``: safetensors, pt (the official one), or both.
     """
 
@@ -85,6 +89,9 @@ class InversionConfig:
     sampler: str = "ddim"
     monitor_every: int = 25
     allow_untrained: bool = False
+    checkpointing: bool = False
+    compiled: bool = False
+    cuda_graphs: bool = False
     formats: tuple[Literal["safetensors", "pt"], ...] = ("safetensors",)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.005, schedule="constant"))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=5000))

@@ -35,6 +35,8 @@ class TrainerConfig:
         accumulate: batches an optimiser step.
         log_every, checkpoint_every, image_every: in optimiser steps.
         threads: CPU threads of torch; 0 leaves them alone.
+        attention: "auto" is torch's fastest kernel for the device; "plain" can be faster on a CPU in
+            bfloat16 where tokens are few.
     """
 
     max_steps: int = 1000
@@ -48,6 +50,7 @@ class TrainerConfig:
     checkpoint_every: int = 500
     image_every: int = 500
     threads: int = 0
+    attention: Literal["auto", "plain"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -124,18 +127,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, stream)  # to a stream: a path would be stored in the file
 
 
-def attention_backend(accelerator: str) -> AbstractContextManager[Any]:
-    """On a CPU, the plain attention kernel while training.
+def attention_kernel(name: str) -> AbstractContextManager[Any]:
+    """The attention kernel while training: ``auto`` is torch's choice, ``plain`` two matrix products.
 
-    The fused CPU kernel's backward is slow at the short sequences of a small UNet: in bfloat16 plain
-    products make a step of the shipped one 1.3 times as fast (`benchmarks/training_speed.py`). On a
-    GPU torch chooses.
+    torch's fused kernel is the faster one, by far where tokens are many (a thousand tokens: the plain
+    products write and read gigabytes). The exception is its backward on a CPU in bfloat16 at the 64
+    tokens of a small UNet and large batches (`benchmarks/training_speed.py`).
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    if accelerator == "cpu" or not torch.cuda.is_available():
-        return sdpa_kernel([SDPBackend.MATH])
-    return nullcontext()
+    return sdpa_kernel([SDPBackend.MATH]) if name == "plain" else nullcontext()
 
 
 def _checkpoints(folder: Path, every: int) -> ModelCheckpoint:
@@ -209,6 +210,6 @@ def fit(
             inference_mode=False,
             default_root_dir=str(folder) if folder is not None else None,
         )
-        with attention_backend(config.accelerator):
+        with attention_kernel(config.attention):
             trainer.fit(module, ckpt_path=str(resume) if resume else None)
     return trainer

@@ -7,8 +7,6 @@ the gradient passes through the frozen UNet and text transformer and reaches not
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from ldm.data.latents import Batch, ConceptBatches
+from ldm.device import carry
 from ldm.errors import UserError
 from ldm.inversion.init import nearest_words
 from ldm.inversion.manager import EmbeddingManager
@@ -25,30 +24,12 @@ from ldm.io import checkpoints
 from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
+from ldm.training.late import LateLosses
 
 log = logging.getLogger(__name__)
 
-COMPUTE_DTYPE = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
 # an untrained network returns about 0 for a target of unit variance, so its loss is about 1
 UNTRAINED_LOSS = 0.95
-
-
-@contextmanager
-def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
-    """Hold the frozen weights in the compute precision of a Lightning precision string for a while.
-
-    Autocast would cast frozen float32 weights again at every use. v* stays float32. Afterwards the
-    model has the very weights that it had, on the device where it then is.
-    """
-    dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
-    originals = [(p, p.data) for part in model.parts.values() for p in part.parameters()]
-    for part in model.parts.values():
-        part.to(dtype)
-    try:
-        yield
-    finally:
-        for p, data in originals:
-            p.data = data.to(p.device)
 
 
 class TextualInversion(pl.LightningModule):
@@ -88,6 +69,7 @@ class TextualInversion(pl.LightningModule):
         self.optim_config, self.lr, self.max_steps = optim_config, lr, max_steps
         self.regularization, self.summed_drift = regularization, summed_drift
         self.model_lr = model_lr
+        self.losses = LateLosses()
         self.strict_loading = False  # a run's checkpoint holds what trains, the manager as a rule
 
     @property
@@ -110,7 +92,9 @@ class TextualInversion(pl.LightningModule):
         return self.batches.loader(self.trainer.global_step * self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
-        groups: list[dict[str, Any]] = [{"params": list(self.manager.parameters())}]
+        groups: list[dict[str, Any]] = [
+            {"params": [self.manager.parameter(name) for name in self.manager.trained]}
+        ]
         if self.model_lr:
             tuned = [*self.unet.parameters(), *self.text.parameters()]
             groups.append({"params": tuned, "lr": self.model_lr})
@@ -122,27 +106,30 @@ class TextualInversion(pl.LightningModule):
         n = len(z)
         u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
         t = (u * self.model.schedule.num_timesteps).long()[torch.randperm(n, generator=rng)]
-        return t.to(z.device), torch.randn(z.shape, generator=rng).to(z.device)
+        return carry(t, z.device), carry(torch.randn(z.shape, generator=rng), z.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
         t, noise = self.draw_noise(batch["z"], batch["step"])
         cond = self.model.condition(batch["prompt"], step)
         loss = self.model.loss_terms(batch["z"], cond, t, noise).total
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(t))
+        scalars = {"train/loss": loss}
         if self.regularization:
-            pull = regularization(self.manager, step, summed_drift=self.summed_drift)
-            self.log("train/regularization", pull, batch_size=len(t))
+            words = self.manager.trained
+            pull = regularization(self.manager, step, words, summed_drift=self.summed_drift)
+            scalars["train/regularization"] = pull
             loss = loss + self.regularization * pull
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is not finite at step {step}; lower the learning rate, or use precision 32-true"
-            )
+        self.losses.put(step, scalars)
+        self.losses.report(self.trainer)
         return loss
+
+    def on_train_end(self) -> None:
+        self.losses.report(self.trainer, wait=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains and what resumes it: kilobytes, but for a tuned model. Batches and noise
         follow from the step."""
+        self.losses.report(self.trainer, wait=True)  # nothing that is not finite is kept
         trained = ("model.manager.", *(("model.unet.", "model.text.") if self.model_lr else ()))
         own = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in own.items() if k.startswith(trained)}
@@ -163,12 +150,13 @@ class FixedBatchMonitor(Callback):
 
     Args:
         every: in optimiser steps.
-        size: fixed samples, drawn by the run's own rule at steps that training never reaches. They
-            are measured a training batch at a time, so that this needs no more memory than a step.
+        size: fixed samples, drawn by the run's own rule at steps that training never reaches, and
+            measured a training batch at a time, so that this needs no more memory than a step. 8 of them
+            every 25 steps are 1 to 4 % of the training.
         allow_untrained: do not refuse a base model whose loss looks untrained.
     """
 
-    def __init__(self, every: int, size: int = 32, allow_untrained: bool = False) -> None:
+    def __init__(self, every: int, size: int = 8, allow_untrained: bool = False) -> None:
         self.every, self.size, self.allow_untrained = every, size, allow_untrained
         self.history: list[dict[str, Any]] = []
         self._fixed: list[tuple[Tensor, list[str], Tensor, Tensor]] = []
@@ -219,13 +207,14 @@ class FixedBatchMonitor(Callback):
             )
         manager, table = module.manager, module.model.text.token_table
         row: dict[str, Any] = {"step": step, "fixed_loss": loss}
-        for name in manager.placeholders:
-            row[f"norm/{name}"] = float(manager.norms(step)[name].mean())
-            row[f"distance_to_init/{name}"] = float(manager.distance_to_init(step)[name].mean())
+        for name in manager.trained:
+            vectors, start = manager.vectors(name, step), manager.init_vectors(name, step)
+            row[f"norm/{name}"] = float(vectors.norm(dim=1).mean())
+            row[f"distance_to_init/{name}"] = float((vectors - start).norm(dim=1).mean())
         self.history.append(row)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
-        for name in manager.placeholders:
+        for name in manager.trained:
             words = nearest_words(
                 manager.vectors(name, step), table, module.model.text.tokenizer.decode_id
             )

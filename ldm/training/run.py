@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +29,8 @@ from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.export import export_model
 from ldm.training.fit import fit
-from ldm.training.inversion import FixedBatchMonitor, TextualInversion, stored_in
+from ldm.training.frozen import trained_form
+from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def learn(
         compat=quirks,
     )
     image_words = _image_words(model, config, len(concept)) if config.per_image_tokens else None
+    model.manager.train_only([word, *(image_words or ())])
     kind = config.templates
     if image_words:
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
@@ -146,8 +147,13 @@ def learn(
         callbacks.append(EmbeddingCheckpoint(run, word, details, every, config.formats))
         if config.trainer.image_every:
             callbacks.append(_image_logger(run, model, prompts, config))
-    # weights that train stay in float32
-    with nullcontext() if config.model_lr else stored_in(model, config.trainer.precision):
+    with trained_form(
+        model,
+        None if config.model_lr else config.trainer.precision,  # weights that train stay in float32
+        checkpointing=config.checkpointing,
+        compiling=config.compiled,
+        cuda_graphs=config.cuda_graphs,
+    ):
         trainer = fit(
             module,
             run.path if run is not None else None,

@@ -165,7 +165,7 @@ def test_half_and_bfloat16_keep_float32_and_device_moves_work() -> None:
     manager = build([2]).half().bfloat16()
     assert manager.parameter("S*").dtype == torch.float32
     moved = manager.to("meta", torch.float16)
-    assert moved.parameter("S*").device.type == moved._ids.device.type == "meta"
+    assert moved.parameter("S*").device.type == moved.device.type == "meta"
     assert moved.parameter("S*").dtype == torch.float32
 
 
@@ -276,3 +276,34 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match="grow"):
             manager.add("new", VOCAB, ok, progressive=steps)
     assert list(manager.placeholders) == ["S*"], "a refused placeholder left something behind"
+
+
+def test_words_that_are_known_but_do_not_train_are_shown_and_left_alone() -> None:
+    manager = build([2, 3, 1])
+    manager.train_only([NAMES[1]])
+    assert manager.trained == [NAMES[1]]
+    assert [p.requires_grad for p in map(manager.parameter, NAMES[:3])] == [False, True, False]
+    ids = torch.tensor([[1, VOCAB + 7, END, PAD, PAD]])  # NAMES[0] alone
+    expected = build([2, 3, 1])(ids, torch.zeros(1, 5, WIDTH))[1]
+    out = manager(ids, torch.zeros(1, 5, WIDTH))[1]
+    assert out.equal(expected)
+    out.sum().backward()
+    assert manager.parameter(NAMES[0]).grad is None
+    assert not manager.parameter(NAMES[1]).grad.any()  # it trains: zero, not missing
+
+
+def test_of_thousands_of_known_words_only_those_at_hand_are_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = EmbeddingManager(WIDTH, VOCAB, END)
+    for i in range(2000):
+        manager.add(f"w{i}", VOCAB + i, torch.full((1, WIDTH), float(i)))
+    manager.train_only(["w7"])
+    touched: list[str] = []
+    parameter = EmbeddingManager.parameter
+
+    def watched(self: EmbeddingManager, name: str) -> nn.Parameter:
+        touched.append(name)
+        return parameter(self, name)
+
+    monkeypatch.setattr(EmbeddingManager, "parameter", watched)
+    out = manager(torch.tensor([[1, VOCAB + 1500, END]]), torch.zeros(1, 3, WIDTH))[1]
+    assert set(touched) == {"w7", "w1500"} and out[0, 1, 0] == 1500

@@ -170,3 +170,27 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path, tokenizer: Tokenizer) -> 
         with pytest.raises(UserError) as error:
             make()
         assert "\n" not in str(error.value)
+
+
+def test_remembered_prompts_follow_the_set_of_placeholders(tokenizer: Tokenizer) -> None:
+    text = ["a cat on zork"]
+    plain = tokenizer(text)
+    private = tokenizer.add_placeholder("zork")
+    assert (tokenizer(text) == private).sum() == 1
+    tokenizer.remove_placeholder("zork")
+    assert tokenizer(text).equal(plain) and tokenizer(text).equal(plain)
+
+
+def test_the_pattern_of_all_placeholders_is_made_once_when_it_is_needed(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ldm.text import tokenizer as module
+
+    made: list[int] = []
+    pattern = module._pattern
+    monkeypatch.setattr(module, "_pattern", lambda names: made.append(len(names)) or pattern(names))
+    ids = [tokenizer.add_placeholder(f"<word-{i}>") for i in range(1000)]
+    found = tokenizer(["a <word-7> and <word-999>", "<word-0>"])
+    assert found[found >= ids[0]].tolist() == [ids[7], ids[999], ids[0]]
+    assert made == [1000]
+    assert tokenizer.decode_id(ids[500]) == "<word-500>"

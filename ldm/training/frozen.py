@@ -1,0 +1,102 @@
+"""Forms of the frozen network that compute the same: other weights' layout, recomputed, compiled.
+
+Each is a context in which the model is trained; afterwards the model is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.model import LatentDiffusion
+from ldm.models.attention import SpatialTransformer
+from ldm.models.unet import ResBlock
+
+COMPUTE_DTYPE = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
+
+
+@contextmanager
+def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
+    """Hold the frozen weights in the compute precision of a Lightning precision string for a while.
+
+    Autocast would cast frozen float32 weights again at every use. v* stays float32. The UNet's are
+    channels-last where convolutions are faster so: on GPUs, and in float32. Afterwards the model has
+    the very weights that it had, on the device where it then is.
+    """
+    dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
+    parameters = [p for part in model.parts.values() for p in part.parameters()]
+    # on the host: a GPU holds one of the two
+    originals = [(p, p.data.cpu()) for p in parameters if p.dtype != dtype]
+    for part in model.parts.values():
+        part.to(dtype)
+    if dtype == torch.float32 or torch.cuda.is_available():
+        model.unet.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for p, data in originals:
+            p.data = data.to(p.device)
+        model.unet.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def recomputed(unet: nn.Module) -> Iterator[None]:
+    """Activation checkpointing: the backward computes each block's activations once more."""
+    blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SpatialTransformer)]
+    before = [block.use_checkpoint for block in blocks]
+    for block in blocks:
+        block.use_checkpoint = True
+    try:
+        yield
+    finally:
+        for block, kept in zip(blocks, before, strict=True):
+            block.use_checkpoint = kept
+
+
+@contextmanager
+def compiled(unet: nn.Module, *, cuda_graphs: bool = False) -> Iterator[None]:
+    """The UNet through ``torch.compile`` where gradients are asked for.
+
+    Pictures and measurements on the way, of other batch sizes, run as they are: they are not worth
+    compiling. ``cuda_graphs``: what is compiled is recorded and replayed as a CUDA graph.
+
+    Raises:
+        UserError: CUDA graphs without a GPU.
+    """
+    if cuda_graphs and not torch.cuda.is_available():
+        raise UserError("cuda_graphs=true needs an NVIDIA GPU, and none is seen; use compiled=true alone")
+    eager = unet.forward
+    fast = torch.compile(eager, mode="reduce-overhead" if cuda_graphs else None, dynamic=False)
+
+    def forward(x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+        return (fast if torch.is_grad_enabled() else eager)(x, timesteps, context)
+
+    unet.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del unet.forward
+
+
+@contextmanager
+def trained_form(
+    model: LatentDiffusion,
+    precision: str | None,
+    *,
+    checkpointing: bool = False,
+    compiling: bool = False,
+    cuda_graphs: bool = False,
+) -> Iterator[None]:
+    """:func:`stored_in` the precision (``None``: as it is), and what else is asked for."""
+    with ExitStack() as stack:
+        if precision is not None:
+            stack.enter_context(stored_in(model, precision))
+        if checkpointing:
+            stack.enter_context(recomputed(model.unet))
+        if compiling or cuda_graphs:
+            stack.enter_context(compiled(model.unet, cuda_graphs=cuda_graphs))
+        yield
