@@ -139,6 +139,8 @@ def invert(
     common.quiet_libraries(args.verbose)
     with common.no_remains(out):
         embedding = run_inversion(config, out, resume=bool(args.resume), documents=documents)
+    if not config.trainer.writes:
+        return
     plural = "s" if embedding.K > 1 else ""
     common.heading(
         f"learned {embedding.placeholder}: {embedding.K} vector{plural} of width {embedding.D}"

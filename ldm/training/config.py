@@ -45,6 +45,7 @@ class InversionConfig:
         compat: "official", or single switches of ``CompatConfig``: quirks of the official code.
         flip_p: probability of a mirrored picture.
         fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.
+        batch_size: pictures of a batch, on each device.
         scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
         prompts: drawn as training goes and at the end; ``{}`` is the placeholder.
         samples_per_prompt: pictures of each prompt at the end.

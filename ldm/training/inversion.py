@@ -124,12 +124,20 @@ class TextualInversion(pl.LightningModule):
         t = (u * self.model.schedule.num_timesteps).long()[torch.randperm(n, generator=rng)]
         return t.to(z.device), torch.randn(z.shape, generator=rng).to(z.device)
 
+    @property
+    def share(self) -> slice:
+        """This process's part of a batch. All draw the same one, and take equal parts: the mean of their
+        gradients, which DDP makes, is the gradient of the whole batch."""
+        size = self.batches.batch_size // self.trainer.world_size
+        return slice(self.global_rank * size, (self.global_rank + 1) * size)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
         t, noise = self.draw_noise(batch["z"], batch["step"])
-        cond = self.model.condition(batch["prompt"], step)
-        loss = self.model.loss_terms(batch["z"], cond, t, noise).total
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(t))
+        own = self.share
+        cond = self.model.condition(batch["prompt"][own], step)
+        loss = self.model.loss_terms(batch["z"][own], cond, t[own], noise[own]).total
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(t), sync_dist=True)
         if self.regularization:
             pull = regularization(self.manager, step, summed_drift=self.summed_drift)
             self.log("train/regularization", pull, batch_size=len(t))

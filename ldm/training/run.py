@@ -58,9 +58,10 @@ def run_inversion(
     if config.captions or (config.captions is None and has_captions(concept.paths)):
         captions = read_captions(concept.paths, config.placeholder)
     check(config)
-    run = create_run(out, resume=resume)
-    for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
-        write_text(run.file(name), text)
+    run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
+    if config.trainer.writes:
+        for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
+            write_text(run.file(name), text)
     return learn(
         model, concept, config, captions=captions, run=run, resume=resume, progress=progress
     )
@@ -78,9 +79,11 @@ def learn(
 ) -> Embedding:
     """Teach ``model`` the placeholder; with a ``run`` folder, leave everything there.
 
-    The model keeps the word (a word of that name from before is replaced).
+    The model keeps the word (a word of that name from before is replaced). With several devices, every
+    process comes here with the same arguments; the first one writes.
     """
     word, started = config.placeholder, time.perf_counter()
+    record = run if config.trainer.writes else None
     base_model = model.fingerprint()
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
@@ -101,11 +104,11 @@ def learn(
     if image_words:
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
     encode = partial(
-        encode_latents if run is None else cached_latents,  # a resumed run encodes nothing again
+        encode_latents if record is None else cached_latents,  # a resumed run encodes nothing again
         scale_factor=model.scale_factor,
         mirror=config.flip_p > 0,
     )
-    kept = {} if run is None else {"folder": run.path / "latents", "fingerprint": base_model}
+    kept = {} if record is None else {"folder": record.path / "latents", "fingerprint": base_model}
     cache = encode(model.encode, concept.images, **kept)
     batches = ConceptBatches(
         cache,
@@ -117,7 +120,7 @@ def learn(
             mixing_prob=config.mixing_prob,
             coarse_class=config.coarse_class,
         ),
-        batch_size=config.batch_size,
+        batch_size=config.batch_size * config.trainer.processes,  # each takes its share of the whole one
         seed=config.seed,
         concept=word,
         flip_p=config.flip_p,
@@ -138,14 +141,14 @@ def learn(
             image_hashes=concept.hashes,
         )
 
-    if run is not None:
-        run.write_manifest(
+    if record is not None:
+        record.write_manifest(
             seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model
         )
         every = config.trainer.checkpoint_every
-        callbacks.append(EmbeddingCheckpoint(run, word, details, every, config.formats))
+        callbacks.append(EmbeddingCheckpoint(record, word, details, every, config.formats))
         if config.trainer.image_every:
-            callbacks.append(_image_logger(run, model, prompts, config))
+            callbacks.append(_image_logger(record, model, prompts, config))
     # weights that train stay in float32
     with nullcontext() if config.model_lr else stored_in(model, config.trainer.precision):
         trainer = fit(
@@ -165,16 +168,16 @@ def learn(
             model.remove_placeholder(name)
     notes = details(trainer.global_step, model.freeze().fingerprint())
     embedding = Embedding(word, model.manager.vectors(word), notes)
-    if run is not None:
+    if record is not None:
         from ldm.training.report import finish  # the report's libraries load only when one is due
 
-        save_embeddings(embedding, run.file("embeddings.safetensors"))
+        save_embeddings(embedding, record.file("embeddings.safetensors"))
         if config.model_lr:
-            export_model(model, run.path / "model")
+            export_model(model, record.path / "model")
         finish(
-            run, model, concept, config, embedding, monitor.history, time.perf_counter() - started
+            record, model, concept, config, embedding, monitor.history, time.perf_counter() - started
         )
-        run.update_manifest(finished=now(), steps=trainer.global_step)
+        record.update_manifest(finished=now(), steps=trainer.global_step)
     return embedding
 
 
@@ -198,7 +201,7 @@ def _module(
         lr = scale_lr(
             lr,
             accumulate=config.trainer.accumulate,
-            devices=config.trainer.devices,
+            devices=config.trainer.processes,
             batch_size=config.batch_size,
         )
     log.info("learning rate: base %g, effective %g", config.optim.lr, lr)
