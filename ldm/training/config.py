@@ -51,6 +51,9 @@ class InversionConfig:
         samples_per_prompt: pictures of each prompt at the end.
         sample_steps, sample_scale, sampler: how they are drawn.
         monitor_every: steps between measurements on the fixed batch.
+        patience: stop when so many measurements in a row have not brought the loss on the fixed batch
+            down, 0: never,
+        min_improvement: by this share of the lowest one before.
         allow_untrained: accept a base model whose loss looks untrained.
         formats: of the embeddings in ``checkpoints``: safetensors, pt (the official one), or both.
     """
@@ -83,6 +86,8 @@ class InversionConfig:
     sample_scale: float = 5.0
     sampler: str = "ddim"
     monitor_every: int = 25
+    patience: int = 0
+    min_improvement: float = 0.0
     allow_untrained: bool = False
     formats: tuple[Literal["safetensors", "pt"], ...] = ("safetensors",)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.005, schedule="constant"))

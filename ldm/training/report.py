@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.data.concept import Concept
 from ldm.evaluation.report import InversionReport, write_inversion_report
 from ldm.inversion.init import nearest_words
 from ldm.io.embeddings import Embedding
@@ -45,7 +44,6 @@ def final_samples(
 def finish(
     run: RunFolder,
     model: LatentDiffusion,
-    concept: Concept,
     config: InversionConfig,
     embedding: Embedding,
     history: list[dict[str, Any]],
@@ -53,10 +51,7 @@ def finish(
 ) -> Path:
     """Draw the final pictures and write the report; returns its path."""
     prompts = final_samples(run, model, config)
-    training = [
-        save_png(image, run.file("images", f"training_{i:02d}.png"))
-        for i, image in enumerate(concept.images)
-    ]
+    training = sorted((run.path / "images").glob("training_*.png"))
     by_step = {
         int(match.group(1)): [path]
         for path in sorted((run.path / "images").glob("samples_*.png"))
@@ -73,7 +68,7 @@ def finish(
     }
     decode = model.text.tokenizer.decode_id
     summary = {
-        "pictures": len(concept),
+        "pictures": len(training),
         "init": config.init or "vocabulary mean",
         "vectors": embedding.K,
         "steps": embedding.metadata.get("step", ""),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ldm import loading
@@ -22,6 +22,7 @@ from ldm.errors import UserError
 from ldm.inversion.compat import switches
 from ldm.inversion.init import from_vocabulary
 from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
+from ldm.io.images import save_png
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
 from ldm.sampling import sample
@@ -53,18 +54,30 @@ def run_inversion(
         UserError: anything wrong with the input; nothing is left half-written.
     """
     model = loading.load(config.model, config.checkpoint)
-    concept = load_concept(config.images, model.image_size, **config.framing())
-    captions = None
-    if config.captions or (config.captions is None and has_captions(concept.paths)):
-        captions = read_captions(concept.paths, config.placeholder)
+    concept, captions = read_pictures(config, model.image_size)
     check(config)
     run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
     if config.trainer.writes:
-        for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
-            write_text(run.file(name), text)
+        write_config(run, config, documents)
     return learn(
         model, concept, config, captions=captions, run=run, resume=resume, progress=progress
     )
+
+
+def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tuple[str, ...]] | None]:
+    """The pictures of ``size`` pixels a side, and their caption files if they are to be used."""
+    concept = load_concept(config.images, size, **config.framing())
+    if config.captions or (config.captions is None and has_captions(concept.paths)):
+        return concept, read_captions(concept.paths, config.placeholder)
+    return concept, None
+
+
+def write_config(
+    run: RunFolder, config: InversionConfig, documents: Mapping[str, str] | None = None
+) -> None:
+    """Write ``config.yaml`` and ``documents`` (path in the folder -> content)."""
+    for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
+        write_text(run.file(name), text)
 
 
 def learn(
@@ -82,9 +95,77 @@ def learn(
     The model keeps the word (a word of that name from before is replaced). With several devices, every
     process comes here with the same arguments; the first one writes.
     """
-    word, started = config.placeholder, time.perf_counter()
+    started = time.perf_counter()
     record = run if config.trainer.writes else None
-    base_model = model.fingerprint()
+    task = prepare(model, concept, config, captions=captions, run=record)
+    config = task.config
+    # weights that train stay in float32
+    with nullcontext() if config.model_lr else stored_in(model, config.trainer.precision):
+        trainer = fit(
+            task.module,
+            run.path if run is not None else None,
+            config.trainer,
+            config.logging,
+            seed=config.seed,
+            callbacks=[c for c in (task.monitor, task.keeper, task.pictures) if c is not None],
+            clip_norm=config.optim.clip_norm,
+            resume=_last(run) if run is not None and resume else None,
+            progress=progress,
+        )
+    model.to(trainer.strategy.root_device)
+    return task.finish(trainer.global_step, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """One inversion, ready to train.
+
+    Attributes:
+        config: its settings, quirks of ``compat`` worked in.
+        module: what trains; its model knows the word.
+        monitor, keeper, pictures: measure, save and draw it as it goes; without a run folder the last
+            two are None.
+        details: optimiser step and base model -> an embedding's metadata.
+        image_words: per-image words, which go when it ends.
+    """
+
+    config: InversionConfig
+    module: TextualInversion
+    monitor: FixedBatchMonitor
+    keeper: EmbeddingCheckpoint | None
+    pictures: ImageLogger | None
+    run: RunFolder | None
+    details: Callable[..., dict[str, str]]
+    image_words: tuple[str, ...]
+
+    def finish(self, steps: int, seconds: float) -> Embedding:
+        """The learned word; a run folder gets it too, the last pictures and the report."""
+        model, word, run = self.module.model, self.config.placeholder, self.run
+        for name in self.image_words:
+            model.remove_placeholder(name)
+        notes = self.details(steps, model.freeze().fingerprint())
+        embedding = Embedding(word, model.manager.vectors(word), notes)
+        if run is not None:
+            from ldm.training.report import finish  # the report's libraries load only when one is due
+
+            save_embeddings(embedding, run.file("embeddings.safetensors"))
+            if self.config.model_lr:
+                export_model(model, run.path / "model")
+            finish(run, model, self.config, embedding, self.monitor.history, seconds)
+            run.update_manifest(finished=now(), steps=steps)
+        return embedding
+
+
+def prepare(
+    model: LatentDiffusion,
+    concept: Concept,
+    config: InversionConfig,
+    *,
+    captions: Sequence[Sequence[str]] | None = None,
+    run: RunFolder | None = None,
+) -> Inversion:
+    """Give ``model`` the word and encode the pictures; arguments as :func:`learn`."""
+    word, base_model = config.placeholder, model.fingerprint()
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
     model.manager.keep_end = not quirks.end_falls_off
@@ -104,11 +185,11 @@ def learn(
     if image_words:
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
     encode = partial(
-        encode_latents if record is None else cached_latents,  # a resumed run encodes nothing again
+        encode_latents if run is None else cached_latents,  # a resumed run encodes nothing again
         scale_factor=model.scale_factor,
         mirror=config.flip_p > 0,
     )
-    kept = {} if record is None else {"folder": record.path / "latents", "fingerprint": base_model}
+    kept = {} if run is None else {"folder": run.path / "latents", "fingerprint": base_model}
     cache = encode(model.encode, concept.images, **kept)
     batches = ConceptBatches(
         cache,
@@ -127,9 +208,14 @@ def learn(
     )
     _refuse_cut_prompts(model, batches, word)
     module = _module(model, batches, config)
-    monitor = FixedBatchMonitor(config.monitor_every, allow_untrained=config.allow_untrained)
-    callbacks: list[Callback] = [monitor]
+    monitor = FixedBatchMonitor(
+        config.monitor_every,
+        allow_untrained=config.allow_untrained,
+        patience=config.patience,
+        min_improvement=config.min_improvement,
+    )
     prompts = [prompt.replace("{}", word) for prompt in config.prompts]
+    hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
 
     def details(step: int, learned_on: str = base_model) -> dict[str, str]:
         return provenance(
@@ -138,47 +224,23 @@ def learn(
             seed=config.seed,
             init=config.init,
             templates="captions" if captions else config.templates,
-            image_hashes=concept.hashes,
+            image_hashes=hashes,
         )
 
-    if record is not None:
-        record.write_manifest(
+    keeper = pictures = None
+    if run is not None:
+        run.write_manifest(
             seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model
         )
+        for i, image in enumerate(concept.images):
+            save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
-        callbacks.append(EmbeddingCheckpoint(record, word, details, every, config.formats))
+        keeper = EmbeddingCheckpoint(run, word, details, every, config.formats)
         if config.trainer.image_every:
-            callbacks.append(_image_logger(record, model, prompts, config))
-    # weights that train stay in float32
-    with nullcontext() if config.model_lr else stored_in(model, config.trainer.precision):
-        trainer = fit(
-            module,
-            run.path if run is not None else None,
-            config.trainer,
-            config.logging,
-            seed=config.seed,
-            callbacks=callbacks,
-            clip_norm=config.optim.clip_norm,
-            resume=_last(run) if run is not None and resume else None,
-            progress=progress,
-        )
-    model.to(trainer.strategy.root_device)
-    if image_words:
-        for name in image_words:
-            model.remove_placeholder(name)
-    notes = details(trainer.global_step, model.freeze().fingerprint())
-    embedding = Embedding(word, model.manager.vectors(word), notes)
-    if record is not None:
-        from ldm.training.report import finish  # the report's libraries load only when one is due
-
-        save_embeddings(embedding, record.file("embeddings.safetensors"))
-        if config.model_lr:
-            export_model(model, record.path / "model")
-        finish(
-            record, model, concept, config, embedding, monitor.history, time.perf_counter() - started
-        )
-        record.update_manifest(finished=now(), steps=trainer.global_step)
-    return embedding
+            pictures = _image_logger(run, model, prompts, config)
+    return Inversion(
+        config, module, monitor, keeper, pictures, run, details, tuple(image_words or ())
+    )
 
 
 def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
