@@ -42,7 +42,11 @@ def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
     model has the very weights that it had, on the device where it then is.
     """
     dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
-    originals = [(p, p.data) for part in model.parts.values() for p in part.parameters()]
+    originals = [
+        (p, p.data if p.dtype == dtype else p.data.cpu())  # a GPU holds one of the two
+        for part in model.parts.values()
+        for p in part.parameters()
+    ]
     for part in model.parts.values():
         part.to(dtype)
     try:

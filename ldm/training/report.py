@@ -24,6 +24,8 @@ def final_samples(
     """``samples_per_prompt`` pictures of every prompt, as PNG files of the run."""
     word = config.placeholder
     rows = [p.replace("{}", word) for p in config.prompts for _ in range(config.samples_per_prompt)]
+    if not rows:
+        return {}
     images = sample(
         model,
         rows,

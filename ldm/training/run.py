@@ -152,7 +152,8 @@ class Inversion:
             if self.config.model_lr:
                 export_model(model, run.path / "model")
             finish(run, model, self.config, embedding, self.monitor.history, seconds)
-            run.update_manifest(finished=now(), steps=steps)
+            loss = self.monitor.history[-1]["fixed_loss"]
+            run.update_manifest(finished=now(), steps=steps, seconds=round(seconds, 1), loss=loss)
         return embedding
 
 
