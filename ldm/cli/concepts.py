@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,28 +65,44 @@ def read_jobs(path: Path, options: Mapping[str, Any], model: str | None = None) 
 
 
 def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
-    """Learn all, say what became of each; an error at the end if any failed."""
+    """``ldm invert --concepts``: learn all in this process."""
+
+    def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
+        from ldm import loading
+        from ldm.training.pack import learn_many
+
+        shared = jobs[0].config
+        model = loading.load(shared.model, shared.checkpoint)
+        return learn_many(model, jobs, out, pack=args.pack, resume=args.resume)
+
     for option in ("images", "name", "init"):
         if getattr(args, option) is not None:
             raise UserError(f"--{option} belongs to a single concept: write it into {args.concepts}")
+    learn_list(args, options, learn)
+
+
+def learn_list(
+    args: argparse.Namespace,
+    options: Mapping[str, Any],
+    learn: Callable[[Sequence[Job], Path], list[Result]],
+) -> None:
+    """Learn the list of ``args``, say what became of each; an error at the end if any failed."""
     if args.resume and args.out is None:
         raise UserError("--resume needs --out: give the folder of the runs to continue")
-    jobs = read_jobs(args.concepts, options, args.model)
+    jobs = read_jobs(args.concepts, options, args.model)[args.part]
+    if not jobs:
+        raise UserError(f"{args.concepts} has fewer concepts than --part makes parts")
     out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(args.concepts.stem)}"
     if not args.resume and out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
-    words: list[str | Path] = ["ldm", "invert", "--concepts", args.concepts, "--out", out, "--resume"]
-    again = common.command(words)
-    args.how_to_resume = lambda: f"continue with: {again}"
+    again = f"the same command with --resume --out {out}"
+    args.how_to_resume = lambda: f"continue with {again}"
     common.quiet_libraries(args.verbose)
 
-    from ldm import loading
-    from ldm.training.pack import SUMMARY, check_together, learn_many, write_summary
+    from ldm.training.pack import SUMMARY, check_together, write_summary
 
     check_together(jobs)
-    shared = jobs[0].config
-    model = loading.load(shared.model, shared.checkpoint)
-    results = learn_many(model, jobs, out, pack=args.pack, resume=args.resume)
+    results = learn(jobs, out)
     write_summary(results, out)
     failed = [result for result in results if result.status == "failed"]
     common.heading(f"learned {len(results) - len(failed)} of {len(results)} concepts")
@@ -98,7 +114,7 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
     if failed:
         first = failed[0]
         raise UserError(f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "
-                        f"({first.error}); put it right, then: {again}")
+                        f"({first.error}); put it right, then give {again}")
 
 
 def _table(results: Sequence[Result]) -> list[str]:
@@ -117,3 +133,11 @@ def _table(results: Sequence[Result]) -> list[str]:
 def pack_size(text: str) -> int | str:
     """Of ``--pack``: a number, or "auto"."""
     return text if text == "auto" else int(text)
+
+
+def part(text: str) -> slice:
+    """Of ``--part I/N``: every N-th concept from number I (counted from 0) on."""
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return slice(int(number), None, int(of))

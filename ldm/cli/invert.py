@@ -78,6 +78,13 @@ def register(subparsers: Any) -> None:
         help="how many of --concepts at a time (default: auto, what there is memory for)",
     )
     add(
+        "--part",
+        type=concepts.part,
+        default=slice(None),
+        metavar="I/N",
+        help="only the I-th of N parts of --concepts, I from 0 to N - 1, as the tasks of a job array count",
+    )
+    add(
         "--set",
         action="append",
         default=[],
