@@ -18,15 +18,15 @@ from ldm.training.fit import TrainerConfig
 ROOT = Path(__file__).parents[2]
 
 
-def as_torchrun(words: list[str]) -> list[int]:
-    """Exit codes of two processes of one ``ldm`` command, as torchrun starts them (but forked)."""
+def as_slurm(words: list[str]) -> list[int]:
+    """Exit codes of two processes of one ``ldm`` command, as SLURM starts them (but forked)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
 
     def process(rank: int) -> None:
-        os.environ |= {"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+        os.environ |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0"}
+        os.environ |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "test"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         torch.set_num_threads(1)  # OpenMP's pool does not survive a fork
         sys.exit(main(words))
@@ -60,7 +60,7 @@ def test_two_processes_learn_the_word_of_one_with_the_whole_batch_also_when_resu
     assert (one - start).abs().max() > 0.05  # 100 and more times the tolerance below
 
     two = ["--batch-size", 2, "--set", "trainer.devices=2", "--set", "trainer.strategy=ddp", "--out", "two"]
-    assert as_torchrun([str(word) for word in (*words, *two, "--steps", 4)]) == [0, 0]
+    assert as_slurm([str(word) for word in (*words, *two, "--steps", 4)]) == [0, 0]
     assert load_embedding("two/embeddings.safetensors").metadata["step"] == "4"
     done = as_a_user(["invert", "--resume", "--out", "two", "--steps", "8"])
     assert done.returncode == 0, done.stderr
