@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def invert(
 
     args.how_to_resume = how_to_resume
     common.quiet_libraries(args.verbose)
-    with common.no_remains(out):
+    with common.no_remains(out) if config.trainer.writes else nullcontext():
         embedding = run_inversion(config, out, resume=bool(args.resume), documents=documents)
     if not config.trainer.writes:
         return

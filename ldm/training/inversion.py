@@ -146,12 +146,14 @@ class TextualInversion(pl.LightningModule):
         own = self.share
         cond = self.model.condition(batch["prompt"][own], step)
         loss = self.model.loss_terms(batch["z"][own], cond, t[own], noise[own]).total
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(t), sync_dist=True)
+        # of the whole batch, everywhere: a loss that is not finite stops all processes at the same step
+        whole = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+        self.log("train/loss", whole, prog_bar=True, batch_size=len(t))
         if self.regularization:
             pull = self.pull(step)
             self.log("train/regularization", pull, batch_size=len(t))
             loss = loss + self.regularization * pull
-        if not torch.isfinite(loss):
+        if not torch.isfinite(whole):
             raise UserError(
                 f"the loss is not finite at step {step}; lower the learning rate, or use precision 32-true"
             )

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from ldm.cli import official
 from ldm.cli.main import main
 from ldm.io.embeddings import load_embedding
+from ldm.model import LatentDiffusion
 from ldm.training.fit import TrainerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +75,22 @@ def test_two_processes_learn_the_word_of_one_with_the_whole_batch_also_when_resu
     alone = {path.relative_to("one").as_posix() for path in Path("one").rglob("*")}
     assert files - alone == {"logs/csv-2", "logs/csv-2/metrics.csv"}  # the resumed run's own log
     assert sorted(path.name for path in Path().iterdir()) == ["one", "pictures", "tiny", "two"]
+
+
+def test_a_loss_that_is_not_finite_in_one_share_stops_all_processes(
+    model_folder, pictures, monkeypatch, tmp_path
+):
+    terms_of = LatentDiffusion.loss_terms
+
+    def broken(self, *batch):
+        terms = terms_of(self, *batch)
+        second = os.environ["SLURM_PROCID"] == "1"
+        return replace(terms, total=terms.total * float("nan")) if second else terms
+
+    monkeypatch.setattr(LatentDiffusion, "loss_terms", broken)
+    words = ["invert", "--model", model_folder, "--images", pictures, "--name", "<toy>", "--device", "cpu"]
+    words += ["--set", "trainer.devices=2", "--set", "trainer.strategy=ddp", "--out", tmp_path / "two"]
+    assert as_slurm([str(word) for word in words]) == [2, 2]
 
 
 @pytest.mark.parametrize(
