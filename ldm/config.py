@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import types
@@ -136,7 +137,7 @@ def resolve(cls: type[T], values: Mapping[str, Any] | None, where: str = "") -> 
         values = {}
     if not isinstance(values, Mapping):
         raise UserError(f"config {where.rstrip('.') or 'file'} must be a mapping, not {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -149,6 +150,12 @@ def resolve(cls: type[T], values: Mapping[str, Any] | None, where: str = "") -> 
         if required and name not in given:
             raise UserError(f"config lacks {where + name!r}; add it")
     return cls(**given)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields; once, for a list of thousands of configs."""
+    return typing.get_type_hints(cls)
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -6,6 +6,7 @@ embedding manager, noisy latents to the noise in them. It owns no training and n
 
 from __future__ import annotations
 
+import copy
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,6 +154,15 @@ class LatentDiffusion(nn.Module):
             if not any(p.requires_grad for p in part.parameters()):
                 part.eval()
         return self
+
+    def with_own_words(self) -> LatentDiffusion:
+        """The same model, its weights shared, which learns words of its own: a placeholder that is
+        added to one of the two is ordinary text to the other."""
+        twin, text = copy.copy(self), copy.copy(self.text)
+        twin._modules = dict(self._modules)  # else the twin's parts would become this model's too
+        text.tokenizer = copy.deepcopy(self.text.tokenizer)
+        twin.text, twin.manager = text, copy.deepcopy(self.manager)
+        return twin
 
     def fingerprint(self) -> str:
         """sha256 of the frozen weights: names the base model an embedding belongs to."""

@@ -48,6 +48,17 @@ def add_verbose(parser: argparse.ArgumentParser, default: Any = False) -> None:
 
 def add_model(parser: argparse.ArgumentParser, default: str | None = "emoji") -> None:
     """``--model``, ``--checkpoint`` and ``--device``."""
+    add_weights(parser, default)
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (default: auto)",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser, default: str | None = "emoji") -> None:
+    """``--model`` and ``--checkpoint``."""
     parser.add_argument(
         "--model",
         default=default,
@@ -56,12 +67,6 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "emoji") ->
         "whose kind is recognised (default: emoji)",
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the model's own")
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where to compute (default: auto)",
-    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

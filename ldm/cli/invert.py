@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import common
+from ldm.cli import common, concepts
 from ldm.errors import UserError
 
 EXAMPLE = """\
   ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
   ldm invert --resume --out runs/2025-01-31T12-00-00_cat-toy        # after an interruption
+  ldm invert --concepts concepts.yaml --out runs/all --pack auto    # many words in one pass
 """
 #: option -> key of InversionConfig
 KEYS = {
@@ -40,7 +42,12 @@ def register(subparsers: Any) -> None:
         "invert",
         "learn a word from 3-5 pictures",
         "Learn a word from 3-5 pictures. The run's folder holds the embedding, pictures drawn\n"
-        "with it, curves and report.html. Settings that are not given are the model's own.",
+        "with it, curves and report.html. Settings that are not given are the model's own.\n\n"
+        "With --concepts, learn many at a time, each as in a run of its own. The list is YAML:\n"
+        "  defaults: {trainer: {max_steps: 200}}\n"
+        "  concepts:\n"
+        "    - {name: <cat>, images: cats/, init: cat}\n"
+        "    - {name: <dog>, images: dogs/, init: dog, num_vectors: 2}",
         EXAMPLE,
     )
     common.add_model(parser, default=None)
@@ -62,7 +69,22 @@ def register(subparsers: Any) -> None:
     add("--seed", type=int)
     add("--precision", help="32-true, bf16-mixed or 16-mixed")
     add("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<date>_<name>)")
-    add("--resume", action="store_true", help="continue the run in --out")
+    add("--resume", action="store_true", help="continue the run, or the runs of --concepts, in --out")
+    add("--concepts", type=Path, metavar="YAML", help="learn all of this list, in folders of --out")
+    add(
+        "--pack",
+        type=concepts.pack_size,
+        default="auto",
+        metavar="N",
+        help="how many of --concepts at a time (default: auto, what there is memory for)",
+    )
+    add(
+        "--part",
+        type=concepts.part,
+        default=slice(None),
+        metavar="I/N",
+        help="only the I-th of N parts of --concepts, I from 0 to N - 1, as the tasks of a job array count",
+    )
     add(
         "--set",
         action="append",
@@ -90,10 +112,17 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
             if getattr(args, option) is None:
                 raise UserError(f"--{option} is missing; see the example of ldm invert --help")
         base = inversion_defaults(args.model or "emoji")
+    return common.merge(base, options(args))
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options and ``--set`` give, as a nested mapping."""
+    from ldm.config import load_yaml
+
     given = {key: getattr(args, option, None) for option, key in KEYS.items()}
     given["images"] = str(args.images) if args.images else None
     given["trainer.accelerator"] = _accelerator(args.device)
-    return common.merge(base, common.nested(given), load_yaml([], args.set))
+    return common.merge(common.nested(given), load_yaml([], args.set))
 
 
 def _accelerator(device: str) -> str | None:
@@ -103,7 +132,10 @@ def _accelerator(device: str) -> str | None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Learn the word, then say where it is and how to draw with it."""
+    """Learn the word, then say where it is and how to draw with it; or all of a list."""
+    if args.concepts is not None:
+        concepts.run(args, options(args))
+        return
     from ldm.config import resolve
     from ldm.training.config import InversionConfig
 
@@ -137,8 +169,10 @@ def invert(
 
     args.how_to_resume = how_to_resume
     common.quiet_libraries(args.verbose)
-    with common.no_remains(out):
+    with common.no_remains(out) if config.trainer.writes else nullcontext():
         embedding = run_inversion(config, out, resume=bool(args.resume), documents=documents)
+    if not config.trainer.writes:
+        return
     plural = "s" if embedding.K > 1 else ""
     common.heading(
         f"learned {embedding.placeholder}: {embedding.K} vector{plural} of width {embedding.D}"

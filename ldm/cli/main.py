@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from ldm._version import __version__
-from ldm.cli import common, edit, embeddings, evaluate, inspect, invert, sample, train
+from ldm.cli import cluster, common, edit, embeddings, evaluate, inspect, invert, sample, train
 from ldm.errors import UserError
 
 EXAMPLE = """\
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ldm {__version__}")
     common.add_verbose(parser)
     subparsers = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
-    for module in (invert, sample, edit, evaluate, inspect, embeddings, train):
+    for module in (invert, cluster, sample, edit, evaluate, inspect, embeddings, train):
         module.register(subparsers)
     return parser
 

@@ -209,7 +209,9 @@ def _devices(gpus: str | None) -> dict[str, Any]:
     if not ids:
         return {"trainer": {"accelerator": "cpu", "devices": 1}}
     visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
-    if visible:
+    if "LOCAL_RANK" in os.environ and "RANK" not in os.environ:
+        ids = visible  # Lightning started this process from one that had chosen them
+    elif visible:
         if any(int(item) >= len(visible) for item in ids):
             raise UserError(f"--gpus is {gpus!r}, but only {len(visible)} GPUs are visible")
         ids = [visible[int(item)] for item in ids]

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm.io.embeddings import Embedding, save_embeddings
@@ -78,12 +79,13 @@ class EmbeddingCheckpoint(Callback):
     ) -> None:
         step = trainer.global_step
         if step and step % self.every == 0:
-            self._save_all(step, pl_module)
+            self.save(step, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save_all(trainer.global_step, pl_module)
+        self.save(trainer.global_step, pl_module)
 
-    def _save_all(self, step: int, module: pl.LightningModule) -> None:
+    def save(self, step: int, module: pl.LightningModule) -> None:
+        """Write the word as it is at ``step``, in every format."""
         if step == self._written:
             return
         self._written = step
@@ -132,8 +134,12 @@ class ImageLogger(Callback):
         self._show(trainer, pl_module)
 
     def _show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        step = trainer.global_step
-        if not self.every or step == self._drawn or not trainer.is_global_zero:
+        if trainer.is_global_zero:
+            self.show(trainer.global_step, module, trainer.loggers)
+
+    def show(self, step: int, module: pl.LightningModule, loggers: Sequence[Logger] = ()) -> None:
+        """Draw and save the pictures of ``step``, once."""
+        if not self.every or step == self._drawn:
             return
         self._drawn = step
         training = module.training
@@ -143,7 +149,7 @@ class ImageLogger(Callback):
         module.train(training)
         for name, images in pictures.items():
             path = save_grid(images, self.folder / f"{name}_{step:06d}.png", self.columns)
-            for logger in trainer.loggers:
+            for logger in loggers:
                 _log_image(logger, name, images, path, step)
 
 

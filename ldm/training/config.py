@@ -46,11 +46,15 @@ class InversionConfig:
         flip_p: probability of a mirrored picture.
         fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.
         interpolation: of the pictures when they are scaled: bicubic, bilinear or lanczos.
+        batch_size: pictures of a batch, on each device.
         scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
         prompts: drawn as training goes and at the end; ``{}`` is the placeholder.
         samples_per_prompt: pictures of each prompt at the end.
         sample_steps, sample_scale, sampler: how they are drawn.
         monitor_every: steps between measurements on the fixed batch.
+        patience: stop when so many measurements in a row have not brought the loss on the fixed batch
+            down, 0: never,
+        min_improvement: by this share of the lowest one before.
         allow_untrained: accept a base model whose loss looks untrained.
         checkpointing: recompute the UNet's activations in the backward pass: much less memory for a third
             more time.
@@ -88,6 +92,8 @@ class InversionConfig:
     sample_scale: float = 5.0
     sampler: str = "ddim"
     monitor_every: int = 25
+    patience: int = 0
+    min_improvement: float = 0.0
     allow_untrained: bool = False
     checkpointing: bool = False
     compiled: bool = False

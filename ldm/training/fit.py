@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +32,8 @@ class TrainerConfig:
         max_steps: optimiser steps.
         max_minutes: stop (with a checkpoint) after this time; ``None``: no limit.
         precision: a Lightning precision string ("32-true", "bf16-mixed", "16-mixed").
-        accelerator, devices, strategy: as in Lightning's Trainer.
+        accelerator, devices, strategy: as in Lightning's Trainer; one process a device.
+        nodes: machines with so many devices each; SLURM or torchrun starts their processes.
         accumulate: batches an optimiser step.
         log_every, checkpoint_every, image_every: in optimiser steps.
         threads: CPU threads of torch; 0 leaves them alone.
@@ -44,6 +46,7 @@ class TrainerConfig:
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int = 1
+    nodes: int = 1
     strategy: str = "auto"
     accumulate: int = 1
     log_every: int = 10
@@ -51,6 +54,23 @@ class TrainerConfig:
     image_every: int = 500
     threads: int = 0
     attention: Literal["auto", "plain"] = "auto"
+
+    @property
+    def processes(self) -> int:
+        """How many take part, one a device; :class:`UserError` if the settings leave none."""
+        if self.devices < 1 or self.nodes < 1:
+            raise UserError(f"{self.devices} devices on {self.nodes} nodes cannot train; give 1 or more")
+        return self.devices * self.nodes
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the run's first, the only one that may write files.
+
+        Known before Lightning starts: whoever starts the others (Lightning, torchrun, SLURM) gives
+        the first one rank 0 by every count.
+        """
+        counts = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+        return self.processes == 1 or all(os.environ.get(name, "0") == "0" for name in counts)
 
 
 @dataclass(frozen=True)
@@ -197,6 +217,7 @@ def fit(
             precision=config.precision,  # type: ignore[arg-type]
             accelerator=config.accelerator,
             devices=config.devices,
+            num_nodes=config.nodes,
             strategy=config.strategy,
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=clip_norm or None,

@@ -7,11 +7,14 @@ the gradient passes through the frozen UNet and text transformer and reaches not
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from ldm.data.latents import Batch, ConceptBatches
@@ -108,19 +111,31 @@ class TextualInversion(pl.LightningModule):
         t = (u * self.model.schedule.num_timesteps).long()[torch.randperm(n, generator=rng)]
         return carry(t, z.device), carry(torch.randn(z.shape, generator=rng), z.device)
 
+    @property
+    def share(self) -> slice:
+        """This process's part of a batch. All draw the same one, and take equal parts: the mean of their
+        gradients, which DDP makes, is the gradient of the whole batch."""
+        size = self.batches.batch_size // self.trainer.world_size
+        return slice(self.global_rank * size, (self.global_rank + 1) * size)
+
+    def pull(self, step: int) -> Tensor:
+        """Scalar: how far the words are from their start, before it is weighted."""
+        words = self.manager.trained
+        return regularization(self.manager, step, words, summed_drift=self.summed_drift)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
         t, noise = self.draw_noise(batch["z"], batch["step"])
-        cond = self.model.condition(batch["prompt"], step)
-        loss = self.model.loss_terms(batch["z"], cond, t, noise).total
-        scalars = {"train/loss": loss}
+        own = self.share
+        cond = self.model.condition(batch["prompt"][own], step)
+        loss = self.model.loss_terms(batch["z"][own], cond, t[own], noise[own]).total
+        # of the whole batch, everywhere: a loss that is not finite stops all processes at the same step
+        scalars = {"train/loss": self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")}
         if self.regularization:
-            words = self.manager.trained
-            pull = regularization(self.manager, step, words, summed_drift=self.summed_drift)
-            scalars["train/regularization"] = pull
+            pull = scalars["train/regularization"] = self.pull(step)
             loss = loss + self.regularization * pull
         self.losses.put(step, scalars)
-        self.losses.report(self.trainer)
+        self.losses.report(self.trainer, wait=self.trainer.world_size > 1)
         return loss
 
     def on_train_end(self) -> None:
@@ -142,11 +157,20 @@ class TextualInversion(pl.LightningModule):
             )
 
 
+def converged(losses: Sequence[float], patience: int, min_improvement: float) -> bool:
+    """Whether none of the last ``patience`` losses is below the best one before them, by a share of at
+    least ``min_improvement``. Never, with a patience of 0."""
+    if not patience or len(losses) <= patience:
+        return False
+    return min(losses[-patience:]) > (1 - min_improvement) * min(losses[:-patience])
+
+
 class FixedBatchMonitor(Callback):
     """Measures what tells a word's progress: loss on a fixed batch, norm, distance, nearest words.
 
     The loss of single steps says nothing (its noise is larger than its trend); on fixed pictures,
-    captions, timesteps and noise it can be compared between steps (DVAR, arXiv 2302.04841).
+    captions, timesteps and noise it can be compared between steps (DVAR, arXiv 2302.04841), and a
+    run can stop where it no longer falls.
 
     Args:
         every: in optimiser steps.
@@ -154,10 +178,19 @@ class FixedBatchMonitor(Callback):
             measured a training batch at a time, so that this needs no more memory than a step. 8 of them
             every 25 steps are 1 to 4 % of the training.
         allow_untrained: do not refuse a base model whose loss looks untrained.
+        patience, min_improvement: of the rule to stop, see ``converged``.
     """
 
-    def __init__(self, every: int, size: int = 8, allow_untrained: bool = False) -> None:
+    def __init__(
+        self,
+        every: int,
+        size: int = 8,
+        allow_untrained: bool = False,
+        patience: int = 0,
+        min_improvement: float = 0.0,
+    ) -> None:
         self.every, self.size, self.allow_untrained = every, size, allow_untrained
+        self.patience, self.min_improvement = patience, min_improvement
         self.history: list[dict[str, Any]] = []
         self._fixed: list[tuple[Tensor, list[str], Tensor, Tensor]] = []
 
@@ -167,14 +200,27 @@ class FixedBatchMonitor(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = state["history"]
 
+    @property
+    def converged(self) -> bool:
+        """Whether the loss no longer falls."""
+        losses = [row["fixed_loss"] for row in self.history]
+        return converged(losses, self.patience, self.min_improvement)
+
+    def _stop_if_converged(self, trainer: pl.Trainer) -> None:
+        # together: a process that goes on would wait for the others for ever
+        stop = trainer.strategy.reduce_boolean_decision(self.converged, all=False)
+        trainer.should_stop = trainer.should_stop or stop
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measure(trainer, pl_module)
+        self._stop_if_converged(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         if trainer.global_step % self.every == 0:
             self._measure(trainer, pl_module)
+            self._stop_if_converged(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measure(trainer, pl_module)
@@ -189,13 +235,27 @@ class FixedBatchMonitor(Callback):
             self._fixed = list(parts)
         return self._fixed
 
-    @torch.no_grad()
     def _measure(self, trainer: pl.Trainer, module: Any) -> None:
-        step = trainer.global_step
+        context = trainer.precision_plugin.forward_context()
+        self.measure(trainer.global_step, module, context, trainer.loggers)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        step: int,
+        module: Any,
+        context: AbstractContextManager[Any],
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        """Add the row of ``step`` to the history, once; ``context`` is the precision of the loss.
+
+        Raises:
+            UserError: at the first step, a base model that looks untrained.
+        """
         if self.history and self.history[-1]["step"] >= step:
             return
         losses = []
-        with trainer.precision_plugin.forward_context():
+        with context:
             for z, prompts, t, noise in self._fixed_batches(module):
                 cond = module.model.condition(prompts, step)
                 losses.append(module.model.loss_terms(z, cond, t, noise).simple)
@@ -212,7 +272,7 @@ class FixedBatchMonitor(Callback):
             row[f"norm/{name}"] = float(vectors.norm(dim=1).mean())
             row[f"distance_to_init/{name}"] = float((vectors - start).norm(dim=1).mean())
         self.history.append(row)
-        for logger in trainer.loggers:
+        for logger in loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
         for name in manager.trained:
             words = nearest_words(

@@ -122,8 +122,11 @@ def start(folder: Path, config: Any, resume: bool) -> Path | None:
     """Make the run folder, write its config, and find what to resume from.
 
     Raises:
-        UserError: the folder already holds a run and ``resume`` is false.
+        UserError: the folder already holds a run and ``resume`` is false, or several devices are
+            asked for.
     """
+    if config.trainer.processes > 1:
+        raise UserError("this stage trains on one device; leave out trainer.devices and trainer.nodes")
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None and not resume:
         raise UserError(

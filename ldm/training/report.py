@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.data.concept import Concept
 from ldm.evaluation.report import InversionReport, write_inversion_report
 from ldm.inversion.init import nearest_words
 from ldm.io.embeddings import Embedding
@@ -25,6 +24,8 @@ def final_samples(
     """``samples_per_prompt`` pictures of every prompt, as PNG files of the run."""
     word = config.placeholder
     rows = [p.replace("{}", word) for p in config.prompts for _ in range(config.samples_per_prompt)]
+    if not rows:
+        return {}
     images = sample(
         model,
         rows,
@@ -45,7 +46,6 @@ def final_samples(
 def finish(
     run: RunFolder,
     model: LatentDiffusion,
-    concept: Concept,
     config: InversionConfig,
     embedding: Embedding,
     history: list[dict[str, Any]],
@@ -53,10 +53,7 @@ def finish(
 ) -> Path:
     """Draw the final pictures and write the report; returns its path."""
     prompts = final_samples(run, model, config)
-    training = [
-        save_png(image, run.file("images", f"training_{i:02d}.png"))
-        for i, image in enumerate(concept.images)
-    ]
+    training = sorted((run.path / "images").glob("training_*.png"))
     by_step = {
         int(match.group(1)): [path]
         for path in sorted((run.path / "images").glob("samples_*.png"))
@@ -73,7 +70,7 @@ def finish(
     }
     decode = model.text.tokenizer.decode_id
     summary = {
-        "pictures": len(concept),
+        "pictures": len(training),
         "init": config.init or "vocabulary mean",
         "vectors": embedding.K,
         "steps": embedding.metadata.get("step", ""),

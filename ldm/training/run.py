@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ldm import loading
@@ -21,6 +21,7 @@ from ldm.errors import UserError
 from ldm.inversion.compat import switches
 from ldm.inversion.init import from_vocabulary
 from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
+from ldm.io.images import save_png
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
 from ldm.sampling import sample
@@ -53,17 +54,30 @@ def run_inversion(
         UserError: anything wrong with the input; nothing is left half-written.
     """
     model = loading.load(config.model, config.checkpoint)
-    concept = load_concept(config.images, model.image_size, **config.framing())
-    captions = None
-    if config.captions or (config.captions is None and has_captions(concept.paths)):
-        captions = read_captions(concept.paths, config.placeholder)
+    concept, captions = read_pictures(config, model.image_size)
     check(config)
-    run = create_run(out, resume=resume)
-    for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
-        write_text(run.file(name), text)
+    run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
+    if config.trainer.writes:
+        write_config(run, config, documents)
     return learn(
         model, concept, config, captions=captions, run=run, resume=resume, progress=progress
     )
+
+
+def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tuple[str, ...]] | None]:
+    """The pictures of ``size`` pixels a side, and their caption files if they are to be used."""
+    concept = load_concept(config.images, size, **config.framing())
+    if config.captions or (config.captions is None and has_captions(concept.paths)):
+        return concept, read_captions(concept.paths, config.placeholder)
+    return concept, None
+
+
+def write_config(
+    run: RunFolder, config: InversionConfig, documents: Mapping[str, str] | None = None
+) -> None:
+    """Write ``config.yaml`` and ``documents`` (path in the folder -> content)."""
+    for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
+        write_text(run.file(name), text)
 
 
 def learn(
@@ -78,10 +92,86 @@ def learn(
 ) -> Embedding:
     """Teach ``model`` the placeholder; with a ``run`` folder, leave everything there.
 
-    The model keeps the word (a word of that name from before is replaced).
+    The model keeps the word (a word of that name from before is replaced). With several devices, every
+    process comes here with the same arguments; the first one writes.
     """
-    word, started = config.placeholder, time.perf_counter()
-    base_model = model.fingerprint()
+    started = time.perf_counter()
+    record = run if config.trainer.writes else None
+    task = prepare(model, concept, config, captions=captions, run=record)
+    config = task.config
+    with trained_form(
+        model,
+        None if config.model_lr else config.trainer.precision,  # weights that train stay in float32
+        checkpointing=config.checkpointing,
+        compiling=config.compiled,
+        cuda_graphs=config.cuda_graphs,
+    ):
+        trainer = fit(
+            task.module,
+            run.path if run is not None else None,
+            config.trainer,
+            config.logging,
+            seed=config.seed,
+            callbacks=[c for c in (task.monitor, task.keeper, task.pictures) if c is not None],
+            clip_norm=config.optim.clip_norm,
+            resume=_last(run) if run is not None and resume else None,
+            progress=progress,
+        )
+    model.to(trainer.strategy.root_device)
+    return task.finish(trainer.global_step, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """One inversion, ready to train.
+
+    Attributes:
+        config: its settings, quirks of ``compat`` worked in.
+        module: what trains; its model knows the word.
+        monitor, keeper, pictures: measure, save and draw it as it goes; without a run folder the last
+            two are None.
+        details: optimiser step and base model -> an embedding's metadata.
+        image_words: per-image words, which go when it ends.
+    """
+
+    config: InversionConfig
+    module: TextualInversion
+    monitor: FixedBatchMonitor
+    keeper: EmbeddingCheckpoint | None
+    pictures: ImageLogger | None
+    run: RunFolder | None
+    details: Callable[..., dict[str, str]]
+    image_words: tuple[str, ...]
+
+    def finish(self, steps: int, seconds: float) -> Embedding:
+        """The learned word; a run folder gets it too, the last pictures and the report."""
+        model, word, run = self.module.model, self.config.placeholder, self.run
+        for name in self.image_words:
+            model.remove_placeholder(name)
+        notes = self.details(steps, model.freeze().fingerprint())
+        embedding = Embedding(word, model.manager.vectors(word), notes)
+        if run is not None:
+            from ldm.training.report import finish  # the report's libraries load only when one is due
+
+            save_embeddings(embedding, run.file("embeddings.safetensors"))
+            if self.config.model_lr:
+                export_model(model, run.path / "model")
+            finish(run, model, self.config, embedding, self.monitor.history, seconds)
+            loss = self.monitor.history[-1]["fixed_loss"]
+            run.update_manifest(finished=now(), steps=steps, seconds=round(seconds, 1), loss=loss)
+        return embedding
+
+
+def prepare(
+    model: LatentDiffusion,
+    concept: Concept,
+    config: InversionConfig,
+    *,
+    captions: Sequence[Sequence[str]] | None = None,
+    run: RunFolder | None = None,
+) -> Inversion:
+    """Give ``model`` the word and encode the pictures; arguments as :func:`learn`."""
+    word, base_model = config.placeholder, model.fingerprint()
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
     model.manager.keep_end = not quirks.end_falls_off
@@ -118,16 +208,21 @@ def learn(
             mixing_prob=config.mixing_prob,
             coarse_class=config.coarse_class,
         ),
-        batch_size=config.batch_size,
+        batch_size=config.batch_size * config.trainer.processes,  # each takes its share of the whole one
         seed=config.seed,
         concept=word,
         flip_p=config.flip_p,
     )
     _refuse_cut_prompts(model, batches, word)
     module = _module(model, batches, config)
-    monitor = FixedBatchMonitor(config.monitor_every, allow_untrained=config.allow_untrained)
-    callbacks: list[Callback] = [monitor]
+    monitor = FixedBatchMonitor(
+        config.monitor_every,
+        allow_untrained=config.allow_untrained,
+        patience=config.patience,
+        min_improvement=config.min_improvement,
+    )
     prompts = [prompt.replace("{}", word) for prompt in config.prompts]
+    hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
 
     def details(step: int, learned_on: str = base_model) -> dict[str, str]:
         return provenance(
@@ -136,52 +231,23 @@ def learn(
             seed=config.seed,
             init=config.init,
             templates="captions" if captions else config.templates,
-            image_hashes=concept.hashes,
+            image_hashes=hashes,
         )
 
+    keeper = pictures = None
     if run is not None:
         run.write_manifest(
             seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model
         )
+        for i, image in enumerate(concept.images):
+            save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
-        callbacks.append(EmbeddingCheckpoint(run, word, details, every, config.formats))
+        keeper = EmbeddingCheckpoint(run, word, details, every, config.formats)
         if config.trainer.image_every:
-            callbacks.append(_image_logger(run, model, prompts, config))
-    with trained_form(
-        model,
-        None if config.model_lr else config.trainer.precision,  # weights that train stay in float32
-        checkpointing=config.checkpointing,
-        compiling=config.compiled,
-        cuda_graphs=config.cuda_graphs,
-    ):
-        trainer = fit(
-            module,
-            run.path if run is not None else None,
-            config.trainer,
-            config.logging,
-            seed=config.seed,
-            callbacks=callbacks,
-            clip_norm=config.optim.clip_norm,
-            resume=_last(run) if run is not None and resume else None,
-            progress=progress,
-        )
-    model.to(trainer.strategy.root_device)
-    if image_words:
-        for name in image_words:
-            model.remove_placeholder(name)
-    notes = details(trainer.global_step, model.freeze().fingerprint())
-    embedding = Embedding(word, model.manager.vectors(word), notes)
-    if run is not None:
-        from ldm.training.report import finish  # the report's libraries load only when one is due
-
-        save_embeddings(embedding, run.file("embeddings.safetensors"))
-        if config.model_lr:
-            export_model(model, run.path / "model")
-        finish(
-            run, model, concept, config, embedding, monitor.history, time.perf_counter() - started
-        )
-        run.update_manifest(finished=now(), steps=trainer.global_step)
-    return embedding
+            pictures = _image_logger(run, model, prompts, config)
+    return Inversion(
+        config, module, monitor, keeper, pictures, run, details, tuple(image_words or ())
+    )
 
 
 def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
@@ -204,7 +270,7 @@ def _module(
         lr = scale_lr(
             lr,
             accumulate=config.trainer.accumulate,
-            devices=config.trainer.devices,
+            devices=config.trainer.processes,
             batch_size=config.batch_size,
         )
     log.info("learning rate: base %g, effective %g", config.optim.lr, lr)

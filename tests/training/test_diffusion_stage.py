@@ -80,6 +80,15 @@ def test_diffusion_resumes_to_the_weights_of_an_uninterrupted_run(
         assert_same(resumed[key], finished[1][key])
 
 
+def test_devices_that_would_all_compute_the_same_are_refused(
+    diffusion_stage: DiffusionStage, tmp_path: Path
+) -> None:
+    several = replace(diffusion_stage, trainer=replace(diffusion_stage.trainer, devices=2))
+    with pytest.raises(UserError, match="one device"):
+        train_diffusion(several, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_copied_run_goes_on_in_its_new_folder(
     finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage, tmp_path: Path
 ) -> None:

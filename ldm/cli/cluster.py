@@ -1,0 +1,68 @@
+"""``ldm cluster``: learn a list of concepts on many workers, by Ray."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli import common, concepts
+
+if TYPE_CHECKING:
+    from ldm.training.pack import Job, Result
+
+EXAMPLE = """\
+  ldm cluster --concepts concepts.yaml --out runs/all                          # all cores of this machine
+  ldm cluster --concepts concepts.yaml --out /shared/all --address auto --resume
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = common.add_parser(
+        subparsers,
+        "cluster",
+        "learn many words on many machines",
+        "Learn the list of `ldm invert --concepts` on a Ray cluster, or on one of this machine's cores and\n"
+        "GPUs that is started for it. A task learns some concepts in packs; one whose worker dies is done\n"
+        "again. Folder, pictures and model must be at the same paths on all machines.",
+        EXAMPLE,
+    )
+    common.add_weights(parser, default=None)
+    add = parser.add_argument
+    add("--concepts", type=Path, metavar="YAML", required=True, help="as of `ldm invert --help`")
+    add("--out", type=Path, metavar="RUNS", help="folder of all runs (default: runs/<date>_<name>)")
+    add("--resume", action="store_true", help="go on in --out: what is finished there is kept")
+    add("--address", default="local", metavar="local|auto|HOST:PORT", help="of the cluster (default: local)")
+    add("--task-size", type=int, default=64, metavar="N", help="concepts a task (default: 64)")
+    add(
+        "--pack",
+        type=concepts.pack_size,
+        default="auto",
+        metavar="N",
+        help="concepts a pass (default: auto, what there is memory for)",
+    )
+    add("--cpus-per-task", type=int, default=1, metavar="N", help="also its threads (default: 1)")
+    add("--gpus-per-task", type=float, metavar="X", help="(default: 1 if the cluster has GPUs, else 0)")
+    add("--retries", type=int, default=2, metavar="N", help="of a task that fails (default: 2)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all concepts")
+    parser.set_defaults(run=run, part=slice(None))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Learn all, say what became of each; an error at the end if any failed."""
+    from ldm.config import load_yaml
+
+    def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
+        from ldm.training.cluster import learn_on
+        from ldm.training.ray_workers import RayWorkers
+
+        limits = {"cpus": args.cpus_per_task, "gpus": args.gpus_per_task}
+        with RayWorkers(args.address, verbose=args.verbose, **limits) as workers:
+            return learn_on(
+                workers, jobs, out, task_size=args.task_size, pack=args.pack, retries=args.retries
+            )
+
+    given = common.nested({"checkpoint": args.checkpoint})
+    concepts.learn_list(args, common.merge(given, load_yaml([], args.set)), learn)

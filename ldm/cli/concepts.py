@@ -1,0 +1,143 @@
+"""``ldm invert --concepts``: a list of concepts in YAML, learned many at a time."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli import common
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.training.pack import Job, Result
+
+SECTIONS = ("defaults", "concepts")
+#: more rows than a screen has are read from the summary file
+MOST_ROWS = 40
+
+
+def read_jobs(path: Path, options: Mapping[str, Any], model: str | None = None) -> list[Job]:
+    """The jobs of a list ``{defaults: {key: value}, concepts: [{name, images, key: value}, ...]}``.
+
+    Keys are those of ``InversionConfig``, where ``name`` is the placeholder. An entry's settings win over
+    ``defaults``, these over the model's own, and ``options`` over all. A run folder has the name's
+    letters and digits.
+
+    Args:
+        options: nested mapping of settings, as from the command line.
+        model: wins over the list's; the shipped "emoji" if neither gives one.
+
+    Raises:
+        UserError: names the entry that something is wrong with.
+    """
+    from ldm.config import load_yaml, resolve, unknown_key
+    from ldm.loading import inversion_defaults
+    from ldm.training.config import InversionConfig
+    from ldm.training.pack import Job
+
+    sections = load_yaml([path])
+    for key in sections:
+        if key not in SECTIONS:
+            raise unknown_key(str(key), SECTIONS, f"{path}: ")
+    defaults, entries = sections.get("defaults") or {}, sections.get("concepts") or []
+    if not isinstance(defaults, Mapping) or not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} needs a list 'concepts:' of {{name, images, init}}; it may have 'defaults:'")
+    model = model or defaults.get("model", "emoji")
+    own = {**inversion_defaults(model), "model": model}
+    jobs, folders = [], Counter[str]()
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}: concept {number}"
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            raise UserError(f"{where} is {entry!r}; give a mapping with name, images and init")
+        word = entry["name"]
+        given = {**{k: v for k, v in entry.items() if k != "name"}, "placeholder": word}
+        try:
+            config = resolve(InversionConfig, common.merge(own, defaults, given, options))
+        except UserError as error:
+            raise UserError(f"{where} ({word}): {error}") from None
+        folder = common.slug(word)
+        folders[folder] += 1
+        jobs.append(Job(folder if folders[folder] == 1 else f"{folder}-{folders[folder]}", config))
+    return jobs
+
+
+def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
+    """``ldm invert --concepts``: learn all in this process."""
+
+    def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
+        from ldm import loading
+        from ldm.training.pack import learn_many
+
+        shared = jobs[0].config
+        model = loading.load(shared.model, shared.checkpoint)
+        return learn_many(model, jobs, out, pack=args.pack, resume=args.resume)
+
+    for option in ("images", "name", "init"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option} belongs to a single concept: write it into {args.concepts}")
+    learn_list(args, options, learn)
+
+
+def learn_list(
+    args: argparse.Namespace,
+    options: Mapping[str, Any],
+    learn: Callable[[Sequence[Job], Path], list[Result]],
+) -> None:
+    """Learn the list of ``args``, say what became of each; an error at the end if any failed."""
+    if args.resume and args.out is None:
+        raise UserError("--resume needs --out: give the folder of the runs to continue")
+    jobs = read_jobs(args.concepts, options, args.model)[args.part]
+    if not jobs:
+        raise UserError(f"{args.concepts} has fewer concepts than --part makes parts")
+    out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(args.concepts.stem)}"
+    if not args.resume and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
+    again = f"the same command with --resume --out {out}"
+    args.how_to_resume = lambda: f"continue with {again}"
+    common.quiet_libraries(args.verbose)
+
+    from ldm.training.pack import SUMMARY, check_together, write_summary
+
+    check_together(jobs)
+    results = learn(jobs, out)
+    write_summary(results, out)
+    failed = [result for result in results if result.status == "failed"]
+    common.heading(f"learned {len(results) - len(failed)} of {len(results)} concepts")
+    common.say(
+        *_table(results),
+        f"  embeddings  {out / 'embeddings.safetensors'}",
+        f"  summary     {out / SUMMARY}",
+    )
+    if failed:
+        first = failed[0]
+        raise UserError(f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "
+                        f"({first.error}); put it right, then give {again}")
+
+
+def _table(results: Sequence[Result]) -> list[str]:
+    if len(results) > MOST_ROWS:
+        return []
+    width = max(len(result.name) for result in results)
+    rows = []
+    for result in results:
+        loss = "" if result.loss is None else f"loss {result.loss:.4f}"
+        figures = f"{result.steps} steps in {result.seconds:.0f} s, {loss}"
+        told = result.error if result.status == "failed" else figures
+        rows.append(f"  {result.name:{width}}  {result.status:7}  {told}")
+    return rows
+
+
+def pack_size(text: str) -> int | str:
+    """Of ``--pack``: a number, or "auto"."""
+    return text if text == "auto" else int(text)
+
+
+def part(text: str) -> slice:
+    """Of ``--part I/N``: every N-th concept from number I (counted from 0) on."""
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return slice(int(number), None, int(of))

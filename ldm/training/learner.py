@@ -1,0 +1,227 @@
+"""One step of several concepts at once: one text encoding, one UNet call, one backward pass.
+
+Concepts share the frozen weights and nothing else. Each brings its own micro-batch, noise and timesteps
+(functions of its seed and step), and the objective is the sum over concepts of the mean over their own
+samples: the gradient of a concept's v* is then the one that it would have had alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.io.runs import atomic_write
+from ldm.model import LatentDiffusion
+from ldm.training.run import Inversion
+
+#: of a packed concept, in its run folder; what Lightning's ``last.ckpt`` is to a run of its own
+CHECKPOINT = ("checkpoints", "packed.pt")
+
+
+class Draw(NamedTuple):
+    """A concept's micro-batch of B samples with U unique prompts, on the CPU.
+
+    z, noise: (B, C, h, w); t: (B,); ids: (U, L); prompt: (B,) rows of ``ids``.
+    """
+
+    z: Tensor
+    t: Tensor
+    noise: Tensor
+    ids: Tensor
+    prompt: Tensor
+
+
+class Learner:
+    """A concept among others: keeps what Lightning's Trainer keeps for a run of its own.
+
+    Args:
+        task: the inversion, in a run folder.
+        device: where its vectors live, beside the frozen weights.
+        resume: go on from the run folder's checkpoint, if there is one.
+
+    Attributes:
+        step: optimiser steps done.
+        seconds: its share of the time that its packs took.
+    """
+
+    def __init__(self, task: Inversion, device: torch.device, *, resume: bool = False) -> None:
+        assert task.run is not None and task.keeper is not None
+        self.task, self.config, self.run, self.keeper = task, task.config, task.run, task.keeper
+        self.module = task.module.to(device)
+        self.parameters = list(self.module.manager.parameters())
+        configured = self.module.configure_optimizers()
+        self.optimizer: torch.optim.Optimizer = configured["optimizer"]
+        self.scheduler = configured["lr_scheduler"]["scheduler"]
+        self.step, self.seconds = 0, 0.0
+        self._resume = resume
+        self._micro = 0  # batches since the last step, whose gradients are summed
+        self._ids: dict[str, Tensor] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether it has made its steps, used up its time or converged."""
+        limits = self.config.trainer
+        late = limits.max_minutes is not None and self.seconds > 60 * limits.max_minutes
+        ended = self.step >= limits.max_steps or late or self.task.monitor.converged
+        return ended and not self._micro
+
+    def begin(self, precision: AbstractContextManager[Any]) -> None:
+        """Before its first step in a pack: load what it goes on from, look at where it stands."""
+        path = self.run.path.joinpath(*CHECKPOINT)
+        if self._resume and path.is_file():
+            self._load(path)
+        self._resume = False
+        self.observe(precision)
+
+    def draw(self) -> Draw:
+        """The next micro-batch; it is the same until :meth:`update`."""
+        number = self.step * self.config.trainer.accumulate + self._micro
+        batch = self.module.batches.batch(number)
+        t, noise = self.module.draw_noise(batch["z"], number)
+        unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(batch["prompt"]))}
+        rows = torch.tensor([unique[prompt] for prompt in batch["prompt"]])
+        return Draw(batch["z"], t, noise, torch.cat([self._tokens(p) for p in unique]), rows)
+
+    def _tokens(self, prompt: str) -> Tensor:
+        if prompt not in self._ids:
+            self._ids[prompt] = self.module.text.tokenize([prompt])
+        return self._ids[prompt]
+
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """Take the gradients of a micro-batch; after ``accumulate`` of them, an optimiser step."""
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient if p.grad is None else p.grad + gradient
+        self._micro += 1
+        if self._micro < self.config.trainer.accumulate:
+            return
+        if self.config.optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.step, self._micro = self.step + 1, 0
+
+    def observe(self, precision: AbstractContextManager[Any]) -> None:
+        """Measure, draw and save what is due at this step.
+
+        Raises:
+            UserError: the base model looks untrained, or the loss is not finite.
+        """
+        if self._micro:
+            return
+        step, task = self.step, self.task
+        if self.done or step % task.monitor.every == 0:
+            task.monitor.measure(step, self.module, precision)
+            if not math.isfinite(task.monitor.history[-1]["fixed_loss"]):
+                raise UserError(f"the loss is not finite at step {step}; lower the learning rate")
+        ended = self.done  # by this measurement, perhaps
+        if task.pictures is not None and (ended or step % task.pictures.every == 0):
+            task.pictures.show(step, self.module)
+        if ended or step and step % self.config.trainer.checkpoint_every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        """Write the word as it is, and the checkpoint that ``_load`` goes on from."""
+        self.keeper.save(self.step, self.module)
+        state = {
+            "base_model": self.module.base_fingerprint,
+            "step": self.step,
+            "seconds": self.seconds,
+            "manager": self.module.manager.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "monitor": self.task.monitor.state_dict(),
+        }
+        path = self.run.file(*CHECKPOINT)
+        with atomic_write(path) as temporary, open(temporary, "wb") as stream:
+            torch.save(state, stream)  # to a stream: a path would be stored in the file
+
+    def _load(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: it is damaged, or of another base model.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.module.on_load_checkpoint(state)
+            self.module.manager.load_state_dict(state["manager"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.task.monitor.load_state_dict(state["monitor"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except UserError:
+            raise
+        except Exception as error:  # readers raise nearly anything on broken bytes
+            raise UserError(f"{path} is damaged; remove it, and the word is learned anew") from error
+
+
+class Gradients(NamedTuple):
+    """What a joint micro-batch gave each of its learners: gradients of its parameters, losses (B,)."""
+
+    of: list[tuple[Tensor, ...]]
+    losses: tuple[Tensor, ...]
+
+
+def joint_gradients(
+    model: LatentDiffusion, learners: Sequence[Learner], precision: AbstractContextManager[Any]
+) -> Gradients:
+    """Each concept's gradients of its own next micro-batch; nothing has changed if this fails.
+
+    Args:
+        model: the shared one; the concepts' own models are twins of it (``with_own_words``).
+        precision: autocast, or nothing.
+    """
+    draws, device = [learner.draw() for learner in learners], model.device
+    samples, unique = [len(draw.z) for draw in draws], [len(draw.ids) for draw in draws]
+    first = torch.tensor([0, *unique]).cumsum(0)  # row of each learner's first prompt
+    prompt = torch.cat([draw.prompt + row for draw, row in zip(draws, first, strict=False)])
+    # a micro-batch counts by its mean, an optimiser step by the mean over its micro-batches
+    share = torch.tensor([1 / learner.config.trainer.accumulate for learner in learners])
+    size = torch.tensor(samples)
+    z, t, noise, ids, prompt, weight = (
+        tensor.to(device, non_blocking=True)
+        for tensor in (
+            torch.cat([draw.z for draw in draws]),
+            torch.cat([draw.t for draw in draws]),
+            torch.cat([draw.noise for draw in draws]),
+            torch.cat([draw.ids for draw in draws]),
+            prompt,
+            (share / size).repeat_interleave(size),
+        )
+    )
+    with precision:
+        cond = _contexts(model, learners, ids, unique)[prompt]
+        per_sample = model.loss_terms(z, cond, t, noise).per_sample
+    loss = (per_sample * weight).sum()
+    for learner, part in zip(learners, share.tolist(), strict=True):
+        if learner.config.regularization:
+            loss = loss + part * learner.config.regularization * learner.module.pull(learner.step)
+    parameters = [p for learner in learners for p in learner.parameters]
+    found = iter(torch.autograd.grad(loss, parameters))
+    of = [tuple(next(found) for _ in learner.parameters) for learner in learners]
+    return Gradients(of, per_sample.detach().split(samples))
+
+
+def _contexts(
+    model: LatentDiffusion, learners: Sequence[Learner], ids: Tensor, unique: list[int]
+) -> Tensor:
+    """(U, L, D) contexts of all prompts; ids (U, L), ``unique`` of them each learner's.
+
+    Every learner puts in its own words, whose private ids may be another's too; the encoder then runs
+    once.
+    """
+    embeds = model.text.embed(ids)
+    placed = [
+        learner.module.manager(own, looked_up, learner.step)
+        for learner, own, looked_up in zip(learners, ids.split(unique), embeds.split(unique), strict=True)
+    ]
+    ids, embeds = (torch.cat(parts) for parts in zip(*placed, strict=True))
+    return model.text.encode(embeds, ids)

@@ -1,0 +1,68 @@
+"""How much memory a step takes, how much there is, and how an allocator says that it was not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+#: of the free memory, the share that is planned with: allocators leave gaps
+USABLE = 0.8
+#: on a CPU, peak over what autograd saves: operands and results of the operation in progress
+TRANSIENT = 1.5
+#: words of allocators that raise a plain RuntimeError: torch's for the CPU, cuBLAS's workspace
+REFUSALS = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+#: limit of a container, and what it uses, where the kernel has control groups (version 2)
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up, be it the GPU's or the CPU's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSALS)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device, those that torch keeps for itself included."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((CGROUP / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no such groups, or no limit ("max")
+        return free
+
+
+def step_bytes(
+    step: Callable[[], Any], device: torch.device, weights: Iterable[Tensor] = ()
+) -> int:
+    """Bytes that ``step()`` takes at its peak beyond what it finds; ``weights`` are there already.
+
+    On a GPU measured by its allocator; on a CPU what autograd saves for the backward pass, times
+    ``TRANSIENT``.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    there = {tensor.untyped_storage().data_ptr() for tensor in weights}
+    saved: dict[int, int] = {}  # the graph keeps every storage alive, so an address names one
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return int(TRANSIENT * sum(saved.values()))
