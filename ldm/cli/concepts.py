@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ldm.training.pack import Job, Result
 
 SECTIONS = ("defaults", "concepts")
+#: in the folder of the runs: the list as it was resolved, from which ``--resume`` goes on
+KEPT_LIST = "concepts.yaml"
 #: more rows than a screen has are read from the summary file
 MOST_ROWS = 40
 
@@ -75,17 +77,18 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
     out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(args.concepts.stem)}"
     if not args.resume and out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
-    words: list[str | Path] = ["ldm", "invert", "--concepts", args.concepts, "--out", out, "--resume"]
-    again = common.command(words)
+    again = common.command(["ldm", "invert", "--resume", "--out", out])
     args.how_to_resume = lambda: f"continue with: {again}"
     common.quiet_libraries(args.verbose)
 
     from ldm import loading
+    from ldm.io.runs import write_text
     from ldm.training.pack import SUMMARY, check_together, learn_many, write_summary
 
     check_together(jobs)
     shared = jobs[0].config
     model = loading.load(shared.model, shared.checkpoint)
+    write_text(out / KEPT_LIST, _as_list(jobs))
     results = learn_many(model, jobs, out, pack=args.pack, resume=args.resume)
     write_summary(results, out)
     failed = [result for result in results if result.status == "failed"]
@@ -99,6 +102,14 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
         first = failed[0]
         raise UserError(f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "
                         f"({first.error}); put it right, then: {again}")
+
+
+def _as_list(jobs: Sequence[Job]) -> str:
+    """What :func:`read_jobs` reads these jobs from, whatever the options and the model's own settings."""
+    from ldm.config import dump_yaml, to_plain
+
+    entries = [to_plain(job.config) for job in jobs]
+    return dump_yaml({"concepts": [{"name": entry.pop("placeholder"), **entry} for entry in entries]})
 
 
 def _table(results: Sequence[Result]) -> list[str]:
@@ -116,4 +127,6 @@ def _table(results: Sequence[Result]) -> list[str]:
 
 def pack_size(text: str) -> int | str:
     """Of ``--pack``: a number, or "auto"."""
+    if text != "auto" and int(text) < 1:
+        raise ValueError
     return text if text == "auto" else int(text)

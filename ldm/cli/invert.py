@@ -125,6 +125,8 @@ def _accelerator(device: str) -> str | None:
 
 def run(args: argparse.Namespace) -> None:
     """Learn the word, then say where it is and how to draw with it; or all of a list."""
+    if args.resume and args.out and args.concepts is None and (args.out / concepts.KEPT_LIST).is_file():
+        args.concepts = args.out / concepts.KEPT_LIST
     if args.concepts is not None:
         concepts.run(args, options(args))
         return
