@@ -57,7 +57,9 @@ def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dic
             raise UserError(f"config {path} does not exist; give the path of a YAML file")
         try:
             _refuse_deep(path)
-            loaded = OmegaConf.load(path)
+            # every node takes a byte or more: a long list passes, what aliases blow up does not
+            limit = max(10_000, path.stat().st_size)
+            loaded = OmegaConf.load(path, max_yaml_expanded_nodes=limit)
             if not OmegaConf.is_dict(loaded):
                 raise UserError(f"config {path} must be a mapping of keys to values at its top level")
             merged = OmegaConf.merge(merged, loaded)  # type: ignore[assignment]

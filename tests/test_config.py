@@ -228,3 +228,14 @@ def test_locate_finds_what_a_config_may_build_and_nothing_else() -> None:
         assert isinstance(locate(name), type)
     with pytest.raises(UserError, match="refused"):
         locate("ldm.config.locate")
+
+
+def test_a_list_of_thousands_is_read_and_aliases_that_blow_up_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text("concepts:\n" + "".join(f"- {{name: <{i}>, images: p/{i}}}\n" for i in range(2500)))
+    assert len(load_yaml([path])["concepts"]) == 2500
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="not readable YAML"):
+        load_yaml([path])

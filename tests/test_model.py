@@ -33,6 +33,22 @@ def test_decode_undoes_the_scale_that_training_applies(tiny_model: LatentDiffusi
 
 
 # ------------------------------------------------------------------ prompts
+def test_a_model_with_its_own_words_shares_the_weights_alone(tiny_model: LatentDiffusion) -> None:
+    tiny_model.add_placeholder("<known>", init="dog")
+    plain = tiny_model.condition(["a photo of a cat"])
+    twin, other = tiny_model.with_own_words(), tiny_model.with_own_words()
+    twin.add_placeholder("cat", init="dog")
+    other.add_placeholder("<mine>", init="tree")
+    assert list(twin.manager.placeholders) == ["<known>", "cat"]
+    assert list(other.manager.placeholders) == ["<known>", "<mine>"]
+    assert list(tiny_model.manager.placeholders) == ["<known>"]
+    assert torch.equal(tiny_model.condition(["a photo of a cat"]), plain)
+    assert not torch.equal(twin.condition(["a photo of a cat"]), plain)
+    assert twin.unet is tiny_model.unet and twin.text.token_table is tiny_model.text.token_table
+    tiny_model.unet.to(torch.bfloat16)
+    assert next(twin.unet.parameters()).dtype == torch.bfloat16
+
+
 def test_condition_puts_the_vectors_where_the_placeholder_stands(
     tiny_model: LatentDiffusion,
 ) -> None:

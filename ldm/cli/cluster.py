@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldm.cli import common, concepts
-
-if TYPE_CHECKING:
-    from ldm.training.pack import Job, Result
+from ldm.errors import UserError
 
 EXAMPLE = """\
   ldm cluster --concepts concepts.yaml --out runs/all                          # all cores of this machine
-  ldm cluster --concepts concepts.yaml --out /shared/all --address auto --resume
+  ldm cluster --concepts concepts.yaml --out /shared/all --address auto
+  ldm cluster --resume --out /shared/all --address auto                        # after an interruption
 """
 
 
@@ -31,9 +30,9 @@ def register(subparsers: Any) -> None:
     )
     common.add_weights(parser, default=None)
     add = parser.add_argument
-    add("--concepts", type=Path, metavar="YAML", required=True, help="as of `ldm invert --help`")
+    add("--concepts", type=Path, metavar="YAML", help="as of `ldm invert --help`")
     add("--out", type=Path, metavar="RUNS", help="folder of all runs (default: runs/<date>_<name>)")
-    add("--resume", action="store_true", help="go on in --out: what is finished there is kept")
+    add("--resume", action="store_true", help="go on in --out, whose list is kept there")
     add("--address", default="local", metavar="local|auto|HOST:PORT", help="of the cluster (default: local)")
     add("--task-size", type=int, default=64, metavar="N", help="concepts a task (default: 64)")
     add(
@@ -47,22 +46,22 @@ def register(subparsers: Any) -> None:
     add("--gpus-per-task", type=float, metavar="X", help="(default: 1 if the cluster has GPUs, else 0)")
     add("--retries", type=int, default=2, metavar="N", help="of a task that fails (default: 2)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all concepts")
-    parser.set_defaults(run=run, part=slice(None))
+    parser.set_defaults(run=run, part=concepts.ALL)
 
 
 def run(args: argparse.Namespace) -> None:
     """Learn all, say what became of each; an error at the end if any failed."""
     from ldm.config import load_yaml
+    from ldm.training.cluster import learn_on
+    from ldm.training.ray_workers import RayWorkers
 
-    def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
-        from ldm.training.cluster import learn_on
-        from ldm.training.ray_workers import RayWorkers
-
-        limits = {"cpus": args.cpus_per_task, "gpus": args.gpus_per_task}
-        with RayWorkers(args.address, verbose=args.verbose, **limits) as workers:
-            return learn_on(
-                workers, jobs, out, task_size=args.task_size, pack=args.pack, retries=args.retries
-            )
-
-    given = common.nested({"checkpoint": args.checkpoint})
-    concepts.learn_list(args, common.merge(given, load_yaml([], args.set)), learn)
+    args.concepts = concepts.kept_list(args)
+    if args.concepts is None:
+        raise UserError("--concepts is missing: give the list, or --resume with the --out of one")
+    options = common.merge(common.nested({"checkpoint": args.checkpoint}), load_yaml([], args.set))
+    handing_out = {"task_size": args.task_size, "pack": args.pack, "retries": args.retries}
+    # first of all: where no worker can be had, nothing is written
+    with RayWorkers(
+        args.address, cpus=args.cpus_per_task, gpus=args.gpus_per_task, verbose=args.verbose
+    ) as workers:
+        concepts.learn_list(args, options, "cluster", partial(learn_on, workers, **handing_out))

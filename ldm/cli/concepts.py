@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from ldm.training.pack import Job, Result
 
 SECTIONS = ("defaults", "concepts")
+#: in the folder of the runs: the list as it was resolved, from which ``--resume`` goes on
+KEPT_LIST = "concepts.yaml"
+ALL = slice(None)
 #: more rows than a screen has are read from the summary file
 MOST_ROWS = 40
 
 
-def read_jobs(path: Path, options: Mapping[str, Any], model: str | None = None) -> list[Job]:
+def read_jobs(
+    path: Path, options: Mapping[str, Any], model: str | None = None, part: slice = ALL
+) -> list[Job]:
     """The jobs of a list ``{defaults: {key: value}, concepts: [{name, images, key: value}, ...]}``.
 
     Keys are those of ``InversionConfig``, where ``name`` is the placeholder. An entry's settings win over
@@ -29,6 +34,7 @@ def read_jobs(path: Path, options: Mapping[str, Any], model: str | None = None) 
     Args:
         options: nested mapping of settings, as from the command line.
         model: wins over the list's; the shipped "emoji" if neither gives one.
+        part: of the entries.
 
     Raises:
         UserError: names the entry that something is wrong with.
@@ -48,7 +54,7 @@ def read_jobs(path: Path, options: Mapping[str, Any], model: str | None = None) 
     model = model or defaults.get("model", "emoji")
     own = {**inversion_defaults(model), "model": model}
     jobs, folders = [], Counter[str]()
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in list(enumerate(entries, start=1))[part]:
         where = f"{path}: concept {number}"
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise UserError(f"{where} is {entry!r}; give a mapping with name, images and init")
@@ -78,30 +84,37 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
     for option in ("images", "name", "init"):
         if getattr(args, option) is not None:
             raise UserError(f"--{option} belongs to a single concept: write it into {args.concepts}")
-    learn_list(args, options, learn)
+    learn_list(args, options, "invert", learn)
 
 
 def learn_list(
     args: argparse.Namespace,
     options: Mapping[str, Any],
+    command: str,
     learn: Callable[[Sequence[Job], Path], list[Result]],
 ) -> None:
-    """Learn the list of ``args``, say what became of each; an error at the end if any failed."""
+    """Learn the list of a subcommand by ``learn(jobs, out)``, say what became of each.
+
+    Raises:
+        UserError: at the end, if any failed.
+    """
     if args.resume and args.out is None:
         raise UserError("--resume needs --out: give the folder of the runs to continue")
-    jobs = read_jobs(args.concepts, options, args.model)[args.part]
+    jobs = read_jobs(args.concepts, options, args.model, args.part)
     if not jobs:
         raise UserError(f"{args.concepts} has fewer concepts than --part makes parts")
     out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(args.concepts.stem)}"
     if not args.resume and out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
-    again = f"the same command with --resume --out {out}"
-    args.how_to_resume = lambda: f"continue with {again}"
+    again = common.command(["ldm", command, "--resume", "--out", out])
+    args.how_to_resume = lambda: f"continue with: {again}"
     common.quiet_libraries(args.verbose)
 
+    from ldm.io.runs import write_text
     from ldm.training.pack import SUMMARY, check_together, write_summary
 
     check_together(jobs)
+    write_text(out / KEPT_LIST, _as_list(jobs))
     results = learn(jobs, out)
     write_summary(results, out)
     failed = [result for result in results if result.status == "failed"]
@@ -114,7 +127,15 @@ def learn_list(
     if failed:
         first = failed[0]
         raise UserError(f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "
-                        f"({first.error}); put it right, then give {again}")
+                        f"({first.error}); put it right, then: {again}")
+
+
+def _as_list(jobs: Sequence[Job]) -> str:
+    """What :func:`read_jobs` reads these jobs from, whatever the options and the model's own settings."""
+    from ldm.config import dump_yaml, to_plain
+
+    entries = [to_plain(job.config) for job in jobs]
+    return dump_yaml({"concepts": [{"name": entry.pop("placeholder"), **entry} for entry in entries]})
 
 
 def _table(results: Sequence[Result]) -> list[str]:
@@ -130,8 +151,17 @@ def _table(results: Sequence[Result]) -> list[str]:
     return rows
 
 
+def kept_list(args: argparse.Namespace) -> Path | None:
+    """The list to learn: that of ``--concepts``, or with ``--resume`` the one that ``--out`` kept."""
+    if args.concepts is None and args.resume and args.out and (args.out / KEPT_LIST).is_file():
+        return args.out / KEPT_LIST
+    return args.concepts
+
+
 def pack_size(text: str) -> int | str:
     """Of ``--pack``: a number, or "auto"."""
+    if text != "auto" and int(text) < 1:
+        raise ValueError
     return text if text == "auto" else int(text)
 
 

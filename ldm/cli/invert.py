@@ -81,7 +81,7 @@ def register(subparsers: Any) -> None:
     add(
         "--part",
         type=concepts.part,
-        default=slice(None),
+        default=concepts.ALL,
         metavar="I/N",
         help="only the I-th of N parts of --concepts, I from 0 to N - 1, as the tasks of a job array count",
     )
@@ -133,6 +133,7 @@ def _accelerator(device: str) -> str | None:
 
 def run(args: argparse.Namespace) -> None:
     """Learn the word, then say where it is and how to draw with it; or all of a list."""
+    args.concepts = concepts.kept_list(args)
     if args.concepts is not None:
         concepts.run(args, options(args))
         return

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class Learner:
         ended = self.step >= limits.max_steps or late or self.task.monitor.converged
         return ended and not self._micro
 
-    def begin(self, precision: AbstractContextManager[Any]) -> None:
+    def begin(self, precision: torch.autocast) -> None:
         """Before its first step in a pack: load what it goes on from, look at where it stands."""
         path = self.run.path.joinpath(*CHECKPOINT)
         if self._resume and path.is_file():
@@ -108,7 +108,7 @@ class Learner:
         self.scheduler.step()
         self.step, self._micro = self.step + 1, 0
 
-    def observe(self, precision: AbstractContextManager[Any]) -> None:
+    def observe(self, precision: torch.autocast) -> None:
         """Measure, draw and save what is due at this step.
 
         Raises:
@@ -119,6 +119,7 @@ class Learner:
         step, task = self.step, self.task
         if self.done or step % task.monitor.every == 0:
             task.monitor.measure(step, self.module, precision)
+            # once v* is not finite it stays so, and nobody else's is: no step need be waited for
             if not math.isfinite(task.monitor.history[-1]["fixed_loss"]):
                 raise UserError(f"the loss is not finite at step {step}; lower the learning rate")
         ended = self.done  # by this measurement, perhaps
@@ -163,51 +164,40 @@ class Learner:
             raise UserError(f"{path} is damaged; remove it, and the word is learned anew") from error
 
 
-class Gradients(NamedTuple):
-    """What a joint micro-batch gave each of its learners: gradients of its parameters, losses (B,)."""
-
-    of: list[tuple[Tensor, ...]]
-    losses: tuple[Tensor, ...]
-
-
 def joint_gradients(
-    model: LatentDiffusion, learners: Sequence[Learner], precision: AbstractContextManager[Any]
-) -> Gradients:
-    """Each concept's gradients of its own next micro-batch; nothing has changed if this fails.
+    model: LatentDiffusion, learners: Sequence[Learner], precision: torch.autocast
+) -> list[tuple[Tensor, ...]]:
+    """For each concept, the gradients of its parameters by its own next micro-batch.
+
+    Nothing has changed if this fails.
 
     Args:
         model: the shared one; the concepts' own models are twins of it (``with_own_words``).
-        precision: autocast, or nothing.
+        precision: autocast.
     """
-    draws, device = [learner.draw() for learner in learners], model.device
-    samples, unique = [len(draw.z) for draw in draws], [len(draw.ids) for draw in draws]
-    first = torch.tensor([0, *unique]).cumsum(0)  # row of each learner's first prompt
-    prompt = torch.cat([draw.prompt + row for draw, row in zip(draws, first, strict=False)])
+    draws = [learner.draw() for learner in learners]
     # a micro-batch counts by its mean, an optimiser step by the mean over its micro-batches
-    share = torch.tensor([1 / learner.config.trainer.accumulate for learner in learners])
-    size = torch.tensor(samples)
-    z, t, noise, ids, prompt, weight = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (
-            torch.cat([draw.z for draw in draws]),
-            torch.cat([draw.t for draw in draws]),
-            torch.cat([draw.noise for draw in draws]),
-            torch.cat([draw.ids for draw in draws]),
-            prompt,
-            (share / size).repeat_interleave(size),
-        )
-    )
+    share = [1 / learner.config.trainer.accumulate for learner in learners]
+    weight = torch.cat([torch.full([len(d.z)], s / len(d.z)) for d, s in zip(draws, share, strict=True)])
+    to = partial(Tensor.to, device=model.device, non_blocking=True)
+    z, t, noise, ids, prompt = map(to, _collate(draws))
     with precision:
-        cond = _contexts(model, learners, ids, unique)[prompt]
-        per_sample = model.loss_terms(z, cond, t, noise).per_sample
-    loss = (per_sample * weight).sum()
-    for learner, part in zip(learners, share.tolist(), strict=True):
+        cond = _contexts(model, learners, ids, [len(draw.ids) for draw in draws])
+        per_sample = model.loss_terms(z, cond[prompt], t, noise).per_sample
+    loss = (per_sample * to(weight)).sum()
+    for learner, part in zip(learners, share, strict=True):
         if learner.config.regularization:
             loss = loss + part * learner.config.regularization * learner.module.pull(learner.step)
-    parameters = [p for learner in learners for p in learner.parameters]
-    found = iter(torch.autograd.grad(loss, parameters))
-    of = [tuple(next(found) for _ in learner.parameters) for learner in learners]
-    return Gradients(of, per_sample.detach().split(samples))
+    found = iter(torch.autograd.grad(loss, [p for learner in learners for p in learner.parameters]))
+    return [tuple(next(found) for _ in learner.parameters) for learner in learners]
+
+
+def _collate(draws: Sequence[Draw]) -> Draw:
+    """One draw of all, in their order."""
+    z, t, noise, ids, prompt = zip(*draws, strict=True)
+    above = torch.tensor([0, *map(len, ids)]).cumsum(0).tolist()
+    rows = [own + n for own, n in zip(prompt, above, strict=False)]
+    return Draw(torch.cat(z), torch.cat(t), torch.cat(noise), torch.cat(ids), torch.cat(rows))
 
 
 def _contexts(

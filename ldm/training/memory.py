@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from ldm.errors import UserError
 
 #: of the free memory, the share that is planned with: allocators leave gaps
 USABLE = 0.8
@@ -26,6 +29,25 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSALS)
+
+
+def too_large(batch_size: int) -> UserError:
+    """One concept alone does not fit."""
+    return UserError(
+        f"out of memory with this concept alone: lower its batch_size ({batch_size}; trainer.accumulate "
+        "makes up for it), use bf16-mixed, or set use_checkpoint in the UNet's config"
+    )
+
+
+@contextmanager
+def in_one_line(batch_size: int) -> Iterator[None]:
+    """Turns an allocator's error into :func:`too_large`."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise too_large(batch_size) from None
 
 
 def free_bytes(device: torch.device) -> int:

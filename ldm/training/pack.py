@@ -12,12 +12,10 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +29,8 @@ from ldm.model import LatentDiffusion
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
 from ldm.training.frozen import stored_in
-from ldm.training.learner import CHECKPOINT, Gradients, Learner, joint_gradients
-from ldm.training.memory import USABLE, free_bytes, out_of_memory, step_bytes
+from ldm.training.learner import CHECKPOINT, Learner, joint_gradients
+from ldm.training.memory import USABLE, free_bytes, in_one_line, out_of_memory, step_bytes, too_large
 from ldm.training.run import Inversion, prepare, read_pictures, write_config
 
 log = logging.getLogger(__name__)
@@ -120,7 +118,8 @@ def learn_many(
             if resume and _finished(job, run):
                 results[job.name] = _kept(job, run)
             else:
-                tasks.append((job, _prepare(job, model, run, resume)))
+                with in_one_line(job.config.batch_size):
+                    tasks.append((job, _prepare(job, model, run, resume)))
         except UserError as error:
             results[job.name] = _failed(job, run, error)
     with attention_kernel(trainer.attention), stored_in(model, trainer.precision):
@@ -195,7 +194,8 @@ def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> 
 
 def _finish(job: Job, learner: Learner) -> Result:
     try:
-        learner.task.finish(learner.step, learner.seconds)
+        with in_one_line(job.config.batch_size):
+            learner.task.finish(learner.step, learner.seconds)
     except UserError as error:
         return _failed(job, learner.run, error)
     return _kept(job, learner.run, "learned")
@@ -237,7 +237,7 @@ class Pack:
         model: the shared one, on its device.
         waiting: the concepts, in the order of joining.
         size: how many at once, or "auto".
-        precision: autocast, or nothing.
+        precision: autocast.
     """
 
     def __init__(
@@ -245,12 +245,11 @@ class Pack:
         model: LatentDiffusion,
         waiting: Sequence[Learner],
         size: int | Literal["auto"],
-        precision: AbstractContextManager[Any],
+        precision: torch.autocast,
     ) -> None:
         self.model, self.precision = model, precision
         self.waiting, self.members = deque(waiting), list[Learner]()
         self.size = self._fitting() if size == "auto" else size
-        self._losses: dict[Learner, Tensor] = {}  # of the step before
 
     def train(self, bar: tqdm) -> Iterator[tuple[Learner, UserError | None]]:
         """Every concept as it leaves: at its end, or with what made it fail."""
@@ -276,27 +275,20 @@ class Pack:
         if found is None:
             return self._shrink()
         leaving: list[tuple[Learner, UserError | None]] = []
-        for learner, gradients in zip(self.members, found.of, strict=True):
+        for learner, gradients in zip(self.members, found, strict=True):
             before = learner.step
             learner.update(gradients)
-            error = self._error_of(learner, partial(self._observe, learner))
+            error = self._error_of(learner, learner.observe)
             bar.update(learner.step - before)
             if error or learner.done:
                 leaving.append((learner, error))
-        self._losses = dict(zip(self.members, found.losses, strict=True))
         share = (time.perf_counter() - started) / len(self.members)
         for learner in self.members:
             learner.seconds += share
         return leaving
 
-    def _observe(self, learner: Learner, precision: AbstractContextManager[Any]) -> None:
-        losses = self._losses.get(learner)  # of the step before: no GPU is waited for
-        if losses is not None and not bool(losses.isfinite().all()):
-            raise UserError(f"the loss is not finite at step {learner.step}; lower the learning rate")
-        learner.observe(precision)
-
-    def _gradients(self) -> Gradients | None:
-        """None if there was not enough memory for them."""
+    def _gradients(self) -> list[tuple[Tensor, ...]] | None:
+        """None if there was not enough memory."""
         try:
             return joint_gradients(self.model, self.members, self.precision)
         except Exception as error:
@@ -311,25 +303,20 @@ class Pack:
         """Half of the members wait for their turn; a concept that does not fit alone has failed."""
         n = len(self.members)
         if n == 1:
-            return [(self.members[0], _too_large(self.members[0]))]
+            return [(self.members[0], too_large(self.members[0].config.batch_size))]
         self.size = n // 2
         log.warning("out of memory with %d concepts in a pack: going on with %d", n, self.size)
         self.waiting.extendleft(reversed(self.members[self.size :]))
         del self.members[self.size :]
         return []
 
-    def _error_of(
-        self, learner: Learner, action: Callable[[AbstractContextManager[Any]], None]
-    ) -> UserError | None:
+    def _error_of(self, learner: Learner, action: Callable[[torch.autocast], None]) -> UserError | None:
         """What is wrong with one concept, which must not stop the others."""
         try:
-            action(self.precision)
+            with in_one_line(learner.config.batch_size):
+                action(self.precision)
         except UserError as error:
             return error
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            return _too_large(learner)
         return None
 
     def _leave(self, learner: Learner, bar: tqdm) -> Learner:
@@ -358,10 +345,3 @@ class Pack:
         size = max(1, min(fitting, len(self.waiting)))
         log.info("%.0f MB a concept: packs of %d", taken / 1e6, size)
         return size
-
-
-def _too_large(learner: Learner) -> UserError:
-    return UserError(
-        f"out of memory with this concept alone: lower its batch_size ({learner.config.batch_size}), with "
-        "trainer.accumulate for the same sum, use bf16-mixed, or set use_checkpoint in the UNet's config"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -45,13 +46,15 @@ class RayWorkers(Executor):
         level = "INFO" if verbose else "ERROR"
         local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE}
         try:
+            if address not in ("local", "auto"):
+                _knock(address)
             ray.init(
                 address=address,
                 log_to_driver=verbose,
                 logging_level=level,
                 **(local if address == "local" else {}),
             )
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"there is no Ray cluster at {address!r}; start one with `ray start --head` and `ray "
                 "start --address HOST:PORT`, or use --address local"
@@ -84,6 +87,12 @@ class RayWorkers(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; a local one ends. Tasks that run then end too."""
         self.ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError or ValueError if nobody listens at "host:port"; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -49,7 +49,7 @@ def test_a_list_is_learned_by_tasks_into_one_place_and_resumed(cli, concepts, th
     assert {row["status"] for row in summary["concepts"]} == {"learned"}
     again = cli(*words)
     assert again.code == 2 and "--resume" in again.err
-    assert cli(*words, "--resume").code == 0
+    assert cli("cluster", "--resume", "--out", "runs").code == 0
     summary = json.loads(Path("runs/concepts.json").read_text())
     assert {row["status"] for row in summary["concepts"]} == {"kept"}
 
@@ -68,6 +68,11 @@ def test_without_ray_one_line_says_how_to_install_it(cli, concepts, monkeypatch)
     result = cli("cluster", "--concepts", concepts, "--out", "runs")
     assert result.code == 2 and "pip install" in result.err and result.err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_list_is_asked_for(cli):
+    result = cli("cluster", "--out", "runs")
+    assert result.code == 2 and "--concepts is missing" in result.err
 
 
 def test_parts_of_a_list_are_learned_apart_and_make_the_whole(cli, concepts):

@@ -37,7 +37,7 @@ def as_slurm(words: list[str]) -> list[int]:
     for child in both:
         child.start()
     for child in both:
-        child.join(60)
+        child.join(200)
         child.kill()
     return [child.exitcode if child.exitcode is not None else -1 for child in both]
 
@@ -47,7 +47,7 @@ def as_a_user(words: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "ldm.cli.main", *words],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -217,6 +218,15 @@ def test_without_ray_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="pip install") as raised:
         ray_workers.RayWorkers("local")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "host:port"])
+def test_an_address_where_nobody_listens_is_said_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    with pytest.raises(UserError, match="no Ray cluster"):
+        ray_workers.RayWorkers(address)
 
 
 @pytest.fixture(scope="module")

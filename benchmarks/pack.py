@@ -1,0 +1,152 @@
+"""Concept-steps a second: runs one after the other, and packs of several sizes.
+
+    python benchmarks/pack.py --threads 2 [--model emoji] [--precision bf16-mixed] [--sizes 1,2,4,8,16,32]
+
+Prints one Markdown table, within minutes. "One after the other" is the optimiser step inside ``ldm invert``
+(Lightning's loop, its loggers on); a pack's is the joint step of ``ldm invert --concepts``. Measured in
+turns, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from ldm import loading
+from ldm.config import resolve
+from ldm.io.runs import RunFolder, create_run
+from ldm.model import LatentDiffusion
+from ldm.training.config import InversionConfig
+from ldm.training.fit import attention_backend, fit
+from ldm.training.inversion import stored_in
+from ldm.training.learner import Learner, joint_gradients
+from ldm.training.run import Inversion, prepare, read_pictures
+
+PICTURES = Path("configs/emoji/concepts")
+WARM_UP, STEPS = 2, 8
+
+
+class Stopwatch(Callback):
+    """Seconds of every step but the first ones."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        ends = self.ends[WARM_UP:]
+        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+
+
+def concept(model: LatentDiffusion, number: int, folder: Path, precision: str) -> Inversion:
+    """Concept ``number``, ready to train by the model's own settings; its monitor and pictures rest."""
+    sources = sorted(path for path in PICTURES.iterdir() if path.is_dir())
+    values = {**model.inversion_defaults, "images": str(sources[number % len(sources)])}
+    config = resolve(InversionConfig, {**values, "placeholder": f"<{number}>", "seed": number})
+    trainer = replace(config.trainer, max_steps=WARM_UP + STEPS, image_every=0, precision=precision)
+    trainer = replace(trainer, accelerator=_accelerator(model))
+    config = replace(config, trainer=trainer, monitor_every=10**9, allow_untrained=True)
+    pictures, _ = read_pictures(config, model.image_size)
+    return prepare(model.with_own_words(), pictures, config, run=create_run(folder / str(number)))
+
+
+def _accelerator(model: LatentDiffusion) -> str:
+    return "gpu" if model.device.type == "cuda" else "cpu"
+
+
+def alone(task: Inversion, folder: Path) -> list[float]:
+    """Seconds a step of a run of its own."""
+    watch, run = Stopwatch(), RunFolder(folder)
+    config = task.config
+    fit(task.module, run.path, config.trainer, config.logging, seed=0, callbacks=[watch], progress=False)
+    return watch.seconds
+
+
+def together(
+    model: LatentDiffusion, learners: Sequence[Learner], steps: int, precision: torch.autocast
+) -> list[float]:
+    """Seconds a joint step."""
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        found = joint_gradients(model, learners, precision)
+        for learner, gradients in zip(learners, found, strict=True):
+            learner.update(gradients)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def table(
+    model: LatentDiffusion, sizes: Sequence[int], repeats: int, precision: str, folder: Path
+) -> list[str]:
+    """Rows of the Markdown table."""
+    tasks = [concept(model, i, folder / "packed", precision) for i in range(max(sizes))]
+    singles = [concept(model, i, folder / "alone", precision) for i in range(repeats)]
+    own: list[float] = []
+    packed: dict[int, list[float]] = {size: [] for size in sizes}
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision != "32-true")
+    with attention_backend(_accelerator(model)), stored_in(model, precision):
+        learners = [Learner(task, model.device) for task in tasks]
+        together(model, learners[: min(sizes)], WARM_UP, autocast)
+        for i, single in enumerate(singles):
+            own += alone(single, folder / f"run-{i}")
+            for size in sizes:
+                packed[size] += together(model, learners[:size], max(1, STEPS // size), autocast)
+    base, batch = statistics.median(own), tasks[0].config.batch_size
+    rows = [
+        "| concepts a pass | samples | seconds a pass | concept-steps/s | against one after the other | n |",
+        "|---|---|---|---|---|---|",
+        f"| one after the other | {batch} | {base:.4f} | {1 / base:.2f} | 1.00 x | {len(own)} |",
+    ]
+    for n, seconds in packed.items():
+        pass_ = statistics.median(seconds)
+        rows.append(f"| {n} | {n * batch} | {pass_:.4f} | {n / pass_:.2f} | {n * base / pass_:.2f} x | "
+                    f"{len(seconds)} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--sizes", default="1,2,4,8,16,32")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    model = loading.load(args.model, device=args.device)
+    sizes = [int(size) for size in args.sizes.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = table(model, sizes, args.repeats, args.precision, Path(folder))
+    machine = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor()
+    shape = " x ".join(map(str, model.latent_shape))
+    sys.stdout.write(f"{args.model}, {args.precision}, latents {shape}, {machine or platform.machine()}, "
+                     f"{args.threads} threads, torch {torch.__version__}, medians of n passes\n\n")
+    sys.stdout.write("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
