@@ -1,18 +1,22 @@
 """Concept-steps a second: runs one after the other, and packs of several sizes.
 
-    python benchmarks/pack.py --threads 2 [--model emoji] [--precision bf16-mixed] [--sizes 1,2,4,8,16,32]
+    python benchmarks/pack.py --threads 2 [--precision bf16-mixed] [--sizes 1,2,4,8,16,32]
+    python benchmarks/pack.py --threads 2 --commands 16
+    python benchmarks/pack.py --device cuda --model configs/latent-diffusion/txt2img-1p4B.yaml --random
 
 Prints one Markdown table, within minutes. "One after the other" is the optimiser step inside ``ldm invert``
 (Lightning's loop, its loggers on); a pack's is the joint step of ``ldm invert --concepts``. Measured in
-turns, medians.
+turns, medians. With ``--commands``: whole command lines, from start to report, without pictures drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,9 +31,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from ldm import loading
-from ldm.config import resolve
+from ldm.config import dump_yaml, resolve
 from ldm.io.runs import RunFolder, create_run
-from ldm.model import LatentDiffusion
+from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig
 from ldm.training.fit import attention_backend, fit
 from ldm.training.inversion import stored_in
@@ -40,6 +44,12 @@ PICTURES = Path("configs/emoji/concepts")
 WARM_UP, STEPS = 2, 8
 
 
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Stopwatch(Callback):
     """Seconds of every step but the first ones."""
 
@@ -47,7 +57,7 @@ class Stopwatch(Callback):
         self.ends: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(_now())
 
     @property
     def seconds(self) -> list[float]:
@@ -85,13 +95,11 @@ def together(
     """Seconds a joint step."""
     seconds = []
     for _ in range(steps):
-        started = time.perf_counter()
+        started = _now()
         found = joint_gradients(model, learners, precision)
         for learner, gradients in zip(learners, found, strict=True):
             learner.update(gradients)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_now() - started)
     return seconds
 
 
@@ -103,12 +111,14 @@ def table(
     singles = [concept(model, i, folder / "alone", precision) for i in range(repeats)]
     own: list[float] = []
     packed: dict[int, list[float]] = {size: [] for size in sizes}
-    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision != "32-true")
+    device = model.device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true")
     with attention_backend(_accelerator(model)), stored_in(model, precision):
-        learners = [Learner(task, model.device) for task in tasks]
+        learners = [Learner(task, device) for task in tasks]
         together(model, learners[: min(sizes)], WARM_UP, autocast)
         for i, single in enumerate(singles):
             own += alone(single, folder / f"run-{i}")
+            model.to(device)  # from where Lightning left it
             for size in sizes:
                 packed[size] += together(model, learners[:size], max(1, STEPS // size), autocast)
     base, batch = statistics.median(own), tasks[0].config.batch_size
@@ -124,6 +134,42 @@ def table(
     return rows
 
 
+def commands(source: str, n: int, precision: str, folder: Path) -> list[str]:
+    """Rows of the Markdown table of whole commands."""
+    places = sorted(path for path in PICTURES.iterdir() if path.is_dir())
+    entries = [{"name": f"<{i}>", "images": str(places[i % len(places)]), "seed": i} for i in range(n)]
+    (folder / "list.yaml").write_text(dump_yaml({"concepts": entries}))
+    common = [sys.executable, "-m", "ldm.cli.main", "invert", "--model", source, "--precision", precision,
+              "--set", "trainer.image_every=0", "--set", "samples_per_prompt=0"]  # fmt: skip
+
+    def seconds(*words: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([*common, *words], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    packed = seconds("--concepts", str(folder / "list.yaml"), "--out", str(folder / "packed"))
+    single = 0.0
+    for i, entry in enumerate(entries):
+        words = ["--name", entry["name"], "--images", entry["images"], "--seed", str(i)]
+        single += seconds(*words, "--out", str(folder / str(i)))
+    return [
+        "| what | seconds | seconds a concept | against one after the other |",
+        "|---|---|---|---|",
+        f"| {n} times ldm invert | {single:.0f} | {single / n:.1f} | 1.00 x |",
+        f"| ldm invert --concepts, {n} of them | {packed:.0f} | {packed / n:.1f} | {single / packed:.2f} x |",
+    ]
+
+
+def load(source: str, random: bool, device: str) -> LatentDiffusion:
+    """The model; ``random``: its config with random weights."""
+    if not random:
+        return loading.load(source, device=device)
+    values, folder = loading.find(source)
+    model = build(loading.in_folder(resolve(ModelConfig, values["model"], "model."), folder))
+    model.inversion_defaults = dict(values.get("inversion") or {})
+    return model.freeze().to(device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -132,19 +178,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--random", action="store_true", help="random weights")
+    parser.add_argument("--commands", type=int, metavar="N", help="time whole commands for N concepts")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    model = loading.load(args.model, device=args.device)
-    sizes = [int(size) for size in args.sizes.split(",")]
+    model = load(args.model, args.random, args.device)
     with tempfile.TemporaryDirectory() as folder:
-        rows = table(model, sizes, args.repeats, args.precision, Path(folder))
+        if args.commands:
+            os.environ["OMP_NUM_THREADS"] = str(args.threads)
+            rows = commands(args.model, args.commands, args.precision, Path(folder))
+        else:
+            sizes = [int(size) for size in args.sizes.split(",")]
+            rows = table(model, sizes, args.repeats, args.precision, Path(folder))
     machine = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor()
     shape = " x ".join(map(str, model.latent_shape))
     sys.stdout.write(f"{args.model}, {args.precision}, latents {shape}, {machine or platform.machine()}, "
-                     f"{args.threads} threads, torch {torch.__version__}, medians of n passes\n\n")
+                     f"{args.threads} threads, torch {torch.__version__}, medians of n\n\n")
     sys.stdout.write("\n".join(rows) + "\n")
 
 

@@ -38,8 +38,8 @@ TARGETS = frozenset(
     }
 )
 
-#: bounds of a YAML file; the official ones have 4 kB and 10 levels
-MAX_BYTES, MAX_DEPTH = 2**20, 100
+#: bounds of a YAML file; the official ones have 4 kB and 10 levels, a list of 100,000 concepts 150 MB
+MAX_BYTES, MAX_DEPTH = 2**28, 100
 
 
 def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -119,11 +119,9 @@ def learn_list(
     write_summary(results, out)
     failed = [result for result in results if result.status == "failed"]
     common.heading(f"learned {len(results) - len(failed)} of {len(results)} concepts")
-    common.say(
-        *_table(results),
-        f"  embeddings  {out / 'embeddings.safetensors'}",
-        f"  summary     {out / SUMMARY}",
-    )
+    common.say(*_table(results), f"  summary     {out / SUMMARY}")
+    if len(failed) < len(results):
+        common.say(f"  embeddings  {out / 'embeddings.safetensors'}")
     if failed:
         first = failed[0]
         raise UserError(f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "

@@ -28,7 +28,7 @@ from ldm.io.runs import RunFolder, create_run, now, write_json
 from ldm.model import LatentDiffusion
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
-from ldm.training.frozen import stored_in
+from ldm.training.frozen import trained_form
 from ldm.training.learner import CHECKPOINT, Learner, joint_gradients
 from ldm.training.memory import USABLE, free_bytes, in_one_line, out_of_memory, step_bytes, too_large
 from ldm.training.run import Inversion, prepare, read_pictures, write_config
@@ -36,7 +36,15 @@ from ldm.training.run import Inversion, prepare, read_pictures, write_config
 log = logging.getLogger(__name__)
 
 #: keys that all concepts of a pack have in common
-SHARED = ("model", "checkpoint", "trainer.precision", "trainer.accelerator", "trainer.threads")
+SHARED = (
+    "model",
+    "checkpoint",
+    "checkpointing",
+    "trainer.precision",
+    "trainer.accelerator",
+    "trainer.attention",
+    "trainer.threads",
+)
 PRECISIONS = ("32-true", "bf16-mixed")
 #: samples a call, beyond which a CPU gains nothing (`benchmarks/pack.py`)
 CPU_SAMPLES = 64
@@ -108,28 +116,27 @@ def learn_many(
     precision = torch.autocast(device.type, torch.bfloat16, enabled=trainer.precision != "32-true")
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
-    results: dict[str, Result] = {}
-    tasks: list[tuple[Job, Inversion]] = []
     model.fingerprint()  # once, for all twins
     model.to(device)
+    results: dict[str, Result] = {}
+    waiting: deque[Learner] = deque()  # the only reference: what has left takes no memory
     for job in jobs:  # all pictures are encoded first, in full precision
         run = RunFolder(Path(out) / job.name)
         try:
             if resume and _finished(job, run):
                 results[job.name] = _kept(job, run)
             else:
-                with in_one_line(job.config.batch_size):
-                    tasks.append((job, _prepare(job, model, run, resume)))
+                waiting.append(Learner(_prepare(job, model, run, resume), device, resume=resume))
         except UserError as error:
             results[job.name] = _failed(job, run, error)
-    with attention_kernel(trainer.attention), stored_in(model, trainer.precision):
-        job_of = {Learner(task, device, resume=resume): job for job, task in tasks}
-        with _bar(job_of, progress) as bar:
-            for learner, error in Pack(model, list(job_of), pack, precision).train(bar):
-                job = job_of[learner]
-                results[job.name] = (
-                    _failed(job, learner.run, error) if error else _finish(job, learner)
-                )
+    named = {job.name: job for job in jobs}
+    form = trained_form(model, trainer.precision, checkpointing=jobs[0].config.checkpointing)
+    with attention_kernel(trainer.attention), form:
+        with _bar(waiting, progress) as bar:
+            for learner, error in Pack(model, waiting, pack, precision).train(bar):
+                job = named[learner.run.path.name]
+                result = _failed(job, learner.run, error) if error else _finish(job, learner)
+                results[job.name] = result
                 bar.set_postfix_str(f"{len(results)} of {len(jobs)} concepts done")
     return [results[job.name] for job in jobs]
 
@@ -151,6 +158,9 @@ def check_together(jobs: Sequence[Job]) -> None:
         if job.config.model_lr:
             raise UserError(f"{job.name}: model_lr trains the model that a pack shares; set it to 0, or "
                             "learn this concept by a command of its own")
+        if job.config.compiled or job.config.cuda_graphs:
+            raise UserError(f"{job.name}: a pack changes its size and would be compiled anew each time; set "
+                            "compiled and cuda_graphs to false, or learn it by a command of its own")
         if trainer.devices != 1 or trainer.precision not in PRECISIONS:
             raise UserError(f"{job.name}: a pack trains on one device, in {' or '.join(PRECISIONS)}; not on "
                             f"{trainer.devices} in {trainer.precision}")
@@ -189,7 +199,8 @@ def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> 
     if not (resume and run.path.is_dir()):
         create_run(run.path)
     write_config(run, job.config)
-    return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)
+    with in_one_line(job.config.batch_size):
+        return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)
 
 
 def _finish(job: Job, learner: Learner) -> Result:
@@ -235,7 +246,7 @@ class Pack:
 
     Args:
         model: the shared one, on its device.
-        waiting: the concepts, in the order of joining.
+        waiting: the concepts, in the order of joining; they are taken from here.
         size: how many at once, or "auto".
         precision: autocast.
     """
@@ -243,12 +254,12 @@ class Pack:
     def __init__(
         self,
         model: LatentDiffusion,
-        waiting: Sequence[Learner],
+        waiting: deque[Learner],
         size: int | Literal["auto"],
         precision: torch.autocast,
     ) -> None:
         self.model, self.precision = model, precision
-        self.waiting, self.members = deque(waiting), list[Learner]()
+        self.waiting, self.members = waiting, list[Learner]()
         self.size = self._fitting() if size == "auto" else size
 
     def train(self, bar: tqdm) -> Iterator[tuple[Learner, UserError | None]]:
