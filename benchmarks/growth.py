@@ -102,10 +102,10 @@ def plot(found: dict[str, list[dict[str, Any]]], title: str, path: Path) -> None
     """Seconds a step and peak memory against each axis, as a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(found), 3.4), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure = Figure(figsize=(4 * len(found), 3.6), layout="constrained")
+    figure.suptitle(title.replace("; ", "\n", 1), fontsize=8)
     for place, (axis, rows) in enumerate(found.items()):
-        seconds = figure.add_subplot(1, len(found), place + 1, xlabel=axis, ylim=(0, None))
+        seconds = figure.add_subplot(1, len(found), place + 1, xlabel=axis)
         memory = seconds.twinx()
         points = AXES[axis]
         for plane, key, label, style in (
