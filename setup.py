@@ -16,6 +16,7 @@ RUNTIME = [
     "open_clip_torch>=3.2",
     "tokenizers>=0.21",
     "regex>=2024.11",  # what open_clip cuts prompts with
+    "psutil>=5.9",
     "safetensors>=0.5",
     "omegaconf>=2.4",
     "PyYAML>=6.0",

@@ -35,7 +35,7 @@ def too_large(batch_size: int) -> UserError:
     """One concept alone does not fit."""
     return UserError(
         f"out of memory with this concept alone: lower its batch_size ({batch_size}; trainer.accumulate "
-        "makes up for it), use bf16-mixed, or set use_checkpoint in the UNet's config"
+        "makes up for it), use bf16-mixed, or set checkpointing=true"
     )
 
 

@@ -297,7 +297,7 @@ def test_a_concept_that_does_not_fit_alone_is_told_what_to_do(
     memory_for(0, monkeypatch, torch.cuda.OutOfMemoryError("CUDA out of memory"))
     results = learn_many(model, jobs, tmp_path / "runs", pack=2, progress=False)
     assert [r.status for r in results] == ["failed"] * 3
-    assert "batch_size (2;" in str(results[0].error) and "use_checkpoint" in str(results[0].error)
+    assert "batch_size (2;" in str(results[0].error) and "checkpointing" in str(results[0].error)
 
 
 def test_any_other_error_is_not_taken_for_a_want_of_memory(
