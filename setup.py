@@ -41,6 +41,8 @@ DEV = [
     "nbformat>=5.10",
     "nbclient>=0.10",
     "ipykernel>=6.29",
+    # the plot of benchmarks/growth.py
+    "matplotlib>=3.10",
 ]
 
 setup(
@@ -55,7 +57,7 @@ setup(
     package_data={"ldm": ["py.typed", "assets/**/*"]},
     include_package_data=True,
     install_requires=RUNTIME,
-    extras_require={"dev": DEV},
+    extras_require={"dev": DEV, "ray": ["ray>=2.40"]},
     entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},
     zip_safe=False,
     classifiers=[

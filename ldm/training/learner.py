@@ -55,9 +55,9 @@ class Learner:
         assert task.run is not None and task.keeper is not None
         self.task, self.config, self.run, self.keeper = task, task.config, task.run, task.keeper
         self.module = task.module.to(device)
-        self.parameters = list(self.module.manager.parameters())
         configured = self.module.configure_optimizers()
         self.optimizer: torch.optim.Optimizer = configured["optimizer"]
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = configured["lr_scheduler"]["scheduler"]
         self.step, self.seconds = 0, 0.0
         self._resume = resume
