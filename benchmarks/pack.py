@@ -35,8 +35,8 @@ from ldm.config import dump_yaml, resolve
 from ldm.io.runs import RunFolder, create_run
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig
-from ldm.training.fit import attention_backend, fit
-from ldm.training.inversion import stored_in
+from ldm.training.fit import attention_kernel, fit
+from ldm.training.frozen import stored_in
 from ldm.training.learner import Learner, joint_gradients
 from ldm.training.run import Inversion, prepare, read_pictures
 
@@ -113,7 +113,7 @@ def table(
     packed: dict[int, list[float]] = {size: [] for size in sizes}
     device = model.device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true")
-    with attention_backend(_accelerator(model)), stored_in(model, precision):
+    with attention_kernel("auto"), stored_in(model, precision):
         learners = [Learner(task, device) for task in tasks]
         together(model, learners[: min(sizes)], WARM_UP, autocast)
         for i, single in enumerate(singles):

@@ -298,13 +298,20 @@ def test_damaged_yaml_files_are_one_line_errors_or_load(tmp_path):
     assert time.process_time() - start < 15
 
 
+def test_a_yaml_file_as_large_as_a_model_is_refused_unread(tmp_path):
+    with open(tmp_path / "x.yaml", "wb") as handle:
+        handle.truncate(2**30)  # sparse: takes no room
+    with pytest.raises(UserError, match="too large"):
+        load_yaml([tmp_path / "x.yaml"])
+
+
 @pytest.mark.parametrize("text", [
     "a: " + "[" * 100_000, "{a: " * 100_000, "\n".join(" " * i + "a:" for i in range(3000)),
     "- " * 100_000, "a: &a [*a]", "a: ${b}\nb: ${a}", "a: " + "9" * 10_000, "a: !!int x",
     "a: !!float x", "a: !!timestamp 5", "a: \0", "a: !!binary x$",
-    "a: " + "x" * 2**21, "a: &a [" + "x," * 10 + "]\n" + "\n".join(
+    "a: &a [" + "x," * 10 + "]\n" + "\n".join(
         f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
-], ids=range(14))  # fmt: skip
+], ids=range(13))  # fmt: skip
 def test_yaml_that_means_harm_is_refused_in_no_time(tmp_path, text):
     start = time.process_time()
     (tmp_path / "x.yaml").write_text(text)
