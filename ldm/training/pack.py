@@ -47,7 +47,7 @@ SHARED = (
 )
 PRECISIONS = ("32-true", "bf16-mixed")
 #: samples a call, beyond which a CPU gains nothing (`benchmarks/pack.py`)
-CPU_SAMPLES = 64
+CPU_SAMPLES = 128
 SUMMARY = "concepts.json"
 
 
