@@ -15,8 +15,6 @@ from typing import NamedTuple
 from ldm.text.templates import OBJECT
 
 STYLES = ("noto", "twemoji", "fluent")
-#: stands for the name of a thing that only another picture of it tells (``ldm.training.picture_word``)
-UNNAMED = "<this>"
 STYLE_WORDS = {
     "noto": ("emoji", "cartoon"),
     "twemoji": ("flat icon",),

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.emoji import EmojiSprites
-from ldm.data.emoji_captions import STYLES, UNNAMED, Background, Captioner
+from ldm.data.emoji_captions import STYLES, Background, Captioner
 from ldm.data.emoji_scenes import SCENES, scene_bank
+from ldm.data.pictures import UNNAMED
 from ldm.errors import UserError
 
 # Named colours, sRGB 0..255: pairwise at least 80 apart, so +-JITTER never changes the name.

@@ -46,17 +46,17 @@ def _some(sprites: Tensor, n: int, generator: torch.Generator) -> Tensor:
     things = pick(u[:, 0])
     joined = _join(things, pick(u[:, 1]), each(u[:, 2]), each(u[:, 3]))
     things = torch.where(each(u[:, 4] < JOINED)[:, None, None, None], joined, things)
-    turn = _rotate_hue(things, each(torch.where(u[:, 5] < RECOLOURED, u[:, 6], 0.0)))
+    things = _rotate_hue(things, each(torch.where(u[:, 5] < RECOLOURED, u[:, 6], 0.0)))
     stretch = torch.where(u[:, 7] < STRETCHED, 0.55 + 0.45 * u[:, 8], 1.0)
     angle = torch.where(u[:, 9] < TURNED, u[:, 10], 0.0) * 2 * math.pi
-    placed = _place(turn, each(stretch), each(angle), each(u[:, 11]) < 0.5)
+    placed = _place(things, each(stretch), each(angle), each(u[:, 11]) < 0.5)
     return (placed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, (n, styles))
 
 
 def _join(first: Tensor, second: Tensor, kind: Tensor, where: Tensor) -> Tensor:
     """Halves of two sprites, above each other or side by side, or a small second one on the first.
 
-    first, second (n, 4, S, S); kind (n,) uniform; where (n,) uniform: the seam, or the small one's place.
+    first, second (n, 4, S, S); kind (n,) uniform; where (n,) uniform: the seam.
     """
     side = first.shape[-1]
     seam = (0.35 + 0.3 * where)[:, None, None, None] * side
@@ -64,10 +64,7 @@ def _join(first: Tensor, second: Tensor, kind: Tensor, where: Tensor) -> Tensor:
     rows, columns = axis[None, None, :, None] < seam, axis[None, None, None, :] < seam
     kind = kind[:, None, None, None]
     cut = torch.where(rows.where(kind < 0.33, columns), first, second)
-    small = torch.zeros_like(second)
-    half = F.avg_pool2d(second, 2)
-    place = int(side / 2 * float(where.mean()))  # one place a chunk: sprites differ enough
-    small[..., place : place + side // 2, side // 4 : side // 4 + side // 2] = half
+    small = F.pad(F.avg_pool2d(second, 2), [side // 4] * 4)  # in the middle
     on_top = small + (1 - small[:, 3:]) * first
     return torch.where(kind < 0.66, cut, on_top)
 

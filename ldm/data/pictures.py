@@ -11,6 +11,10 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.seeding import generator
 
+#: in a caption, stands for the name of a thing that only another picture of it tells
+#: (``ldm.training.picture_word``)
+UNNAMED = "<this>"
+
 
 class Pictures(NamedTuple):
     """A batch: images (n, 3, S, S) in [-1, 1], one caption each, and which thing each one shows.
@@ -51,7 +55,6 @@ class EmojiPictures:
         fantasies: int = 0,
     ) -> None:
         from ldm.data.emoji import EmojiSprites, load_holdout
-        from ldm.data.emoji_captions import UNNAMED
         from ldm.data.emoji_compose import Composer
         from ldm.data.emoji_fantasy import imagine
 

@@ -185,15 +185,15 @@ class EmbeddingManager(nn.Module):
 
     @torch.no_grad()
     def norms(self, step: int | None = None) -> dict[str, Tensor]:
-        """Euclidean norm of every vector in use, (k,) for each placeholder."""
-        return {name: self.vectors(name, step).norm(dim=1) for name in self._entries}
+        """Euclidean norm of every vector in use, (k,) for each placeholder that trains."""
+        return {name: self.vectors(name, step).norm(dim=1) for name in self.trained}
 
     @torch.no_grad()
     def distance_to_init(self, step: int | None = None) -> dict[str, Tensor]:
-        """Euclidean distance of every vector in use to where it started, (k,) each."""
+        """Euclidean distance of every vector in use to where it started, as :meth:`norms`."""
         return {
             name: (self.vectors(name, step) - self.init_vectors(name, step)).norm(dim=1)
-            for name in self._entries
+            for name in self.trained
         }
 
     # ------------------------------------------------------------------ the prompt

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.bank import LatentBank
-from ldm.data.emoji_captions import UNNAMED
+from ldm.data.pictures import UNNAMED
 from ldm.data.stream import StepStream
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion

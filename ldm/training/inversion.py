@@ -6,7 +6,6 @@ the gradient passes through the frozen UNet and text transformer and reaches not
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,8 +27,6 @@ from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.late import LateLosses
-
-log = logging.getLogger(__name__)
 
 # an untrained network returns about 0 for a target of unit variance, so its loss is about 1
 UNTRAINED_LOSS = 0.95
@@ -267,10 +264,9 @@ class FixedBatchMonitor(Callback):
             )
         manager, table = module.manager, module.model.text.token_table
         row: dict[str, Any] = {"step": step, "fixed_loss": loss}
-        for name in manager.trained:
-            vectors, start = manager.vectors(name, step), manager.init_vectors(name, step)
-            row[f"norm/{name}"] = float(vectors.norm(dim=1).mean())
-            row[f"distance_to_init/{name}"] = float((vectors - start).norm(dim=1).mean())
+        measures = {"norm": manager.norms(step), "distance_to_init": manager.distance_to_init(step)}
+        for measure, of in measures.items():
+            row |= {f"{measure}/{name}": float(values.mean()) for name, values in of.items()}
         self.history.append(row)
         for logger in loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldm.data.emoji_captions import UNNAMED
+from ldm.data.pictures import UNNAMED
 from ldm.text.conditioner import TextConditioner
 
 
