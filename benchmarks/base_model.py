@@ -1,11 +1,12 @@
-"""Three measurements of the shipped model: reconstruction, the judge behind it, captions by noise level.
+"""Four measurements of the shipped model: reconstruction, the judge behind it, captions, codes of portraits.
 
     python benchmarks/base_model.py --data data/emoji
 
 PSNR of the autoencoder on 256 freshly composed pictures of training and of held-out concepts; the share
 of 200 reconstructions whose own name the judge puts first of 100, which is the ceiling of a generator
 behind it; mean squared error of the UNet's output at eight timesteps with the right, a wrong and the
-empty caption.
+empty caption; the variance of held-out concepts' portraits that the principal components of other
+things' portraits hold (``ldm.training.picture_word``).
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import ldm
 from ldm.data.emoji import EmojiSprites, load_holdout
-from ldm.data.emoji_compose import Composer
+from ldm.data.emoji_compose import Composer, portraits
 from ldm.evaluation.features import load_clip
 from ldm.evaluation.judge import name_recall, real_pictures
 
 TIMESTEPS = (50, 150, 300, 450, 600, 750, 900, 980)
 N = 256
+COMPONENTS = (10, 32, 64, 128, 256)
 
 
 @torch.no_grad()
@@ -57,6 +60,18 @@ def main() -> None:
         t, noise = torch.full((N,), step), torch.randn(z.shape, generator=rng)
         losses = {k: model.loss_terms(z, c, t, noise).simple.mean() for k, c in contexts.items()}
         sys.stdout.write(f"t {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in losses.items()) + "\n")
+    x, new = (codes(model, EmojiSprites.load(args.data, **choice)) for choice in kinds.values())
+    axes = torch.linalg.eigh((x - x.mean(0)).T @ (x - x.mean(0)))[1].flip(1)
+    along = ((new - x.mean(0)) @ axes).square().sum(0)
+    held = (f"{k}: {along[:k].sum() / along.sum():.1%}" for k in COMPONENTS)
+    sys.stdout.write("held-out portraits, variance held by components " + ", ".join(held) + "\n")
+
+
+def codes(model: ldm.LatentDiffusion, sprites: EmojiSprites) -> Tensor:
+    """Latents of all portraits, (things * styles, 2 C h w)."""
+    pairs = (portraits(s, model.image_size) for s in sprites.sprites.flatten(0, 1).split(N))
+    latents = torch.cat([model.encode(pair.flatten(0, 1)).mean for pair in pairs])
+    return latents.unflatten(0, (-1, 2)).flatten(1)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,18 @@ from ldm.seeding import generator
 class LatentBank:
     """Posterior mean and std (N, C, h, w) of N pictures, float16, with one caption each.
 
-    ``subjects`` (N,) int64: which thing a picture shows (equal numbers: the same thing).
+    ``subjects`` (N,) int64 in [0, M): which thing a picture shows. ``portraits`` (M, 2, C, h, w): of each
+    thing the posterior means of its two portraits (``PictureSource.portraits``), float16.
     ``batch`` walks through a new permutation every epoch, as a pure function of the step.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, captions: list[str], subjects: Tensor) -> None:
-        self.mean, self.std, self.captions, self.subjects = mean, std, captions, subjects
-        self._by_subject = subjects.argsort(stable=True)  # pictures of one thing side by side
-        _, self._group, self._group_size = subjects.unique(return_inverse=True, return_counts=True)
-        self._group_start = self._group_size.cumsum(0) - self._group_size
+    TENSORS = ("mean", "std", "subjects", "portraits")
+
+    def __init__(
+        self, mean: Tensor, std: Tensor, captions: list[str], subjects: Tensor, portraits: Tensor
+    ) -> None:
+        self.mean, self.std, self.captions = mean, std, captions
+        self.subjects, self.portraits = subjects, portraits
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -42,7 +45,7 @@ class LatentBank:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             save_file(
-                {"mean": self.mean, "std": self.std, "subjects": self.subjects},
+                {name: getattr(self, name) for name in self.TENSORS},
                 str(temporary),
                 metadata={"captions": json.dumps(self.captions)},
             )
@@ -56,23 +59,25 @@ class LatentBank:
         """
         if not paths:
             raise UserError("latents is an empty list; name what `ldm train latents` wrote")
-        means, stds, captions, subjects = [], [], [], []
+        captions: list[str] = []
+        tensors: dict[str, list[Tensor]] = {name: [] for name in cls.TENSORS}
         known = 0  # things of the files before
         for path in paths:
             if not Path(path).is_file():
                 raise UserError(f"no latents at {path}; run `ldm train latents` first")
             with safe_open(str(path), framework="pt") as file:
-                captions += json.loads(file.metadata()["captions"])
-                means.append(file.get_tensor("mean"))
-                stds.append(file.get_tensor("std"))
-                if "subjects" not in file.keys():  # noqa: SIM118
+                if set(file.keys()) != set(cls.TENSORS):
                     raise UserError(f"{path} is of an older version; run `ldm train latents` again")
-                subjects.append(file.get_tensor("subjects") + known)
-                known = int(subjects[-1].max()) + 1
-        if len({mean.shape[1:] for mean in means}) > 1:
-            shapes = ", ".join(f"{path} {tuple(m.shape[1:])}" for path, m in zip(paths, means, strict=True))
+                captions += json.loads(file.metadata()["captions"])
+                for name, parts in tensors.items():
+                    parts.append(file.get_tensor(name))
+                tensors["subjects"][-1] += known
+                known += len(tensors["portraits"][-1])
+        if len({mean.shape[1:] for mean in tensors["mean"]}) > 1:
+            each = zip(paths, tensors["mean"], strict=True)
+            shapes = ", ".join(f"{path} {tuple(mean.shape[1:])}" for path, mean in each)
             raise UserError(f"latents of different shapes cannot be one bank: {shapes}")
-        return cls(torch.cat(means), torch.cat(stds), captions, torch.cat(subjects))
+        return cls(captions=captions, **{name: torch.cat(parts) for name, parts in tensors.items()})
 
     def _permutation(self, epoch: int, seed: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
@@ -89,15 +94,3 @@ class LatentBank:
         rows = self._permutation(epoch, seed)[place * n : (place + 1) * n]
         noise = torch.randn(n, *self.mean.shape[1:], generator=generator(seed, "posterior", step))
         return self.mean[rows].float() + self.std[rows].float() * noise, rows
-
-    def others(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """For rows (n,) other pictures of the same things, mean latents (n, C, h, w), unscaled.
-
-        Of a thing with a single picture it is that one.
-        """
-        group = self._group[rows]
-        size, start = self._group_size[group], self._group_start[group]
-        chosen = start + (torch.rand(len(rows), generator=rng) * size).long().minimum(size - 1)
-        found = self._by_subject[chosen]
-        following = self._by_subject[start + (chosen - start + 1) % size]
-        return self.mean[torch.where(found == rows, following, found)].float()

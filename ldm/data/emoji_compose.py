@@ -230,6 +230,15 @@ def render(
     return over(rgba, background_pixels(background, image_size)[None])[0]
 
 
+def portraits(sprites: Tensor, image_size: int) -> Tensor:
+    """Sprites (n, 64, 64, 4) uint8 premultiplied alone, upright and in the middle: (n, 2, 3, S, S) in
+    [-1, 1], on black and on white."""
+    n = len(sprites)
+    alone = warp(sprites, torch.full((n,), 0.75), torch.zeros(n), torch.zeros(n, 2), image_size)
+    black = torch.zeros(n, 3, image_size, image_size)
+    return torch.stack([over(alone, black), over(alone, black + 1)], 1)
+
+
 def concept_pictures(
     sprites: EmojiSprites,
     concept: str,

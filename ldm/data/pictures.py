@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.seeding import generator
 
-#: in a caption, stands for the name of a thing that only another picture of it tells
+#: in a caption, stands for the name of a thing that only its portraits tell
 #: (``ldm.training.picture_word``)
 UNNAMED = "<this>"
 
@@ -31,6 +32,14 @@ class PictureSource(Protocol):
     """Anything that draws batches as a pure function of (step, seed)."""
 
     def batch(self, step: int, n: int, seed: int) -> Pictures: ...
+
+    def portraits(self, n: int) -> Iterator[Tensor]:
+        """Of every thing, in the order of ``Pictures.subjects``, two plain pictures, n things at a time.
+
+        Yields (up to n, 2, 3, S, S) in [-1, 1]. Where the background is known, the thing is alone and
+        upright, once on black and once on white, so that the two also tell its outline.
+        """
+        ...
 
 
 class EmojiPictures:
@@ -69,6 +78,12 @@ class EmojiPictures:
         styles = self.composer.sprites.sprites.shape[1]
         return Pictures(drawn.images, drawn.captions, drawn.concepts * styles + drawn.styles)
 
+    def portraits(self, n: int) -> Iterator[Tensor]:
+        from ldm.data.emoji_compose import portraits
+
+        for sprites in self.composer.sprites.sprites.flatten(0, 1).split(n):
+            yield portraits(sprites, self.composer.image_size)
+
 
 class FolderPictures:
     """Pictures of a folder with ``name.txt`` captions beside them; mirrored half of the time.
@@ -96,3 +111,7 @@ class FolderPictures:
         flip = torch.rand(n, generator=rng) < self.flip_p
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         return Pictures(images, [self.captions[i] for i in chosen.tolist()], chosen)
+
+    def portraits(self, n: int) -> Iterator[Tensor]:
+        for images in self.images.split(n):
+            yield images[:, None].expand(-1, 2, -1, -1, -1)

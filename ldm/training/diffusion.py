@@ -3,7 +3,7 @@
 The autoencoder is frozen and not even called: pictures were encoded once (``ldm.data.bank``).
 Captions are dropped with probability ``caption_dropout`` for classifier-free guidance (Ho & Salimans
 2022); weights are averaged by Lightning's ``EMAWeightAveraging``. A caption may leave out the thing's
-name: another picture tells it (``ldm.training.picture_word``).
+name: its portraits tell it (``ldm.training.picture_word``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
-from ldm.training.picture_word import PictureWord
+from ldm.training.picture_word import PictureWords
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DiffusionTraining(pl.LightningModule):
         seed: of order, posterior noise, timesteps and diffusion noise, each a function of the step.
         timesteps: distribution of the noise levels.
         compiled: the UNet goes through ``torch.compile``, which pays after some minutes.
-        picture_word: makes words of pictures where captions hide the name; trains along.
+        picture_words: stand where captions hide the name.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class DiffusionTraining(pl.LightningModule):
         seed: int,
         timesteps: TimestepConfig | None = None,
         compiled: bool = False,
-        picture_word: PictureWord | None = None,
+        picture_words: PictureWords | None = None,
     ) -> None:
         super().__init__()
         # only what trains is a submodule: the checkpoint and the average hold nothing frozen
         self.unet: nn.Module = model.unet
         self.text: nn.Module = model.text
-        self.picture_word = picture_word
+        self.picture_words = picture_words
         if model.diffusion_loss.logvar.requires_grad:
             self.diffusion_loss: nn.Module = model.diffusion_loss
         object.__setattr__(self, "model", model)
@@ -95,8 +95,8 @@ class DiffusionTraining(pl.LightningModule):
         self.timesteps, self.compiled = timesteps or TimestepConfig(), compiled
         if self.timesteps.kind not in ("uniform", "logit_normal"):
             raise UserError(f"unknown kind of timesteps {self.timesteps.kind!r}: uniform or logit_normal")
-        if picture_word is None and any(UNNAMED in caption for caption in bank.captions):
-            raise UserError(f"captions of these latents hide names ({UNNAMED}); set picture_word=true")
+        if picture_words is None and any(UNNAMED in caption for caption in bank.captions):
+            raise UserError(f"captions of these latents hide names ({UNNAMED}); set picture_words=true")
         self.num_timesteps: int = model.schedule.num_timesteps
         self._ids = model.text.tokenize(bank.captions).to(torch.int32)
         self._empty = model.text.tokenize([""])
@@ -107,15 +107,13 @@ class DiffusionTraining(pl.LightningModule):
         rng = generator(self.seed, "diffusion", step)
         ids = self._ids[rows].long()
         drop = torch.rand(len(rows), 1, generator=rng) < self.caption_dropout
-        batch = {
+        return {
             "z": z * self.model.scale_factor,
             "ids": torch.where(drop, self._empty, ids),
+            "subjects": self.bank.subjects[rows],
             "t": draw_timesteps(len(rows), self.num_timesteps, self.timesteps, rng),
             "noise": torch.randn(z.shape, generator=rng),
         }
-        if self.picture_word is not None:
-            batch["other"] = self.bank.others(rows, rng) * self.model.scale_factor
-        return batch
 
     def train_dataloader(self) -> Any:
         first = self.trainer.global_step * self.trainer.accumulate_grad_batches
@@ -133,8 +131,8 @@ class DiffusionTraining(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         model = self.model
         ids, embeds = batch["ids"], model.text.embed(batch["ids"])
-        if self.picture_word is not None:
-            embeds = self.picture_word.put(ids, embeds, batch["other"])
+        if self.picture_words is not None:
+            embeds = self.picture_words.put(ids, embeds, batch["subjects"])
         cond = model.text.encode(embeds, ids)
         terms = model.loss_terms(batch["z"], cond, batch["t"], batch["noise"])
         late = batch["t"] > model.schedule.num_timesteps // 2

@@ -32,7 +32,7 @@ from ldm.training.diffusion import DiffusionTraining, TimestepConfig
 from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
-from ldm.training.picture_word import PictureWord
+from ldm.training.picture_word import PictureWords
 
 #: for pictures on the way: other batch sizes are not worth compiling
 EAGER = partial(torch.compiler.set_stance, "force_eager")
@@ -87,7 +87,7 @@ class DiffusionStage:
         inversion: settings for inverting into this model, written beside it at export.
         timesteps: which noise levels training looks at most.
         compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU).
-        picture_word: captions that hide the thing's name are told it by another picture.
+        picture_words: captions may hide the thing's name; its portraits tell it.
         prompts: drawn every ``trainer.image_every`` steps, from the weights as they are then.
     """
 
@@ -101,7 +101,7 @@ class DiffusionStage:
     caption_dropout: float = 0.1
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     compiled: bool = False
-    picture_word: bool = False
+    picture_words: bool = False
     ema_decay: float = 0.999
     ema_every: int = 1
     seed: int = 0
@@ -210,7 +210,13 @@ def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
             stds.append(posterior.std.half())
             captions += text
             subjects.append(shown)
-    bank = LatentBank(torch.cat(means), torch.cat(stds), captions, torch.cat(subjects))
+        portraits = [
+            autoencoder.encode(pair.flatten(0, 1)).mean.half().unflatten(0, (-1, 2))
+            for pair in track(source.portraits(config.batch_size // 2 or 1), description="portraits")
+        ]
+    bank = LatentBank(
+        torch.cat(means), torch.cat(stds), captions, torch.cat(subjects), torch.cat(portraits)
+    )
     bank.save(path)
     return bank
 
@@ -247,7 +253,7 @@ def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) 
         seed=config.seed,
         timesteps=config.timesteps,
         compiled=config.compiled,
-        picture_word=PictureWord(model.text, model.latent_shape) if config.picture_word else None,
+        picture_words=PictureWords(model.text, bank) if config.picture_words else None,
     )
     average = EMAWeightAveraging(decay=config.ema_decay, update_every_n_steps=config.ema_every)
 
@@ -286,7 +292,7 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
         raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")
     state = read_state_dict(path)
     trained = {"unet.": model.unet, "text.": model.text}
-    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*", "picture_word.*"))
+    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*",))
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
     model.inversion_defaults = dict(config.inversion or {})

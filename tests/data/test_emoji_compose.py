@@ -17,6 +17,7 @@ from ldm.data.emoji_compose import (
     Composer,
     concept_pictures,
     over,
+    portraits,
     render,
     warp,
 )
@@ -159,3 +160,14 @@ def test_scenes_are_fixed_and_told_apart():
     assert torch.equal(bank, scene_bank(64))
     means = bank.float().mean(1).flatten(1)
     assert min(torch.dist(a, b).item() for a, b in combinations(means, 2)) > 1000
+
+
+def test_portraits_show_a_sprite_alone_on_black_and_on_white():
+    sprites = _sprites(3)
+    pairs = portraits(sprites.sprites[:, 1], 64)
+    assert pairs.shape == (3, 2, 3, 64, 64)
+    black, white = pairs.unbind(1)
+    assert (black[:, :, 0, 0] == -1).all() and (white[:, :, 0, 0] == 1).all()  # a corner
+    torch.testing.assert_close(black[:, :, 32, 32], white[:, :, 32, 32])  # the square hides what is behind
+    red = (black[:, 0, 32, 32] + 1) * 127.5
+    torch.testing.assert_close(red, torch.tensor([0.0, 20.0, 40.0]), rtol=0, atol=1e-3)

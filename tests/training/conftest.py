@@ -33,5 +33,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mean = 3 * torch.randn(10, 4, 4, 4, generator=generator)
     captions = [f"a {WORDS[i % 5]} cat" for i in range(10)]
     path = tmp_path_factory.mktemp("bank") / "latents.safetensors"
-    LatentBank(mean.half(), torch.full_like(mean, 0.5).half(), captions, torch.arange(10) % 3).save(path)
+    portraits = torch.randn(3, 2, 4, 4, 4, generator=generator).half()
+    std = torch.full_like(mean, 0.5).half()
+    LatentBank(mean.half(), std, captions, torch.arange(10) % 3, portraits).save(path)
     return path

@@ -216,12 +216,16 @@ def test_bank_visits_every_row_once_an_epoch_as_a_function_of_the_step(bank: Pat
 
 def test_several_files_are_one_bank_if_their_shapes_agree(bank: Path, tmp_path: Path) -> None:
     loaded, small = LatentBank.load(bank), tmp_path / "small.safetensors"
-    LatentBank(loaded.mean[:4] + 1, loaded.std[:4], loaded.captions[:4], loaded.subjects[:4]).save(small)
+    things = loaded.subjects, loaded.portraits
+    first = (loaded.mean[:4] + 1, loaded.std[:4], loaded.captions[:4], loaded.subjects[:4])
+    LatentBank(*first, loaded.portraits).save(small)
     both = LatentBank.load(bank, small)
     assert both.captions == loaded.captions + loaded.captions[:4]
     assert torch.equal(both.mean[-4:], loaded.mean[:4] + 1) and len(both.std) == len(both) == 14
+    assert both.subjects.tolist() == [*loaded.subjects.tolist(), 3, 4, 5, 3]  # other things
+    assert torch.equal(both.portraits[both.subjects[10:]], loaded.portraits[loaded.subjects[:4]])
     LatentBank(
-        loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions, loaded.subjects
+        loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions, *things
     ).save(small)
     with pytest.raises(UserError, match=r"different shapes.*small\.safetensors"):
         LatentBank.load(bank, small)

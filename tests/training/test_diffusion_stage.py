@@ -18,7 +18,7 @@ from ldm.loading import load
 from ldm.model import LatentDiffusion, ModelConfig
 from ldm.sampling import sample
 from ldm.training.diffusion import DiffusionTraining, TimestepConfig, draw_timesteps
-from ldm.training.picture_word import PictureWord
+from ldm.training.picture_word import PictureWords, half_whitened
 from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
 
 
@@ -117,51 +117,61 @@ def test_captions_are_dropped_and_timesteps_spread_as_the_stage_says(
     assert torch.equal(kept.make_batch(0)["ids"], ids)
 
 
-def test_other_pictures_show_the_same_thing_and_are_other_ones(bank: Path) -> None:
-    twice = LatentBank.load(bank, bank)  # the second file's things are other things
-    assert sorted(twice.subjects.unique(return_counts=True)[1].tolist()) == [3, 3, 3, 3, 4, 4]
-    rows = torch.arange(20).repeat(50)
-    others = twice.others(rows, torch.Generator().manual_seed(0))
-    found = (others[:, None] == twice.mean.float()).flatten(2).all(2)  # (1000, 20) which row it is
-    assert found[:, :10].any(1).all()  # the two files are equal here, so the first one tells
-    found = found[:, :10].float().argmax(1)
-    assert torch.equal(twice.subjects[found], twice.subjects[rows % 10])
-    assert (found != rows % 10).all()
-    assert len(torch.stack([rows % 10, found], 1).unique(dim=0)) == 2 * 3 * 2 + 4 * 3
-    single = LatentBank(twice.mean[:1], twice.std[:1], ["a"], torch.tensor([7]))
-    assert torch.equal(single.others(torch.tensor([0, 0]), torch.Generator()), twice.mean[[0, 0]].float())
-
-
-def test_a_hidden_name_is_told_by_another_picture(
+def test_a_hidden_name_is_told_by_portraits(
     diffusion_stage: DiffusionStage, bank: Path, tmp_path: Path
 ) -> None:
     loaded = LatentBank.load(bank)
     captions = [*loaded.captions[:5], *["a <this>"] * 5]
     hidden = tmp_path / "hidden.safetensors"
-    LatentBank(loaded.mean, loaded.std, captions, loaded.subjects).save(hidden)
+    LatentBank(loaded.mean, loaded.std, captions, loaded.subjects, loaded.portraits).save(hidden)
     stage = replace(diffusion_stage, latents=(hidden,))
-    with pytest.raises(UserError, match="picture_word=true"):
+    with pytest.raises(UserError, match="picture_words=true"):
         train_diffusion(stage, tmp_path / "refused")
-    stage = replace(stage, picture_word=True)
+    stage = replace(stage, picture_words=True)
     run = tmp_path / "run"
     state = checkpoint(train_diffusion(stage, run))["state_dict"]
-    assert state["picture_word.out.weight"].any()  # it starts at 0, so it has learned
-    exported = read_state_dict(export(stage, run, tmp_path / "m") / "model.safetensors")
-    assert not any("picture_word" in name for name in exported)
+    assert not any("picture_word" in name for name in state)
+    other = LatentBank(loaded.mean, loaded.std, captions, loaded.subjects, loaded.portraits.flip(0))
+    other.save(hidden)
+    different = checkpoint(train_diffusion(stage, tmp_path / "other"))["state_dict"]
+    assert any(not torch.equal(state[name], different[name]) for name in state)  # portraits do tell
+    assert (export(stage, run, tmp_path / "m") / "model.safetensors").is_file()
 
 
-def test_the_word_of_a_picture_stands_where_the_name_is_hidden(tiny_model: LatentDiffusion) -> None:
+def test_the_word_of_a_thing_stands_where_its_name_is_hidden(
+    tiny_model: LatentDiffusion, bank: Path
+) -> None:
     text = tiny_model.text
-    torch.manual_seed(0)
-    word = PictureWord(text, tiny_model.latent_shape)
-    z = torch.randn(2, *tiny_model.latent_shape)
+    words = PictureWords(text, LatentBank.load(bank))
+    assert words.words.shape == (3, text.width)
+    length = text.token_table.square().mean().sqrt().expand(3)
+    torch.testing.assert_close(words.words.square().mean(1).sqrt(), length, rtol=1e-2, atol=0.0)
     ids = text.tokenize(["a <this> cat", "a cat"])
     embeds = text.embed(ids)
-    put = word.put(ids, embeds, z)
-    torch.testing.assert_close(word(z), text.token_table.mean(0).expand(2, -1))  # before it learns
-    assert torch.equal(put[0, 2], word(z)[0])
+    put = words.put(ids, embeds, torch.tensor([2, 1]))
+    assert torch.equal(put[0, 2], words.words[2])
     assert torch.equal(put[1], embeds[1]) and torch.equal(put[0, :2], embeds[0, :2])
     text.tokenizer.remove_placeholder("<this>")
+
+
+def test_half_whitened_components_are_uncorrelated_and_lead_by_the_square_root() -> None:
+    rng = torch.Generator().manual_seed(0)
+    deviation = torch.tensor([9.0, 4.0, 1.0, 0.25])
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=rng))[0][:4]
+    x = torch.randn(4000, 4, generator=rng) * deviation @ basis
+    once = torch.arange(len(x))
+    codes = half_whitened(x, once, 8)  # four components in a code of eight
+    assert codes.shape == (4000, 8)
+    codes = codes - codes.mean(0)
+    spread = torch.linalg.svdvals(codes) / len(x) ** 0.5
+    torch.testing.assert_close(spread[:4], deviation.sqrt(), rtol=0.05, atol=0.0)
+    assert spread[4:].max() < 1e-3
+    near, far = (x[0] - x).norm(dim=1)[1:], (codes[0] - codes).norm(dim=1)[1:]
+    assert torch.corrcoef(torch.stack([near, far]))[0, 1] > 0.9  # neighbours stay neighbours
+    # a row named twice counts as two rows
+    twice = half_whitened(torch.cat([x, x[:9]]), torch.arange(len(x) + 9), 8)[: len(x)]
+    named = half_whitened(x, torch.cat([once, once[:9]]), 8)
+    torch.testing.assert_close(named @ named.T, twice @ twice.T, rtol=1e-3, atol=1e-3)
 
 
 def test_export_is_a_model_folder_with_the_averaged_weights(
