@@ -104,7 +104,7 @@ class InversionConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def framing(self) -> dict[str, Any]:
-        """How ``load_concept`` makes squares of the pictures."""
+        """How ``load_concept`` finds the pictures and makes squares of them."""
         quirks = switches(self.compat)
         fit = self.fit or ("squash" if quirks.squash else "crop")
         return {
@@ -112,6 +112,8 @@ class InversionConfig:
             "background": self.background,
             "upright": not quirks.ignore_orientation,
             "interpolation": self.interpolation,
+            "every_file": quirks.every_file,
+            "unsorted": quirks.unsorted,
         }
 
 

@@ -53,7 +53,8 @@ def run_inversion(
     Raises:
         UserError: anything wrong with the input; nothing is left half-written.
     """
-    model = loading.load(config.model, config.checkpoint)
+    loose = switches(config.compat).loose_weights
+    model = loading.load(config.model, config.checkpoint, strict=not loose)
     concept, captions = read_pictures(config, model.image_size)
     check(config)
     run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
@@ -98,11 +99,16 @@ def learn(
     started = time.perf_counter()
     record = run if config.trainer.writes else None
     task = prepare(model, concept, config, captions=captions, run=record)
-    config = task.config
+    config, quirks = task.config, switches(config.compat)
+    last = _last(run) if run is not None and resume else None
+    if last is not None and task.module.vectors_only:
+        task.module.take_vectors(last)
+        last = None
     with trained_form(
         model,
         None if config.model_lr else config.trainer.precision,  # weights that train stay in float32
         checkpointing=config.checkpointing,
+        ignore_checkpointing=quirks.ignore_checkpointing,
         compiling=config.compiled,
         cuda_graphs=config.cuda_graphs,
     ):
@@ -114,7 +120,7 @@ def learn(
             seed=config.seed,
             callbacks=[c for c in (task.monitor, task.keeper, task.pictures) if c is not None],
             clip_norm=config.optim.clip_norm,
-            resume=_last(run) if run is not None and resume else None,
+            resume=last,
             progress=progress,
         )
     model.to(trainer.strategy.root_device)
@@ -174,7 +180,7 @@ def prepare(
     word, base_model = config.placeholder, model.fingerprint()
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
-    model.manager.keep_end = not quirks.end_falls_off
+    model.manager.keep_end, model.manager.edits_ids = not quirks.end_falls_off, quirks.edits_ids
     if word in model.manager.placeholders:
         model.remove_placeholder(word)
     model.add_placeholder(
@@ -201,7 +207,7 @@ def prepare(
     batches = ConceptBatches(
         cache,
         PromptSource(
-            word,
+            "*" if quirks.star_prompts else word,
             kind=kind,
             captions=captions,
             image_tokens=image_words,
@@ -213,13 +219,17 @@ def prepare(
         concept=word,
         flip_p=config.flip_p,
     )
-    _refuse_cut_prompts(model, batches, word)
+    if quirks.star_prompts and word != "*" and captions is None:
+        log.warning("prompts hold '*' and not %r, which stays where it starts (compat.star_prompts)", word)
+    else:
+        _refuse_cut_prompts(model, batches, word)
     module = _module(model, batches, config)
     monitor = FixedBatchMonitor(
         config.monitor_every,
         allow_untrained=config.allow_untrained,
         patience=config.patience,
         min_improvement=config.min_improvement,
+        warn_untrained=quirks.loose_weights,
     )
     prompts = [prompt.replace("{}", word) for prompt in config.prompts]
     hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
@@ -265,7 +275,7 @@ def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
 def _module(
     model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig
 ) -> TextualInversion:
-    lr = config.optim.lr
+    lr, quirks = config.optim.lr, switches(config.compat)
     if config.scale_lr:
         lr = scale_lr(
             lr,
@@ -281,8 +291,9 @@ def _module(
         lr=lr,
         max_steps=config.trainer.max_steps,
         regularization=config.regularization,
-        summed_drift=switches(config.compat).summed_drift,
+        summed_drift=quirks.summed_drift,
         model_lr=config.model_lr,
+        vectors_only=quirks.vectors_only and not config.model_lr,
     )
     return module
 
