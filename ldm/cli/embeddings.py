@@ -35,9 +35,10 @@ MERGE = """\
 """
 FORMATS = """\
 Formats by the suffix of OUT: .safetensors is diffusers (SDXL: sdxl), .pt official, .bin diffusers-bin,
-.png a1111-png. Others by --to: a1111-pt, kohya, onetrainer, sdxl-pivotal, sdxl-diffusers (two files).
+.png a1111-png. Others by --to: a1111-pt, kohya, onetrainer, clip-l, sdxl-pivotal, sdxl-diffusers (two files).
 Where the word came from (model, step, seed, pictures) is kept in .safetensors files alone; the
-official code calls the word in an official .pt by "*", whatever its name."""
+official code calls the word in an official .pt by "*", whatever its name, where FILE does not say
+another token id for it (ldm embeddings show)."""
 
 
 def register(subparsers: Any) -> None:

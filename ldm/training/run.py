@@ -232,6 +232,10 @@ def prepare(
         warn_untrained=quirks.loose_weights,
     )
     prompts = [prompt.replace("{}", word) for prompt in config.prompts]
+    tokenizer = model.text.tokenizer
+    token_id = tokenizer.vocabulary_id(word)
+    if token_id is None:  # the official code can only call it by another token
+        token_id = tokenizer.vocabulary_id("*")
     hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
 
     def details(step: int, learned_on: str = base_model) -> dict[str, str]:
@@ -242,6 +246,7 @@ def prepare(
             init=config.init,
             templates="captions" if captions else config.templates,
             image_hashes=hashes,
+            token_id=token_id,
         )
 
     keeper = pictures = None

@@ -88,8 +88,9 @@ def _number(text: str | None) -> int | None:
 def write_official(words: Sequence[Embedding]) -> list[Content]:
     """The official ``.pt``: ids as 0-d int64 tensors, vectors in a ``ParameterDict``.
 
-    The official code knows a word by its token id alone. One word without an id gets that of
-    ``*``, so that it is called by ``*`` there.
+    The official code knows a word by its token id alone, which the metadata of a word that was learned
+    here or there has. One word without it gets the id of ``*``, so that it is called by ``*`` there; as
+    no model is at hand, the vocabulary is guessed: BERT's for width 1280, else CLIP's.
     """
     ids = {w.placeholder: _number(w.metadata.get("token_id")) for w in words}
     if len(words) == 1 and None in ids.values():
