@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,7 @@ def final_samples(
     run: RunFolder, model: LatentDiffusion, config: InversionConfig
 ) -> dict[str, list[Path]]:
     """``samples_per_prompt`` pictures of every prompt, as PNG files of the run."""
-    word = config.placeholder
-    rows = [p.replace("{}", word) for p in config.prompts for _ in range(config.samples_per_prompt)]
+    rows = [p.replace("{}", config.called) for p in config.prompts for _ in range(config.samples_per_prompt)]
     if not rows:
         return {}
     images = sample(
@@ -47,11 +47,11 @@ def finish(
     run: RunFolder,
     model: LatentDiffusion,
     config: InversionConfig,
-    embedding: Embedding,
+    words: Sequence[Embedding],
     history: list[dict[str, Any]],
     seconds: float,
 ) -> Path:
-    """Draw the final pictures and write the report; returns its path."""
+    """Draw the final pictures and write the report on the learned words; returns its path."""
     prompts = final_samples(run, model, config)
     training = sorted((run.path / "images").glob("training_*.png"))
     by_step = {
@@ -59,21 +59,21 @@ def finish(
         for path in sorted((run.path / "images").glob("samples_*.png"))
         if (match := re.fullmatch(r"samples_(\d+)", path.stem))
     }
-    word = embedding.placeholder
+    names = [word.placeholder for word in words]
+    keys = {"loss on a fixed batch": "fixed_loss"}
+    for name in names:
+        called = name if len(names) > 1 else "v*"
+        keys[f"norm of {called}"] = f"norm/{name}"
+        keys[f"distance of {called} to its start"] = f"distance_to_init/{name}"
     curves = {
-        title: [(float(row["step"]), float(row[key])) for row in history]
-        for title, key in (
-            ("loss on a fixed batch", "fixed_loss"),
-            ("norm of v*", f"norm/{word}"),
-            ("distance of v* to its start", f"distance_to_init/{word}"),
-        )
+        title: [(float(row["step"]), float(row[key])) for row in history] for title, key in keys.items()
     }
     decode = model.text.tokenizer.decode_id
     summary = {
         "pictures": len(training),
-        "init": config.init or "vocabulary mean",
-        "vectors": embedding.K,
-        "steps": embedding.metadata.get("step", ""),
+        "init": ", ".join(config.words[name] or "vocabulary mean" for name in names),
+        "vectors": sum(word.K for word in words),
+        "steps": words[0].metadata.get("step", ""),
         "batch size": config.batch_size,
         "seed": config.seed,
         "seconds": round(seconds, 1),
@@ -81,14 +81,17 @@ def finish(
         "sampler": f"{config.sampler}, {config.sample_steps} steps, guidance {config.sample_scale}",
     }
     report = InversionReport(
-        title=f"Textual Inversion of {word}",
-        placeholder=word,
+        title=f"Textual Inversion of {' and '.join(names)}",
+        placeholders=names,
         summary=summary,
         training_images=training,
         samples_by_step=by_step,
         prompts=prompts,
         curves=curves,
-        nearest_words=nearest_words(embedding.vectors, model.text.token_table, decode, k=8),
+        nearest_words={
+            word.placeholder: nearest_words(word.vectors, model.text.token_table, decode, k=8)
+            for word in words
+        },
         manifest=run.read_manifest(),
     )
     path = run.file("report.html")

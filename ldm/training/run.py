@@ -17,15 +17,12 @@ from ldm.config import dump_yaml, to_plain
 from ldm.data.captions import PromptSource, has_captions, read_captions
 from ldm.data.concept import Concept, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
-from ldm.errors import UserError
 from ldm.inversion.compat import switches
-from ldm.inversion.init import from_vocabulary
-from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
+from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
 from ldm.sampling import sample
-from ldm.seeding import generator
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.export import export_model
@@ -33,6 +30,7 @@ from ldm.training.fit import fit
 from ldm.training.frozen import trained_form
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
+from ldm.training.words import add_image_words, add_words, held_words, refuse_cut_prompts
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +47,9 @@ def run_inversion(
 
     Args:
         documents: further text files of the run, path in the folder -> content.
+
+    Returns:
+        The placeholder's embedding; the files hold ``more_words`` too.
 
     Raises:
         UserError: anything wrong with the input; nothing is left half-written.
@@ -69,7 +70,7 @@ def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tup
     """The pictures of ``size`` pixels a side, and their caption files if they are to be used."""
     concept = load_concept(config.images, size, **config.framing())
     if config.captions or (config.captions is None and has_captions(concept.paths)):
-        return concept, read_captions(concept.paths, config.placeholder)
+        return concept, read_captions(concept.paths, config.called, config.words)
     return concept, None
 
 
@@ -136,7 +137,8 @@ class Inversion:
         module: what trains; its model knows the word.
         monitor, keeper, pictures: measure, save and draw it as it goes; without a run folder the last
             two are None.
-        details: optimiser step and base model -> an embedding's metadata.
+        words: what is learned, the placeholder first.
+        details: a word, optimiser step and base model -> an embedding's metadata.
         image_words: per-image words, which go when it ends.
     """
 
@@ -146,26 +148,30 @@ class Inversion:
     keeper: EmbeddingCheckpoint | None
     pictures: ImageLogger | None
     run: RunFolder | None
+    words: tuple[str, ...]
     details: Callable[..., dict[str, str]]
     image_words: tuple[str, ...]
 
     def finish(self, steps: int, seconds: float) -> Embedding:
-        """The learned word; a run folder gets it too, the last pictures and the report."""
-        model, word, run = self.module.model, self.config.placeholder, self.run
+        """The learned placeholder; a run folder gets every word, the last pictures and the report."""
+        model, run = self.module.model, self.run
         for name in self.image_words:
             model.remove_placeholder(name)
-        notes = self.details(steps, model.freeze().fingerprint())
-        embedding = Embedding(word, model.manager.vectors(word), notes)
+        fingerprint = model.freeze().fingerprint()
+        learned = [
+            Embedding(word, model.manager.vectors(word), self.details(word, steps, fingerprint))
+            for word in self.words
+        ]
         if run is not None:
             from ldm.training.report import finish  # the report's libraries load only when one is due
 
-            save_embeddings(embedding, run.file("embeddings.safetensors"))
+            save_embeddings(learned, run.file("embeddings.safetensors"))
             if self.config.model_lr:
                 export_model(model, run.path / "model")
-            finish(run, model, self.config, embedding, self.monitor.history, seconds)
+            finish(run, model, self.config, learned, self.monitor.history, seconds)
             loss = self.monitor.history[-1]["fixed_loss"]
             run.update_manifest(finished=now(), steps=steps, seconds=round(seconds, 1), loss=loss)
-        return embedding
+        return learned[0]
 
 
 def prepare(
@@ -181,22 +187,21 @@ def prepare(
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
     model.manager.keep_end, model.manager.edits_ids = not quirks.end_falls_off, quirks.edits_ids
-    if word in model.manager.placeholders:
-        model.remove_placeholder(word)
-    model.add_placeholder(
-        word,
-        _start(config, model),
-        init=config.init,
-        num_vectors=config.num_vectors,
-        progressive=config.progressive or None,
-        generator=generator(config.seed, word, "init"),
-        compat=quirks,
-    )
-    image_words = _image_words(model, config, len(concept)) if config.per_image_tokens else None
-    model.manager.train_only([word, *(image_words or ())])
+    add_words(model, config)
+    image_words = add_image_words(model, config, len(concept)) if config.per_image_tokens else None
     kind = config.templates
     if image_words:
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
+    prompts = PromptSource(
+        config.subject or ("*" if quirks.star_prompts else word),
+        kind=kind,
+        captions=captions,
+        image_tokens=image_words,
+        mixing_prob=config.mixing_prob,
+        coarse_class=config.coarse_class,
+    )
+    words = held_words(model, config, prompts)
+    model.manager.train_only([*words, *(image_words or ())])
     encode = partial(
         encode_latents if run is None else cached_latents,  # a resumed run encodes nothing again
         scale_factor=model.scale_factor,
@@ -206,23 +211,13 @@ def prepare(
     cache = encode(model.encode, concept.images, **kept)
     batches = ConceptBatches(
         cache,
-        PromptSource(
-            "*" if quirks.star_prompts else word,
-            kind=kind,
-            captions=captions,
-            image_tokens=image_words,
-            mixing_prob=config.mixing_prob,
-            coarse_class=config.coarse_class,
-        ),
+        prompts,
         batch_size=config.batch_size * config.trainer.processes,  # each takes its share of the whole one
         seed=config.seed,
         concept=word,
         flip_p=config.flip_p,
     )
-    if quirks.star_prompts and word != "*" and captions is None:
-        log.warning("prompts hold '*' and not %r, which stays where it starts (compat.star_prompts)", word)
-    else:
-        _refuse_cut_prompts(model, batches, word)
+    refuse_cut_prompts(model, batches, words)
     module = _module(model, batches, config)
     monitor = FixedBatchMonitor(
         config.monitor_every,
@@ -231,22 +226,21 @@ def prepare(
         min_improvement=config.min_improvement,
         warn_untrained=quirks.loose_weights,
     )
-    prompts = [prompt.replace("{}", word) for prompt in config.prompts]
-    tokenizer = model.text.tokenizer
-    token_id = tokenizer.vocabulary_id(word)
-    if token_id is None:  # the official code can only call it by another token
-        token_id = tokenizer.vocabulary_id("*")
+    vocabulary_id = model.text.tokenizer.vocabulary_id
+    token_ids = {name: vocabulary_id(name) for name in words}
+    if token_ids == {word: None}:  # the official code can only call it by another token
+        token_ids[word] = vocabulary_id("*")
     hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
 
-    def details(step: int, learned_on: str = base_model) -> dict[str, str]:
+    def details(name: str, step: int, learned_on: str = base_model) -> dict[str, str]:
         return provenance(
             base_model=learned_on,
             step=step,
             seed=config.seed,
-            init=config.init,
+            init=config.words[name],
             templates="captions" if captions else config.templates,
             image_hashes=hashes,
-            token_id=token_id,
+            token_id=token_ids[name],
         )
 
     keeper = pictures = None
@@ -257,24 +251,12 @@ def prepare(
         for i, image in enumerate(concept.images):
             save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
-        keeper = EmbeddingCheckpoint(run, word, details, every, config.formats)
+        keeper = EmbeddingCheckpoint(run, words, details, every, config.formats)
         if config.trainer.image_every:
-            pictures = _image_logger(run, model, prompts, config)
+            pictures = _image_logger(run, model, config)
     return Inversion(
-        config, module, monitor, keeper, pictures, run, details, tuple(image_words or ())
+        config, module, monitor, keeper, pictures, run, words, details, tuple(image_words or ())
     )
-
-
-def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
-    """The vectors of ``init_embedding``: those of the word itself, or of the file's only one."""
-    if config.init_embedding is None:
-        return None
-    words = {word.placeholder: word for word in load_embeddings(config.init_embedding)}
-    if config.placeholder not in words and len(words) > 1:
-        raise UserError(f"{config.init_embedding} holds {', '.join(words)}, but not {config.placeholder}")
-    word = words.get(config.placeholder) or next(iter(words.values()))
-    check_width(word, model.manager.width)
-    return word.vectors
 
 
 def _module(
@@ -303,28 +285,11 @@ def _module(
     return module
 
 
-def _refuse_cut_prompts(model: LatentDiffusion, batches: ConceptBatches, word: str) -> None:
-    """A prompt cut before its placeholder would train nothing, silently: v* gets no gradient."""
-    token = model.manager.placeholders[word]
-    for prompt in {p for step in range(64) for p in batches.batch(step)["prompt"]}:
-        if not (model.text.tokenize([prompt]) == token).any():
-            raise UserError(
-                f"{prompt!r} is longer than the {model.text.max_length} tokens this model reads, and "
-                f"{word} is cut off; use shorter captions"
-            )
-
-
-def _image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> tuple[str, ...]:
-    rng = generator(config.seed, config.placeholder, "image words")
-    vectors = from_vocabulary(model.text.token_table, n, rng)
-    return model.manager.add_image_tokens(
-        config.placeholder, vectors, model.text.tokenizer.add_placeholder
-    )
-
-
 def _image_logger(
-    run: RunFolder, model: LatentDiffusion, prompts: list[str], config: InversionConfig
+    run: RunFolder, model: LatentDiffusion, config: InversionConfig
 ) -> ImageLogger:
+    prompts = [prompt.replace("{}", config.called) for prompt in config.prompts]
+
     def draw(module: pl.LightningModule) -> dict[str, Tensor]:
         images = sample(
             model,

@@ -97,7 +97,8 @@ def write_official(words: Sequence[Embedding]) -> list[Content]:
         ids = {words[0].placeholder: _STAR_IDS.get(words[0].D, _STAR_ID_CLIP)}
     if None in ids.values() or len(set(ids.values())) < len(ids):
         raise UserError("an official .pt with several placeholders needs the token id of each, "
-                        "and no two may share one: give token_ids, or write .safetensors")
+                        "and no two may share one: give token_ids, or write .safetensors (in a run: "
+                        "formats=[safetensors])")
     taken = dir(ParameterDict())  # it keeps its entries as a module's attributes
     for name in ids:
         if "." in name or name in taken:
