@@ -57,8 +57,9 @@ class CompatConfig:
             included (see ``encoder_calls``), not optimiser steps. The count of a resumed run goes on,
             unless ``vectors_only`` has it begin at 0.
         summed_drift: the regulariser sums the K drifts before it squares, so that opposite ones cancel.
-        star_prompts: templates hold "*" whatever the placeholder is. v* of another one has no gradient
-            and stays where it starts, with a warning. Caption files are used as they are.
+        star_prompts: templates hold "*" whatever the placeholder is. v* of another one has no gradient and
+            stays where it starts (but for ``weight_decay``), with a warning. Caption files and a ``subject``
+            are used as they are.
         ignore_checkpointing: a UNet's ``use_checkpoint: true`` does nothing; a run's own
             ``checkpointing: true`` still does.
         vectors_only: ``last.ckpt`` holds the vectors and the base model's fingerprint; a resumed run

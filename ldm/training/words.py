@@ -73,7 +73,7 @@ def held_words(
     lost = [word for word in config.words if model.manager.placeholders[word] not in ids]
     starred = switches(config.compat).star_prompts and prompts.captions is None and not config.subject
     if lost and starred:
-        log.warning("prompts hold '*' and not %s, which stays where it starts (compat.star_prompts)",
+        log.warning("prompts hold '*' and not %s, which gets no gradient (compat.star_prompts)",
                     " or ".join(map(repr, lost)))  # fmt: skip
         return tuple(config.words)
     if config.placeholder in lost:

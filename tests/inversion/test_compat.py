@@ -167,6 +167,23 @@ def test_encoder_calls_move_the_steps_of_a_progressive_word(
         assert counts == [1, 2]
 
 
+def test_the_count_of_encoder_calls_is_not_saved_with_the_vectors_alone(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
+) -> None:
+    for quirk, moves in ((CompatConfig(encoder_calls=True), True),
+                         (CompatConfig(encoder_calls=True, vectors_only=True), False)):  # fmt: skip
+        second = []
+        for resume, steps in ((False, 7), (True, 9 if moves else 2)):
+            config = replace(BASE, num_vectors=2, progressive=(8,), compat=quirk, samples_per_prompt=0,
+                             logging=LoggingConfig(loggers=()),
+                             trainer=replace(BASE.trainer, max_steps=steps, image_every=0))  # fmt: skip
+            run = create_run(tmp_path / str(moves), resume=resume)
+            learn(tiny_model, concept, config, run=run, resume=resume, progress=False)
+            second.append(tiny_model.manager.vectors("<toy>")[1].clone())
+        # in use from step 5 on: two more steps are the run's 8th and 9th, or its first
+        assert torch.equal(*second) != moves
+
+
 def test_weight_decay() -> None:
     def after(steps: int, quirk: CompatConfig) -> float:
         """What the optimiser makes of v = 1 in steps without a gradient."""
