@@ -24,7 +24,6 @@ from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenanc
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
-from ldm.sampling import sample
 from ldm.seeding import generator
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
@@ -33,6 +32,7 @@ from ldm.training.fit import fit
 from ldm.training.frozen import trained_form
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
+from ldm.training.pictures import at_the_end, draw, on_the_way
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,11 @@ def learn(
             progress=progress,
         )
     model.to(trainer.strategy.root_device)
-    return task.finish(trainer.global_step, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    embedding = task.word(trainer.global_step)
+    if record is not None:
+        task.report(embedding, seconds, draw(at_the_end(model, config)))
+    return embedding
 
 
 @dataclass(frozen=True)
@@ -143,23 +147,32 @@ class Inversion:
     details: Callable[..., dict[str, str]]
     image_words: tuple[str, ...]
 
-    def finish(self, steps: int, seconds: float) -> Embedding:
-        """The learned word; a run folder gets it too, the last pictures and the report."""
-        model, word, run = self.module.model, self.config.placeholder, self.run
+    def word(self, steps: int) -> Embedding:
+        """The learned word after so many steps; a run folder gets it too."""
+        model, word = self.module.model, self.config.placeholder
         for name in self.image_words:
             model.remove_placeholder(name)
         notes = self.details(steps, model.freeze().fingerprint())
         embedding = Embedding(word, model.manager.vectors(word), notes)
-        if run is not None:
-            from ldm.training.report import finish  # the report's libraries load only when one is due
-
-            save_embeddings(embedding, run.file("embeddings.safetensors"))
+        if self.run is not None:
+            save_embeddings(embedding, self.run.file("embeddings.safetensors"))
             if self.config.model_lr:
-                export_model(model, run.path / "model")
-            finish(run, model, self.config, embedding, self.monitor.history, seconds)
-            loss = self.monitor.history[-1]["fixed_loss"]
-            run.update_manifest(finished=now(), steps=steps, seconds=round(seconds, 1), loss=loss)
+                export_model(model, self.run.path / "model")
         return embedding
+
+    def report(self, embedding: Embedding, seconds: float, pictures: Tensor) -> None:
+        """Write the last pictures (n, 3, H, W), those of ``at_the_end``, and the report: it is finished."""
+        from ldm.training.report import finish  # the report's libraries load only when one is due
+
+        assert self.run is not None
+        history = self.monitor.history
+        finish(self.run, self.module.model, self.config, embedding, history, seconds, pictures)
+        self.run.update_manifest(
+            finished=now(),
+            steps=int(embedding.metadata["step"]),
+            seconds=round(seconds, 1),
+            loss=history[-1]["fixed_loss"],
+        )
 
 
 def prepare(
@@ -221,7 +234,6 @@ def prepare(
         patience=config.patience,
         min_improvement=config.min_improvement,
     )
-    prompts = [prompt.replace("{}", word) for prompt in config.prompts]
     hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
 
     def details(step: int, learned_on: str = base_model) -> dict[str, str]:
@@ -243,8 +255,8 @@ def prepare(
             save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
         keeper = EmbeddingCheckpoint(run, word, details, every, config.formats)
-        if config.trainer.image_every:
-            pictures = _image_logger(run, model, prompts, config)
+        if config.trainer.image_every and config.prompts:
+            pictures = _image_logger(run, model, config)
     return Inversion(
         config, module, monitor, keeper, pictures, run, details, tuple(image_words or ())
     )
@@ -306,21 +318,12 @@ def _image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> tup
     )
 
 
-def _image_logger(
-    run: RunFolder, model: LatentDiffusion, prompts: list[str], config: InversionConfig
-) -> ImageLogger:
-    def draw(module: pl.LightningModule) -> dict[str, Tensor]:
-        images = sample(
-            model,
-            prompts,
-            steps=min(20, config.sample_steps),
-            sampler="dpm++",
-            scale=config.sample_scale,
-            seed=config.seed,
-        )
-        return {"samples": images}
+def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfig) -> ImageLogger:
+    def samples(module: pl.LightningModule) -> dict[str, Tensor]:
+        return {"samples": draw(on_the_way(model, config))}
 
-    return ImageLogger(draw, run.path / "images", config.trainer.image_every, columns=len(prompts))
+    every, columns = config.trainer.image_every, len(config.prompts)
+    return ImageLogger(samples, run.path / "images", every, columns=columns)
 
 
 def _last(run: RunFolder) -> Path | None:
