@@ -28,6 +28,7 @@ from pytorch_lightning.callbacks import Callback  # noqa: E402
 from sizes import BATCHES, Size, build_model, conditions, markdown, shapes  # noqa: E402
 from step import WARM_UP, Clock, Rivals, dtype_of, floor, learn, peak  # noqa: E402
 
+from ldm.cli.common import add_settings  # noqa: E402
 from ldm.io.runs import atomic_write  # noqa: E402
 
 #: axis -> its points; what a point sets is in ``settings``. An axis of packs is one entry more in both.
@@ -93,7 +94,7 @@ def measure(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
 def in_a_process_of_its_own(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
     words = ["--point", axis, str(point), "--size", args.size, "--device", args.device]
     words += ["--threads", str(args.threads), "--steps", str(args.steps), "--precision", args.precision]
-    words += [*(["--tiny"] if args.tiny else []), "--set", *args.set]
+    words += [*(["--tiny"] if args.tiny else []), *(f"--set={item}" for item in args.set)]
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -153,7 +154,7 @@ def main() -> None:
     add("--threads", type=int, default=2)
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the inversion")
+    add_settings(parser, "settings of the inversion")
     add("--tiny", action="store_true", help="all but emoji: the layout with little in it, to try it out")
     add("--plot", type=Path, metavar="PNG", help="draw the curves as well")
     add("--point", nargs=2, help=argparse.SUPPRESS)

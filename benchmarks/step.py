@@ -36,6 +36,7 @@ from pytorch_lightning.callbacks import Callback
 from sizes import BATCHES, Size, build_model, conditions, markdown, pictures, shapes
 from torch import Tensor
 
+from ldm.cli.common import add_settings
 from ldm.config import load_yaml, resolve
 from ldm.data.latents import ConceptBatches
 from ldm.io.runs import create_run
@@ -301,8 +302,8 @@ def dtype_of(args: argparse.Namespace) -> torch.dtype:
 def peak_of(who: str, name: str, args: argparse.Namespace) -> float:
     """Peak memory, MiB, of a process that only does three steps of one kind."""
     words = ["--memory", who, "--size", name, "--device", args.device, "--precision", args.precision]
-    words += ["--threads", str(args.threads), *(["--tiny"] if args.tiny else []), "--set", *args.set]
-    words += ["--batch", str(args.batch)]
+    words += ["--threads", str(args.threads), *(["--tiny"] if args.tiny else [])]
+    words += ["--batch", str(args.batch), *(f"--set={item}" for item in args.set)]
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -400,7 +401,7 @@ def main() -> None:
     add("--threads", type=int, default=2)
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the inversion")
+    add_settings(parser, "settings of the inversion")
     add("--tiny", action="store_true", help="all but emoji: the layout with little in it, to try it out")
     add("--memory", choices=("imports", "floor", "ours", "diffusers"), help=argparse.SUPPRESS)
     args = parser.parse_args()

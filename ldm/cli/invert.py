@@ -85,13 +85,7 @@ def register(subparsers: Any) -> None:
         metavar="I/N",
         help="only the I-th of N parts of --concepts, I from 0 to N - 1, as the tasks of a job array count",
     )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other setting, such as optim.weight_decay=0.01 or num_vectors=3",
-    )
+    common.add_settings(parser, "other settings, such as optim.weight_decay=0.01 num_vectors=3")
     parser.set_defaults(run=run)
 
 

@@ -141,14 +141,22 @@ class ImageLogger(Callback):
 
     def show(self, step: int, module: pl.LightningModule, loggers: Sequence[Logger] = ()) -> None:
         """Draw and save the pictures of ``step``, once."""
-        if not self.every or step == self._drawn:
+        if not self.due(step):
             return
-        self._drawn = step
         training = module.training
         module.eval()
         with torch.no_grad():
             pictures = self.draw(module)
         module.train(training)
+        self.keep(step, pictures, loggers)
+
+    def due(self, step: int) -> bool:
+        """Whether pictures are drawn at all, and those of ``step`` have not been kept."""
+        return bool(self.every) and step != self._drawn
+
+    def keep(self, step: int, pictures: dict[str, Tensor], loggers: Sequence[Logger] = ()) -> None:
+        """Save the pictures of ``step`` and hand them to the loggers."""
+        self._drawn = step
         for name, images in pictures.items():
             path = save_grid(images, self.folder / f"{name}_{step:06d}.png", self.columns)
             for logger in loggers:

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from ldm import loading
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
-from ldm.training.pack import Job, Result, check_together, learn_many
+from ldm.training.jobs import Job, Result, check_together
+from ldm.training.pack import learn_many
 
 log = logging.getLogger(__name__)
 

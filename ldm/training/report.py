@@ -7,39 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from ldm.evaluation.report import InversionReport, write_inversion_report
 from ldm.inversion.init import nearest_words
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder
 from ldm.model import LatentDiffusion
-from ldm.sampling import sample
+from ldm.training.pictures import at_the_end
 
 if TYPE_CHECKING:
     from ldm.training.config import InversionConfig
 
 
-def final_samples(
-    run: RunFolder, model: LatentDiffusion, config: InversionConfig
+def save_final(
+    run: RunFolder, model: LatentDiffusion, config: InversionConfig, pictures: Tensor
 ) -> dict[str, list[Path]]:
-    """``samples_per_prompt`` pictures of every prompt, as PNG files of the run."""
-    rows = [p.replace("{}", config.called) for p in config.prompts for _ in range(config.samples_per_prompt)]
-    if not rows:
-        return {}
-    images = sample(
-        model,
-        rows,
-        steps=config.sample_steps,
-        sampler=config.sampler,
-        scale=config.sample_scale,
-        seed=config.seed,
-    )
+    """Write the pictures of ``at_the_end`` as PNG files of the run, by prompt."""
     files: dict[str, list[Path]] = {}
-    for i, (prompt, image) in enumerate(zip(rows, images, strict=True)):
+    for i, (prompt, image) in enumerate(zip(at_the_end(model, config).prompts, pictures, strict=True)):
         notes = {"prompt": prompt, "seed": str(config.seed), "index": str(i)}
-        files.setdefault(prompt, []).append(
-            save_png(image, run.file("images", f"final_{i:03d}.png"), notes)
-        )
+        path = save_png(image, run.file("images", f"final_{i:03d}.png"), notes)
+        files.setdefault(prompt, []).append(path)
     return files
 
 
@@ -50,9 +40,10 @@ def finish(
     words: Sequence[Embedding],
     history: list[dict[str, Any]],
     seconds: float,
+    pictures: Tensor,
 ) -> Path:
-    """Draw the final pictures and write the report on the learned words; returns its path."""
-    prompts = final_samples(run, model, config)
+    """Write the final pictures (n, 3, H, W) and the report on the learned words; returns its path."""
+    prompts = save_final(run, model, config, pictures)
     training = sorted((run.path / "images").glob("training_*.png"))
     by_step = {
         int(match.group(1)): [path]

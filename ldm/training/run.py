@@ -22,7 +22,6 @@ from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
-from ldm.sampling import sample
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.export import export_model
@@ -30,6 +29,7 @@ from ldm.training.fit import fit
 from ldm.training.frozen import trained_form
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
+from ldm.training.pictures import at_the_end, draw, on_the_way
 from ldm.training.words import add_image_words, add_words, held_words, refuse_cut_prompts
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,11 @@ def learn(
             progress=progress,
         )
     model.to(trainer.strategy.root_device)
-    return task.finish(trainer.global_step, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    words = task.learned(trainer.global_step)
+    if record is not None:
+        task.report(words, seconds, draw(at_the_end(model, config)))
+    return words[0]
 
 
 @dataclass(frozen=True)
@@ -152,26 +156,35 @@ class Inversion:
     details: Callable[..., dict[str, str]]
     image_words: tuple[str, ...]
 
-    def finish(self, steps: int, seconds: float) -> Embedding:
-        """The learned placeholder; a run folder gets every word, the last pictures and the report."""
-        model, run = self.module.model, self.run
+    def learned(self, steps: int) -> list[Embedding]:
+        """The words after so many steps, the placeholder first; a run folder gets them too."""
+        model = self.module.model
         for name in self.image_words:
             model.remove_placeholder(name)
         fingerprint = model.freeze().fingerprint()
-        learned = [
+        words = [
             Embedding(word, model.manager.vectors(word), self.details(word, steps, fingerprint))
             for word in self.words
         ]
-        if run is not None:
-            from ldm.training.report import finish  # the report's libraries load only when one is due
-
-            save_embeddings(learned, run.file("embeddings.safetensors"))
+        if self.run is not None:
+            save_embeddings(words, self.run.file("embeddings.safetensors"))
             if self.config.model_lr:
-                export_model(model, run.path / "model")
-            finish(run, model, self.config, learned, self.monitor.history, seconds)
-            loss = self.monitor.history[-1]["fixed_loss"]
-            run.update_manifest(finished=now(), steps=steps, seconds=round(seconds, 1), loss=loss)
-        return learned[0]
+                export_model(model, self.run.path / "model")
+        return words
+
+    def report(self, words: Sequence[Embedding], seconds: float, pictures: Tensor) -> None:
+        """Write the last pictures (n, 3, H, W), those of ``at_the_end``, and the report: it is finished."""
+        from ldm.training.report import finish  # the report's libraries load only when one is due
+
+        assert self.run is not None
+        history = self.monitor.history
+        finish(self.run, self.module.model, self.config, words, history, seconds, pictures)
+        self.run.update_manifest(
+            finished=now(),
+            steps=int(words[0].metadata["step"]),
+            seconds=round(seconds, 1),
+            loss=history[-1]["fixed_loss"],
+        )
 
 
 def prepare(
@@ -252,7 +265,7 @@ def prepare(
             save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
         keeper = EmbeddingCheckpoint(run, words, details, every, config.formats)
-        if config.trainer.image_every:
+        if config.trainer.image_every and config.prompts:
             pictures = _image_logger(run, model, config)
     return Inversion(
         config, module, monitor, keeper, pictures, run, words, details, tuple(image_words or ())
@@ -285,23 +298,12 @@ def _module(
     return module
 
 
-def _image_logger(
-    run: RunFolder, model: LatentDiffusion, config: InversionConfig
-) -> ImageLogger:
-    prompts = [prompt.replace("{}", config.called) for prompt in config.prompts]
+def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfig) -> ImageLogger:
+    def samples(module: pl.LightningModule) -> dict[str, Tensor]:
+        return {"samples": draw(on_the_way(model, config))}
 
-    def draw(module: pl.LightningModule) -> dict[str, Tensor]:
-        images = sample(
-            model,
-            prompts,
-            steps=min(20, config.sample_steps),
-            sampler="dpm++",
-            scale=config.sample_scale,
-            seed=config.seed,
-        )
-        return {"samples": images}
-
-    return ImageLogger(draw, run.path / "images", config.trainer.image_every, columns=len(prompts))
+    every, columns = config.trainer.image_every, len(config.prompts)
+    return ImageLogger(samples, run.path / "images", every, columns=columns)
 
 
 def _last(run: RunFolder) -> Path | None:

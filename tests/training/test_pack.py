@@ -22,10 +22,11 @@ from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
 from ldm.training.inversion import converged
+from ldm.training.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import TRANSIENT, USABLE, out_of_memory, step_bytes
 from ldm.training.optim import OptimConfig
-from ldm.training.pack import SUMMARY, Job, check_together, learn_many, write_summary
+from ldm.training.pack import learn_many
 from ldm.training.run import learn, prepare, read_pictures
 
 CONCEPTS = Path(__file__).parents[2] / "configs" / "emoji" / "concepts"
