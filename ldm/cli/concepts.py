@@ -75,10 +75,12 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
 
     def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
         from ldm import loading
+        from ldm.inversion.compat import switches
         from ldm.training.pack import learn_many
 
         shared = jobs[0].config
-        model = loading.load(shared.model, shared.checkpoint)
+        strict = not switches(shared.compat).loose_weights
+        model = loading.load(shared.model, shared.checkpoint, strict=strict)
         return learn_many(model, jobs, out, pack=args.pack, resume=args.resume)
 
     for option in ("images", "name", "init"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ldm.errors import UserError
+from ldm.inversion.compat import switches
 from ldm.io.embeddings import load_embeddings, save_embeddings
 from ldm.io.runs import now, write_json
 from ldm.training.config import InversionConfig
@@ -25,6 +26,8 @@ SHARED = (
     "trainer.attention",
     "trainer.threads",
 )
+#: quirks of ``compat`` that they have in common too
+OF_THE_MODEL = ("ignore_checkpointing", "loose_weights")
 PRECISIONS = ("32-true", "bf16-mixed")
 SUMMARY = "concepts.json"
 
@@ -63,12 +66,17 @@ class Result:
 
 def check_together(jobs: Sequence[Job]) -> None:
     """Refuse jobs that no pack can hold, by a :class:`UserError` that names one of them."""
-    for what, given in (("name", [j.name for j in jobs]), ("word", [j.config.placeholder for j in jobs])):
+    words = [word for job in jobs for word in job.config.words]
+    for what, given in (("name", [job.name for job in jobs]), ("word", words)):
         twice = [value for value, times in Counter(given).items() if times > 1]
         if twice:
             raise UserError(f"two concepts have the {what} {twice[0]!r}: every one needs its own")
     first = jobs[0]
     for job in jobs:
+        for quirk in map(attrgetter, OF_THE_MODEL):
+            if quirk(switches(job.config.compat)) != quirk(switches(first.config.compat)):
+                raise UserError(f"{job.name}: the quirks {' and '.join(OF_THE_MODEL)} are of the model that "
+                                f"a pack shares and differ from those of {first.name}; set them alike")
         for key in SHARED:
             own, common = attrgetter(key)(job.config), attrgetter(key)(first.config)
             if own != common:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -143,15 +143,18 @@ class Learner:
     def _save(self) -> None:
         """Write the word as it is, and the checkpoint that ``_load`` goes on from."""
         self.keeper.save(self.step, self.module)
-        state = {
+        state: dict[str, Any] = {
             "base_model": self.module.base_fingerprint,
-            "step": self.step,
-            "seconds": self.seconds,
             "manager": self.module.manager.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "monitor": self.task.monitor.state_dict(),
         }
+        if not self.module.vectors_only:
+            state |= {
+                "step": self.step,
+                "seconds": self.seconds,
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "monitor": self.task.monitor.state_dict(),
+            }
         path = self.run.file(*CHECKPOINT)
         with atomic_write(path) as temporary, open(temporary, "wb") as stream:
             torch.save(state, stream)  # to a stream: a path would be stored in the file
@@ -166,6 +169,8 @@ class Learner:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.module.on_load_checkpoint(state)
             self.module.manager.load_state_dict(state["manager"])
+            if self.module.vectors_only:
+                return
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.task.monitor.load_state_dict(state["monitor"])

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ldm.config import load_yaml, resolve
 from ldm.errors import UserError
+from ldm.inversion.compat import switches
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run
 from ldm.model import LatentDiffusion
@@ -89,7 +90,12 @@ def learn_many(
     members = Pack(model, waiting, pack, precision)
     with _bar(waiting, progress) as bar:
         while members.busy:
-            form = trained_form(model, trainer.precision, checkpointing=jobs[0].config.checkpointing)
+            form = trained_form(
+                model,
+                trainer.precision,
+                checkpointing=jobs[0].config.checkpointing,
+                ignore_checkpointing=switches(jobs[0].config.compat).ignore_checkpointing,
+            )
             with attention_kernel(trainer.attention), form:
                 left = members.train(bar)
             # as in a run of its own, the last pictures are drawn by the model as it was loaded
