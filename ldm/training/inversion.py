@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 # an untrained network returns about 0 for a target of unit variance, so its loss is about 1
 UNTRAINED_LOSS = 0.95
+#: of the fixed batch: a curve is read off 8, for 2 % of the time; a rule to stop is worth 7 %, for near the end
+#: the loss falls by 0.0004 in 25 steps, and that differs by 0.002 between batches of 8, by 0.0006 of 32 (`emoji`)
+SAMPLES, SAMPLES_TO_STOP = 8, 32
 
 
 class TextualInversion(pl.LightningModule):
@@ -196,8 +199,8 @@ class FixedBatchMonitor(Callback):
     Args:
         every: in optimiser steps.
         size: fixed samples, drawn by the run's own rule at steps that training never reaches, and
-            measured a training batch at a time, so that this needs no more memory than a step. 8 of them
-            every 25 steps are 1 to 4 % of the training.
+            measured a training batch at a time, so that this needs no more memory than a step; by default
+            ``SAMPLES``, or with a rule to stop ``SAMPLES_TO_STOP``.
         allow_untrained: do not refuse a base model whose loss looks untrained,
         warn_untrained: but say so.
         patience, min_improvement: of the rule to stop, see ``converged``.
@@ -206,13 +209,13 @@ class FixedBatchMonitor(Callback):
     def __init__(
         self,
         every: int,
-        size: int = 8,
+        size: int | None = None,
         allow_untrained: bool = False,
         patience: int = 0,
         min_improvement: float = 0.0,
         warn_untrained: bool = False,
     ) -> None:
-        self.every, self.size = every, size
+        self.every, self.size = every, size or (SAMPLES_TO_STOP if patience else SAMPLES)
         self.allow_untrained, self.warn_untrained = allow_untrained, warn_untrained
         self.patience, self.min_improvement = patience, min_improvement
         self.history: list[dict[str, Any]] = []

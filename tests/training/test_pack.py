@@ -3,6 +3,9 @@
 import json
 import logging
 import pickle
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +321,28 @@ def test_a_steps_memory_on_a_cpu_is_what_autograd_keeps() -> None:
 
     assert step_bytes(step, torch.device("cpu"), [weight]) == TRANSIENT * 100 * 64 * 4
     assert step_bytes(step, torch.device("cpu")) == TRANSIENT * (100 + 64) * 64 * 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_packs_large_blocks_are_not_mapped_anew_each_time() -> None:
+    """In a process of its own, whose allocator nothing has set before."""
+    script = """
+import resource, torch
+from ldm.training.memory import freed_memory_kept
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)  # 64 MB: 16,384 pages of 4 kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+mapped = faults()
+with freed_memory_kept():
+    faults()  # until the heap is large enough
+    kept = faults()
+print(mapped, kept, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True)
+    before, inside, after = map(int, done.stdout.split())
+    assert inside < 0.1 * min(before, after)
 
 
 @pytest.mark.parametrize(("room", "size"), [(0.1, 1), (1.1, 1), (2.6, 2), (100, 3)])
