@@ -69,7 +69,7 @@ def learn_many(
 
     Raises:
         UserError: jobs that no pack can hold: two of one name or word, or settings that differ in what
-            a pack shares (``SHARED``).
+            a pack shares (``jobs.SHARED``).
     """
     if not jobs:
         return []
