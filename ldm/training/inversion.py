@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 # an untrained network returns about 0 for a target of unit variance, so its loss is about 1
 UNTRAINED_LOSS = 0.95
-#: of the fixed batch: a curve is read off 8, for 2 % of the time; a rule to stop is worth 7 %, for near the end
-#: the loss falls by 0.0004 in 25 steps, and that differs by 0.002 between batches of 8, by 0.0006 of 32 (`emoji`)
+#: of the fixed batch: a curve is read off 8, for 2 % of the time; a rule to stop is worth 7 %: near the end
+#: the loss falls by 0.0004 in 25 steps, which differs by 0.002 between batches of 8, by 0.0006 of 32 (emoji)
 SAMPLES, SAMPLES_TO_STOP = 8, 32
 
 

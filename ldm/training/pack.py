@@ -44,8 +44,8 @@ from ldm.training.run import Inversion, prepare, read_pictures, write_config
 
 log = logging.getLogger(__name__)
 
-#: samples a call, beyond which a CPU gains nothing: of 8 a concept, 2, 4, 8 and 16 concepts made 1.10, 1.16, 1.21
-#: and 1.22 times the concept-steps of one on one thread, and on two 16 made more than 32 (`benchmarks/pack.py`)
+#: samples a call, beyond which a CPU gains nothing: of 8 a concept, on one thread, 2, 4, 8 and 16 concepts
+#: made 1.10, 1.16, 1.21 and 1.22 times the steps a second; on two, 16 beat 32 (`benchmarks/pack.py`)
 CPU_SAMPLES = 128
 
 
@@ -70,7 +70,7 @@ def learn_many(
 
     Raises:
         UserError: jobs that no pack can hold: two of one name or word, or settings that differ in what
-            a pack shares (``SHARED``).
+            a pack shares (``jobs.SHARED``).
     """
     if not jobs:
         return []

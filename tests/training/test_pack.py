@@ -24,7 +24,7 @@ from ldm.loading import load
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
-from ldm.training.inversion import converged
+from ldm.training.inversion import FixedBatchMonitor, converged
 from ldm.training.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import TRANSIENT, USABLE, out_of_memory, step_bytes
@@ -248,6 +248,11 @@ def test_a_loss_has_converged_when_the_latest_ones_improve_too_little(
     losses: list[float], patience: int, min_improvement: float, stops: bool
 ) -> None:
     assert converged(losses, patience, min_improvement) is stops
+
+
+def test_a_rule_to_stop_is_given_more_samples_than_a_curve() -> None:
+    assert FixedBatchMonitor(25).size == 8 and FixedBatchMonitor(25, patience=3).size == 32
+    assert FixedBatchMonitor(25, size=5, patience=3).size == 5
 
 
 # ------------------------------------------------------------------ memory
