@@ -1,11 +1,12 @@
-"""What a step costs as things grow: time, memory and start-up against batch, vectors, words, prompts.
+"""What a step costs as things grow: time, memory, start-up against batch, vectors, words, prompts, packs.
 
     python benchmarks/growth.py --size emoji [--threads 2] [--plot growth.png]
     python benchmarks/growth.py --size mid --axis batch "batch, checkpointing"
     python benchmarks/growth.py --size sd1 --device cuda --precision bf16-mixed
 
 Every point is a process of its own that trains as ``ldm invert`` does (``benchmarks/step.py``) with one
-floor step after each of its own, so that what the machine does besides hits both. Prints one Markdown
+floor step after each of its own, so that what the machine does besides hits both; or makes the joint
+steps of ``ldm invert --concepts``, whose floor has the samples of all concepts. Prints one Markdown
 table: medians of ``--steps`` steps; peak memory; seconds from the program's start to the end of the first
 step.
 """
@@ -14,29 +15,41 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 BORN = time.perf_counter()  # before anything heavy is imported
 
 import torch  # noqa: E402
+from pack import concept, together  # noqa: E402
 from pytorch_lightning.callbacks import Callback  # noqa: E402
 from sizes import BATCHES, Size, build_model, conditions, markdown, shapes  # noqa: E402
-from step import WARM_UP, Clock, Rivals, dtype_of, floor, learn, peak  # noqa: E402
+from step import WARM_UP, Clock, Rivals, autocast, dtype_of, floor, learn, peak  # noqa: E402
 
+from ldm.cli.common import add_settings  # noqa: E402
+from ldm.config import load_yaml  # noqa: E402
 from ldm.io.runs import atomic_write  # noqa: E402
+from ldm.model import LatentDiffusion  # noqa: E402
+from ldm.training.fit import attention_kernel  # noqa: E402
+from ldm.training.frozen import stored_in  # noqa: E402
+from ldm.training.learner import Learner  # noqa: E402
+from ldm.training.memory import freed_memory_kept  # noqa: E402
 
-#: axis -> its points; what a point sets is in ``settings``. An axis of packs is one entry more in both.
+#: axis -> its points; what a point sets is in ``settings``
 AXES: dict[str, Sequence[int]] = {
     "batch": (1, 2, 4, 8, 16),
     "batch, checkpointing": (1, 2, 4, 8, 16),
     "vectors a word": (1, 2, 4, 8),
     "known words": (1, 100, 1_000, 10_000),
     "words a prompt": (4, 8, 16, 24),
+    "concepts a pass": (1, 2, 4, 8, 16),
 }
 
 
@@ -62,18 +75,15 @@ class Watch(Callback):
 
 def measure(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
     """One point, in this process."""
-    name = args.size
-    size = Size(name, point if axis.startswith("batch") else BATCHES[name], args.tiny)
-    model, clock, watch = build_model(size, args.device, dtype_of(args)), Clock(args.device), Watch()
-    if axis == "known words":
-        rng = torch.Generator().manual_seed(0)
-        for i, vector in enumerate(torch.randn(point - 1, model.text.width, generator=rng)):
-            model.add_placeholder(f"<known-{i}>", vector)
-    captions = [[" ".join(["<word>", *["photo"] * (point - 1)])]] * 5 if axis == "words a prompt" else None
+    size = Size(args.size, BATCHES[args.size] * (point if axis == "concepts a pass" else 1), args.tiny)
+    size = replace(size, batch=point) if axis.startswith("batch") else size
+    model, clock = build_model(size, args.device, dtype_of(args)), Clock(args.device)
     chunk = 1 if args.device == "cpu" else 10
-    rivals = Rivals({"floor": lambda t, m: floor(t, m, size)}, clock, chunk)
-    args.set = [*args.set, *settings(axis, point)]
-    learn(model, size, args, (args.steps + WARM_UP + 1) * chunk, watch, rivals, captions=captions)
+    rivals = Rivals({"floor": lambda: floor(autocast(args), model, size)}, clock, chunk)
+    if axis == "concepts a pass":
+        found = packed(model, point, args, rivals)
+    else:
+        found = alone(model, size, axis, point, args, rivals)
     seconds = []
     for _ in range(20):
         start = clock()
@@ -82,18 +92,49 @@ def measure(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "step": rivals.median("ours"),
         "floor": rivals.median("floor"),
-        "text": sorted(seconds)[len(seconds) // 2],
-        "peak": watch.peak,
-        "start": watch.start,
-        "shapes": shapes(model, BATCHES[name]),
+        "text": statistics.median(seconds),
+        "shapes": shapes(model, BATCHES[args.size]),
+        **found,
         **conditions(args.device, args.precision),
     }
+
+
+def alone(
+    model: LatentDiffusion, size: Size, axis: str, point: int, args: argparse.Namespace, rivals: Rivals
+) -> dict[str, Any]:
+    """Train a word as ``ldm invert`` does."""
+    watch = Watch()
+    if axis == "known words":
+        rng = torch.Generator().manual_seed(0)
+        for i, vector in enumerate(torch.randn(point - 1, model.text.width, generator=rng)):
+            model.add_placeholder(f"<known-{i}>", vector)
+    captions = [[" ".join(["<word>", *["photo"] * (point - 1)])]] * 5 if axis == "words a prompt" else None
+    args.set = [*args.set, *settings(axis, point)]
+    steps = (args.steps + WARM_UP + 1) * rivals.chunk
+    learn(model, size, args, steps, watch, rivals, captions=captions)
+    return {"peak": watch.peak, "start": watch.start}
+
+
+def packed(model: LatentDiffusion, n: int, args: argparse.Namespace, rivals: Rivals) -> dict[str, Any]:
+    """Joint steps of n concepts, as of ``ldm invert --concepts``; the floor's batch is that of all."""
+    given = {"batch_size": BATCHES[args.size], **load_yaml([], args.set)}
+    start = None
+    with tempfile.TemporaryDirectory() as folder, freed_memory_kept(), attention_kernel("auto"):
+        tasks = [concept(model, i, Path(folder), args.precision, given) for i in range(n)]
+        with stored_in(model, args.precision):
+            learners = [Learner(task, model.device) for task in tasks]
+            for _ in range(args.steps + WARM_UP):
+                seconds = together(model, learners, rivals.chunk, autocast(args))
+                start = start or time.perf_counter() - BORN
+                rivals.seconds["ours"].append(sum(seconds) / rivals.chunk)
+                rivals.let_others_run()
+    return {"peak": peak(), "start": start}
 
 
 def in_a_process_of_its_own(axis: str, point: int, args: argparse.Namespace) -> dict[str, Any]:
     words = ["--point", axis, str(point), "--size", args.size, "--device", args.device]
     words += ["--threads", str(args.threads), "--steps", str(args.steps), "--precision", args.precision]
-    words += [*(["--tiny"] if args.tiny else []), "--set", *args.set]
+    words += [*(["--tiny"] if args.tiny else []), *(f"--set={item}" for item in args.set)]
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -153,7 +194,7 @@ def main() -> None:
     add("--threads", type=int, default=2)
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the inversion")
+    add_settings(parser, "settings of the inversion")
     add("--tiny", action="store_true", help="all but emoji: the layout with little in it, to try it out")
     add("--plot", type=Path, metavar="PNG", help="draw the curves as well")
     add("--point", nargs=2, help=argparse.SUPPRESS)

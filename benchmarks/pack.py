@@ -6,7 +6,8 @@
 
 Prints one Markdown table, within minutes. "One after the other" is the optimiser step inside ``ldm invert``
 (Lightning's loop, its loggers on); a pack's is the joint step of ``ldm invert --concepts``. Measured in
-turns, medians. With ``--commands``: whole command lines, from start to report, without pictures drawn.
+turns, medians. With ``--commands``: whole command lines, from start to report, each once; without pictures
+drawn unless ``--pictures`` is given.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,6 +33,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from ldm import loading
+from ldm.cli.common import merge
 from ldm.config import dump_yaml, resolve
 from ldm.io.runs import RunFolder, create_run
 from ldm.model import LatentDiffusion, ModelConfig, build
@@ -38,6 +41,7 @@ from ldm.training.config import InversionConfig
 from ldm.training.fit import attention_kernel, fit
 from ldm.training.frozen import stored_in
 from ldm.training.learner import Learner, joint_gradients
+from ldm.training.memory import freed_memory_kept
 from ldm.training.run import Inversion, prepare, read_pictures
 
 PICTURES = Path("configs/emoji/concepts")
@@ -65,11 +69,18 @@ class Stopwatch(Callback):
         return [after - before for before, after in zip(ends, ends[1:], strict=False)]
 
 
-def concept(model: LatentDiffusion, number: int, folder: Path, precision: str) -> Inversion:
-    """Concept ``number``, ready to train by the model's own settings; its monitor and pictures rest."""
+def concept(
+    model: LatentDiffusion,
+    number: int,
+    folder: Path,
+    precision: str,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Inversion:
+    """Concept ``number``, ready to train by the model's own settings and those ``given``; its monitor and
+    pictures rest."""
     sources = sorted(path for path in PICTURES.iterdir() if path.is_dir())
-    values = {**model.inversion_defaults, "images": str(sources[number % len(sources)])}
-    config = resolve(InversionConfig, {**values, "placeholder": f"<{number}>", "seed": number})
+    own = {"images": str(sources[number % len(sources)]), "placeholder": f"<{number}>", "seed": number}
+    config = resolve(InversionConfig, merge(model.inversion_defaults, own, given))
     trainer = replace(config.trainer, max_steps=WARM_UP + STEPS, image_every=0, precision=precision)
     trainer = replace(trainer, accelerator=_accelerator(model))
     config = replace(config, trainer=trainer, monitor_every=10**9, allow_untrained=True)
@@ -113,7 +124,7 @@ def table(
     packed: dict[int, list[float]] = {size: [] for size in sizes}
     device = model.device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true")
-    with attention_kernel("auto"), stored_in(model, precision):
+    with freed_memory_kept(), attention_kernel("auto"), stored_in(model, precision):
         learners = [Learner(task, device) for task in tasks]
         together(model, learners[: min(sizes)], WARM_UP, autocast)
         for i, single in enumerate(singles):
@@ -134,13 +145,14 @@ def table(
     return rows
 
 
-def commands(source: str, n: int, precision: str, folder: Path) -> list[str]:
+def commands(args: argparse.Namespace, folder: Path) -> list[str]:
     """Rows of the Markdown table of whole commands."""
+    n = args.commands
     places = sorted(path for path in PICTURES.iterdir() if path.is_dir())
     entries = [{"name": f"<{i}>", "images": str(places[i % len(places)]), "seed": i} for i in range(n)]
     (folder / "list.yaml").write_text(dump_yaml({"concepts": entries}))
-    common = [sys.executable, "-m", "ldm.cli.main", "invert", "--model", source, "--precision", precision,
-              "--set", "trainer.image_every=0", "--set", "samples_per_prompt=0"]  # fmt: skip
+    common = [sys.executable, "-m", "ldm.cli.main", "invert", "--model", args.model,
+              "--precision", args.precision, "--device", args.device, *settings(args)]  # fmt: skip
 
     def seconds(*words: str) -> float:
         started = time.perf_counter()
@@ -158,6 +170,12 @@ def commands(source: str, n: int, precision: str, folder: Path) -> list[str]:
         f"| {n} times ldm invert | {single:.0f} | {single / n:.1f} | 1.00 x |",
         f"| ldm invert --concepts, {n} of them | {packed:.0f} | {packed / n:.1f} | {single / packed:.2f} x |",
     ]
+
+
+def settings(args: argparse.Namespace) -> list[str]:
+    """Of the whole commands, as options of ``ldm invert``."""
+    resting = [] if args.pictures else ["--set", "trainer.image_every=0", "samples_per_prompt=0"]
+    return ["--steps", str(args.steps), *resting]
 
 
 def load(source: str, random: bool, device: str) -> LatentDiffusion:
@@ -180,6 +198,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--random", action="store_true", help="random weights")
     parser.add_argument("--commands", type=int, metavar="N", help="time whole commands for N concepts")
+    parser.add_argument("--steps", type=int, default=100, help="of each concept of --commands (default: 100)")
+    parser.add_argument("--pictures", action="store_true", help="let --commands draw their pictures too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
@@ -189,14 +209,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.commands:
             os.environ["OMP_NUM_THREADS"] = str(args.threads)
-            rows = commands(args.model, args.commands, args.precision, Path(folder))
+            rows = commands(args, Path(folder))
         else:
             sizes = [int(size) for size in args.sizes.split(",")]
             rows = table(model, sizes, args.repeats, args.precision, Path(folder))
     machine = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor()
     shape = " x ".join(map(str, model.latent_shape))
+    how = " ".join(settings(args)) + ", n = 1" if args.commands else "medians of n"
     sys.stdout.write(f"{args.model}, {args.precision}, latents {shape}, {machine or platform.machine()}, "
-                     f"{args.threads} threads, torch {torch.__version__}, medians of n\n\n")
+                     f"{args.threads} threads, torch {torch.__version__}, {how}\n\n")
     sys.stdout.write("\n".join(rows) + "\n")
 
 

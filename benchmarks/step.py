@@ -36,6 +36,7 @@ from pytorch_lightning.callbacks import Callback
 from sizes import BATCHES, Size, build_model, conditions, markdown, pictures, shapes
 from torch import Tensor
 
+from ldm.cli.common import add_settings
 from ldm.config import load_yaml, resolve
 from ldm.data.latents import ConceptBatches
 from ldm.io.runs import create_run
@@ -67,7 +68,7 @@ class Rivals(Callback):
     """Times the steps of a training, and after each one lets others run that are timed as well.
 
     Args:
-        others: name -> a step, called with Trainer and module; made on the first call.
+        others: name -> a step.
         chunk: steps between two readings of the clock; more than 1 on a device that works ahead.
     """
 
@@ -86,12 +87,15 @@ class Rivals(Callback):
             return
         if self.began is not None:
             self._note("ours", self.clock() - self.began)
+        self.let_others_run()
+        self.began = self.clock()
+
+    def let_others_run(self) -> None:
         for name, step in self.others.items():
             start = self.clock()
             for _ in range(self.chunk):
-                step(trainer, pl_module)
+                step()
             self._note(name, self.clock() - start)
-        self.began = self.clock()
 
     def _note(self, name: str, seconds: float) -> None:
         self.seconds[name].append(seconds / self.chunk)
@@ -178,16 +182,15 @@ def trained_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(t.nbytes for t in tensors)
 
 
-def floor(trainer: pl.Trainer, module: pl.LightningModule, size: Size) -> None:
+def floor(precision: contextlib.AbstractContextManager[Any], model: LatentDiffusion, size: Size) -> None:
     """One UNet forward and one backward with respect to the contexts."""
-    model: Any = module.model
     text = model.text
     z = torch.randn(size.batch, *model.latent_shape, device=model.device, dtype=model.dtype)
     t = torch.randint(0, model.schedule.num_timesteps, (size.batch,), device=model.device)
     context = torch.randn(
         size.batch, text.max_length, text.width, device=model.device, dtype=model.dtype, requires_grad=True
     )
-    with trainer.precision_plugin.forward_context():
+    with precision:
         loss = model.unet(z, t, context).float().square().mean()
     torch.autograd.grad(loss, context)
 
@@ -253,7 +256,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, str]:
     """A column of the table of one size: title -> value."""
     size, clock = Size(name, args.batch or BATCHES[name], args.tiny), Clock(args.device)
     model = build_model(size, args.device, dtype_of(args))
-    others: dict[str, Callable[..., Any]] = {"floor": lambda t, m: floor(t, m, size)}
+    others: dict[str, Callable[..., Any]] = {"floor": lambda: floor(autocast(args), model, size)}
     peer = None
     if args.peer:
         from peer import Peer
@@ -262,7 +265,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, str]:
         apart = peer.check()
         assert apart < (1e-3 if model.dtype == torch.float32 else 0.1), apart
 
-        def their_step(*_: Any) -> None:
+        def their_step() -> None:
             with plain_kernels():
                 peer.step()
 
@@ -297,12 +300,17 @@ def dtype_of(args: argparse.Namespace) -> torch.dtype:
     return COMPUTE_DTYPE[args.precision.partition("-")[0]]
 
 
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    """As of Lightning and of packs in this precision."""
+    return torch.autocast(args.device, dtype_of(args), enabled=args.precision != "32-true")
+
+
 # ------------------------------------------------------------------------------ memory
 def peak_of(who: str, name: str, args: argparse.Namespace) -> float:
     """Peak memory, MiB, of a process that only does three steps of one kind."""
     words = ["--memory", who, "--size", name, "--device", args.device, "--precision", args.precision]
-    words += ["--threads", str(args.threads), *(["--tiny"] if args.tiny else []), "--set", *args.set]
-    words += ["--batch", str(args.batch)]
+    words += ["--threads", str(args.threads), *(["--tiny"] if args.tiny else [])]
+    words += ["--batch", str(args.batch), *(f"--set={item}" for item in args.set)]
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -342,12 +350,9 @@ def memory(who: str, name: str, args: argparse.Namespace) -> float:
         peer = Peer(model, pictures(model), size.batch)
         step: Callable[[], None] = peer.step
     else:
-        trainer = pl.Trainer(precision=args.precision, accelerator=args.device, logger=False)
-        module: Any = torch.nn.Module()
-        module.model = model
 
         def step() -> None:
-            floor(trainer, module, size)
+            floor(autocast(args), model, size)
 
     for _ in range(3):
         step()
@@ -367,11 +372,12 @@ def measure_sampling(name: str, args: argparse.Namespace) -> dict[str, str]:
         peer = Peer(model, pictures(model), size.batch)
         runs["diffusers"] = lambda: peer.sample(prompts, 50, 5.0)
     seconds: dict[str, list[float]] = defaultdict(list)
-    for _ in range(args.repeats):
+    for turn in range(1 + args.repeats):  # the first one warms up
         for who, draw in runs.items():
             start = clock()
             draw()
-            seconds[who].append((clock() - start) / size.batch)
+            if turn:
+                seconds[who].append((clock() - start) / size.batch)
     column = {"shapes": shapes(model, size.batch), "n": f"{args.repeats} x {size.batch} pictures"}
     column |= {f"{who}, s a picture": f"{statistics.median(s):.3f}" for who, s in seconds.items()}
     if args.peer:
@@ -400,7 +406,7 @@ def main() -> None:
     add("--threads", type=int, default=2)
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the inversion")
+    add_settings(parser, "settings of the inversion")
     add("--tiny", action="store_true", help="all but emoji: the layout with little in it, to try it out")
     add("--memory", choices=("imports", "floor", "ours", "diffusers"), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -113,6 +113,7 @@ def load(
     use_ema: bool = True,
     parameterization: str | None = None,
     image_size: int | None = None,
+    strict: bool = True,
 ) -> LatentDiffusion:
     """A frozen text-to-image model, ready to sample from and to invert into.
 
@@ -128,6 +129,8 @@ def load(
         use_ema: take the averaged weights (EMA) of the UNet where the file has them all.
         parameterization: what the UNet returns (eps, v, x0), if the config is to be overruled.
         image_size: pixels a side, if the config is to be overruled.
+        strict: refuse weights that lack some of the model's or have others; else that is warned of, and
+            what is missing is random, the same at every load (``CompatConfig.loose_weights``).
 
     Raises:
         UserError: no such model, a config with an unknown key, or weights of another model.
@@ -161,11 +164,22 @@ def load(
         raise UserError(
             "this config names no checkpoint; give one (checkpoint=..., --checkpoint FILE)"
         )
-    model = build(in_folder(config, folder), empty=True)
+    config = in_folder(config, folder)
+    model = build(config, empty=True) if strict else _random(config, dtype)
     state = in_precision(partial(read_weights, weights, use_ema), dtype)
-    load_model_weights(model.parts, state, source=str(weights))
+    load_model_weights(model.parts, state, source=str(weights), strict=strict)
     model.inversion_defaults = defaults
     return model.freeze().to(device)
+
+
+def _random(config: ModelConfig, dtype: torch.dtype | None) -> LatentDiffusion:
+    """A model of this config with random weights, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(config)
+    for part in model.parts.values():
+        part.to(dtype)
+    return model
 
 
 def in_folder(config: ModelConfig, folder: Path) -> ModelConfig:

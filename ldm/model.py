@@ -202,11 +202,11 @@ class LatentDiffusion(nn.Module):
             num_vectors: K, when ``vectors`` is not given.
             progressive: optimiser steps at which the second, third, ... vector comes into use.
             generator: of the initial noise (default: seed 0).
-            compat: quirks of the official code's start.
+            compat: quirks of the official code's start and placeholder.
 
         Raises:
-            UserError: an init phrase with words that are not in the vocabulary, or vectors of
-                another width.
+            UserError: an init phrase with words that are not in the vocabulary, vectors of another
+                width, or a placeholder that ``compat.takes_word`` refuses.
         """
         tokenizer = self.text.tokenizer
         if vectors is None:
@@ -224,7 +224,7 @@ class LatentDiffusion(nn.Module):
                 compat=compat,
                 position=self.text.init_position,
             )
-        token_id = tokenizer.add_placeholder(placeholder)
+        token_id = tokenizer.add_placeholder(placeholder, takes_word=compat.takes_word)
         name = tokenizer.decode_id(token_id)
         try:
             self.manager.add(name, token_id, vectors, progressive)

@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
     add("--cpus-per-task", type=int, default=1, metavar="N", help="also its threads (default: 1)")
     add("--gpus-per-task", type=float, metavar="X", help="(default: 1 if the cluster has GPUs, else 0)")
     add("--retries", type=int, default=2, metavar="N", help="of a task that fails (default: 2)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all concepts")
+    common.add_settings(parser, "settings of all concepts")
     parser.set_defaults(run=run, part=concepts.ALL)
 
 

@@ -69,6 +69,19 @@ def add_weights(parser: argparse.ArgumentParser, default: str | None = "emoji") 
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the model's own")
 
 
+def add_settings(parser: argparse._ActionsContainer, what: str) -> None:
+    """``--set``, of one setting or several, and as often as one likes; ``args.set`` has them all."""
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], type=_setting, metavar="KEY=VALUE", help=what
+    )
+
+
+def _setting(word: str) -> str:
+    if "=" not in word:
+        raise argparse.ArgumentTypeError(f"{word!r} is not KEY=VALUE")
+    return word
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """``--steps``, ``--scale`` and ``--sampler``; :func:`own_sampling` fills what is not given."""
     own = "(default: the model's own, else {})"

@@ -12,7 +12,7 @@ from ldm.cli import common
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.training.pack import Job, Result
+    from ldm.training.jobs import Job, Result
 
 SECTIONS = ("defaults", "concepts")
 #: in the folder of the runs: the list as it was resolved, from which ``--resume`` goes on
@@ -42,7 +42,7 @@ def read_jobs(
     from ldm.config import load_yaml, resolve, unknown_key
     from ldm.loading import inversion_defaults
     from ldm.training.config import InversionConfig
-    from ldm.training.pack import Job
+    from ldm.training.jobs import Job
 
     sections = load_yaml([path])
     for key in sections:
@@ -75,10 +75,12 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
 
     def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
         from ldm import loading
+        from ldm.inversion.compat import switches
         from ldm.training.pack import learn_many
 
         shared = jobs[0].config
-        model = loading.load(shared.model, shared.checkpoint)
+        strict = not switches(shared.compat).loose_weights
+        model = loading.load(shared.model, shared.checkpoint, strict=strict)
         return learn_many(model, jobs, out, pack=args.pack, resume=args.resume)
 
     for option in ("images", "name", "init"):
@@ -111,7 +113,7 @@ def learn_list(
     common.quiet_libraries(args.verbose)
 
     from ldm.io.runs import write_text
-    from ldm.training.pack import SUMMARY, check_together, write_summary
+    from ldm.training.jobs import SUMMARY, check_together, write_summary
 
     check_together(jobs)
     write_text(out / KEPT_LIST, _as_list(jobs))

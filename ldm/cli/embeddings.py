@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.io.embeddings import Embedding, EmbeddingFile
+
+log = logging.getLogger(__name__)
 
 SHOW = """\
   ldm embeddings show runs/my-run/embeddings.safetensors learned_embeds.bin shared-by-a-friend.png
@@ -27,12 +31,14 @@ CONVERT = """\
 MERGE = """\
   ldm embeddings merge cat.safetensors dog.pt --rename "*=<dog>" --out both.safetensors
   ldm embeddings merge a.pt b.pt --rename "a.pt:*=cat" "b.pt:*=dog" --out both.safetensors
+  ldm embeddings merge a.pt b.pt --compat official --out both.pt    # asks for another name than "*"
 """
 FORMATS = """\
 Formats by the suffix of OUT: .safetensors is diffusers (SDXL: sdxl), .pt official, .bin diffusers-bin,
-.png a1111-png. Others by --to: a1111-pt, kohya, onetrainer, sdxl-pivotal, sdxl-diffusers (two files).
+.png a1111-png. Others by --to: a1111-pt, kohya, onetrainer, clip-l, sdxl-pivotal, sdxl-diffusers (two files).
 Where the word came from (model, step, seed, pictures) is kept in .safetensors files alone; the
-official code calls the word in an official .pt by "*", whatever its name."""
+official code calls the word in an official .pt by "*", whatever its name, where FILE does not say
+another token id for it (ldm embeddings show)."""
 
 
 def register(subparsers: Any) -> None:
@@ -90,6 +96,9 @@ def _register_merge(actions: Any) -> None:
     add("--out", type=Path, required=True, help="the new file: .safetensors, .pt (official) or .bin")
     add("--rename", nargs="+", action="extend", default=[], metavar="OLD=NEW",
         help="a new name for a word; FILE:OLD=NEW for the word of one file")  # fmt: skip
+    add("--compat", choices=("official",), help="as the official script does: of two words of one name, the "
+        "later file's gets the name that is typed on a terminal, and without one it replaces the earlier; "
+        "OUT is overwritten")  # fmt: skip
     _add_force(parser)
     parser.set_defaults(run=run_merge)
 
@@ -205,11 +214,22 @@ def run_merge(args: argparse.Namespace) -> None:
     """Write the words of several files into one, under names that do not collide."""
     from ldm.io.embeddings import read_file
 
-    _write(merged([read_file(path) for path in args.files], args.rename), args.out, None, args.force)
+    official = args.compat == "official"
+    words = merged([read_file(path) for path in args.files], args.rename,
+                   official_collision if official else None)  # fmt: skip
+    _write(words, args.out, None, args.force or official)
 
 
-def merged(files: Sequence[EmbeddingFile], renames: Sequence[str]) -> list[Embedding]:
+def merged(
+    files: Sequence[EmbeddingFile],
+    renames: Sequence[str],
+    collision: Callable[[Embedding, Path, Path], Embedding] | None = None,
+) -> list[Embedding]:
     """The words of ``files`` in their order, renamed by ``OLD=NEW`` or ``FILE:OLD=NEW``.
+
+    Args:
+        collision: gets a word whose name an earlier one has, and the files of the earlier one and its
+            own; what it returns replaces an earlier word of its name. ``None``: refused.
 
     Raises:
         UserError: two words of one name, or a rename that names no word.
@@ -217,7 +237,7 @@ def merged(files: Sequence[EmbeddingFile], renames: Sequence[str]) -> list[Embed
     rules = dict(_rule(text) for text in renames)
     unused = set(rules)
     owners: dict[str, Path] = {}
-    words = []
+    words: dict[str, Embedding] = {}
     for file in files:
         for word in file.words:
             old = word.placeholder
@@ -226,15 +246,45 @@ def merged(files: Sequence[EmbeddingFile], renames: Sequence[str]) -> list[Embed
                 unused.discard(rule)
                 word = _renamed(word, rules[rule])
             if word.placeholder in owners:
-                raise UserError(
-                    f"{owners[word.placeholder]} and {file.path} both hold {word.placeholder!r}: give "
-                    "one of them another name, " + common.command(["--rename", f"{file.path}:{old}=NEW"]))
+                if collision is None:
+                    raise UserError(
+                        f"{owners[word.placeholder]} and {file.path} both hold {word.placeholder!r}: give "
+                        "one of them another name, "
+                        + common.command(["--rename", f"{file.path}:{old}=NEW"]))
+                word = collision(word, owners[word.placeholder], file.path)
             owners[word.placeholder] = file.path
-            words.append(word)
+            words[word.placeholder] = word
     if unused:
         raise UserError(f"no embedding is called {', '.join(map(repr, sorted(unused)))}; the files "
                         f"hold {', '.join(repr(w.placeholder) for f in files for w in f.words)}")  # fmt: skip
-    return words
+    return list(words.values())
+
+
+def official_collision(word: Embedding, earlier: Path, later: Path) -> Embedding:
+    """The official script's way: ask for a name until it is one token of the vocabulary.
+
+    The vocabulary is BERT's for vectors of width 1280, else CLIP's. Without a terminal the name stays.
+    """
+    if not sys.stdin.isatty():
+        log.warning("%r of %s replaces that of %s", word.placeholder, later, earlier)
+        return word
+    from dataclasses import replace
+
+    from ldm.config import ASSETS
+    from ldm.text.bpe import ClipTokenizer
+    from ldm.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(ASSETS / "bert" / "vocab.txt") if word.D == 1280 else ClipTokenizer(77)
+    question = f"{later} holds {word.placeholder!r} as {earlier} does; another name for it: "
+    while True:
+        try:
+            name = input(question).strip()
+        except EOFError:
+            raise UserError("no name was given: nothing is written") from None
+        token_id = tokenizer.vocabulary_id(name)
+        if token_id is not None:
+            return replace(word, placeholder=name, metadata={**word.metadata, "token_id": str(token_id)})
+        question = f"{name!r} is not one token of the vocabulary; another name: "
 
 
 def _rule(text: str) -> tuple[str, str]:

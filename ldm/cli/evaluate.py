@@ -52,12 +52,8 @@ def register(subparsers: Any) -> None:
     group.add_argument("--among", type=int, default=100, help="captions compared (default: 100)")
     group.add_argument("--concepts", type=int, default=20, help="concepts learned (default: 20)")
     group.add_argument("--pictures", type=int, default=5, help="pictures of each (default: 5)")
-    group.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="how words are learned, as in ldm invert --set (default: the model's own settings)",
+    common.add_settings(
+        group, "how words are learned, as in ldm invert --set (default: the model's own settings)"
     )
     group.add_argument("--data", type=Path, default=Path("data/emoji"), help="(default: data/emoji)")
     group.add_argument(

@@ -85,13 +85,7 @@ def register(subparsers: Any) -> None:
         metavar="I/N",
         help="only the I-th of N parts of --concepts, I from 0 to N - 1, as the tasks of a job array count",
     )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other setting, such as optim.weight_decay=0.01 or num_vectors=3",
-    )
+    common.add_settings(parser, "other settings, such as optim.weight_decay=0.01 num_vectors=3")
     parser.set_defaults(run=run)
 
 
@@ -158,6 +152,7 @@ def invert(
     ``documents`` are further text files of the run, path in its folder -> content.
     """
     from ldm.diffusion.samplers import SAMPLERS
+    from ldm.io.embeddings import load_embeddings
     from ldm.training.run import run_inversion
 
     if config.sampler not in SAMPLERS:  # it would be found out at the end of the training
@@ -171,16 +166,15 @@ def invert(
     args.how_to_resume = how_to_resume
     common.quiet_libraries(args.verbose)
     with common.no_remains(out) if config.trainer.writes else nullcontext():
-        embedding = run_inversion(config, out, resume=bool(args.resume), documents=documents)
+        run_inversion(config, out, resume=bool(args.resume), documents=documents)
     if not config.trainer.writes:
         return
-    plural = "s" if embedding.K > 1 else ""
-    common.heading(
-        f"learned {embedding.placeholder}: {embedding.K} vector{plural} of width {embedding.D}"
-    )
+    for word in load_embeddings(out / "embeddings.safetensors"):
+        plural = "s" if word.K > 1 else ""
+        common.heading(f"learned {word.placeholder}: {word.K} vector{plural} of width {word.D}")
     sample: list[str | Path] = ["ldm", "sample", "--model", *_model_words(config, out)]
     sample += ["--embedding", out / "embeddings.safetensors"]
-    sample += ["--prompt", f"a photo of {embedding.placeholder} on a red background", "--n", "8"]
+    sample += ["--prompt", f"a photo of {config.called} on a red background", "--n", "8"]
     common.say(
         f"  embedding  {out / 'embeddings.safetensors'}",
         f"  report     {out / 'report.html'}",

@@ -7,7 +7,7 @@ in four, by a sentence that also holds its own word.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -27,14 +27,17 @@ def contains_placeholder(text: str, placeholder: str) -> bool:
     return re.search(before + name + after, text) is not None
 
 
-def read_captions(paths: Sequence[Path], placeholder: str) -> list[tuple[str, ...]]:
+def read_captions(
+    paths: Sequence[Path], subject: str, words: Collection[str] = ()
+) -> list[tuple[str, ...]]:
     """The captions of every picture: the lines of ``name.txt`` beside ``name.*``.
 
-    A caption names the concept by the placeholder or by a slot ``{}``, which becomes the
-    placeholder. :class:`UserError` names a file that is missing, empty, no UTF-8 text, or holds a
-    caption that does not name the concept (its loss would not reach v*).
+    A caption names the concept by one of ``words``, the placeholders (the subject alone unless given),
+    or by a slot ``{}``, which becomes the subject. :class:`UserError` names a file that is missing,
+    empty, no UTF-8 text, or holds a caption that does not name the concept (its loss would not reach v*).
     """
-    return [_read_caption(path.with_suffix(".txt"), path, placeholder) for path in paths]
+    words = words or (subject,)
+    return [_read_caption(path.with_suffix(".txt"), path, subject, words) for path in paths]
 
 
 def has_captions(paths: Sequence[Path]) -> bool:
@@ -42,7 +45,10 @@ def has_captions(paths: Sequence[Path]) -> bool:
     return any(path.with_suffix(".txt").is_file() for path in paths)
 
 
-def _read_caption(file: Path, picture: Path, placeholder: str) -> tuple[str, ...]:
+def _read_caption(
+    file: Path, picture: Path, subject: str, words: Collection[str]
+) -> tuple[str, ...]:
+    names = " or ".join(words)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -51,29 +57,30 @@ def _read_caption(file: Path, picture: Path, placeholder: str) -> tuple[str, ...
         raise UserError(f"the caption {file} is no UTF-8 text: save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"cannot read the caption {file}: {error.strerror}") from error
-    captions = tuple(" ".join(line.split()).replace("{}", placeholder)
+    captions = tuple(" ".join(line.split()).replace("{}", subject)
                      for line in text.splitlines() if line.strip())
     if not captions:
-        raise UserError(f"the caption {file} is empty: write a sentence with {placeholder} into it")
+        raise UserError(f"the caption {file} is empty: write a sentence with {names} into it")
     for caption in captions:
-        if not contains_placeholder(caption, placeholder):
+        if not any(contains_placeholder(caption, word) for word in words):
             raise UserError(f"the caption {file} does not name the concept ({caption!r}): "
-                            f"write {placeholder} or {{}} into it")
+                            f"write {names} or {{}} into it")
     return captions
 
 
 class PromptSource:
     """Draws the prompt for picture i.
 
-    placeholder: the word that is learned. kind: a template set (``ldm.text.templates``); "dual"
-    and "style-dual" need ``image_tokens``, one word a picture, and use them with probability
-    ``mixing_prob``, else the "object" or "style" set. captions: from :func:`read_captions`,
-    instead of templates. coarse_class: a word that templates put before the placeholder.
+    subject: the word that is learned, or a text with several. kind: a template set
+    (``ldm.text.templates``); "dual" and "style-dual" need ``image_tokens``, one word a picture, and
+    use them with probability ``mixing_prob``, else the "object" or "style" set. captions: from
+    :func:`read_captions`, instead of templates. coarse_class: a word that templates put before the
+    subject.
     """
 
     def __init__(
         self,
-        placeholder: str,
+        subject: str,
         *,
         kind: str = "object",
         captions: Sequence[Sequence[str]] | None = None,
@@ -88,12 +95,17 @@ class PromptSource:
             raise UserError(f"the templates {kind!r} "
                             + ("need one word for every picture" if dual else
                                "take no per-image words: choose 'dual' or 'style-dual'"))
-        self.name = f"{coarse_class} {placeholder}" if coarse_class else placeholder
+        self.name = f"{coarse_class} {subject}" if coarse_class else subject
         self.captions = captions
         self.image_tokens = image_tokens
         self.mixing_prob = mixing_prob if dual else 0.0
         self._plain = templates(_PLAIN_OF.get(kind, kind))
         self._dual = templates(kind) if dual else ()
+
+    @property
+    def naming(self) -> list[str]:
+        """What can name the concept in a prompt: the whole captions, or what fills the templates."""
+        return [self.name] if self.captions is None else [text for own in self.captions for text in own]
 
     def prompt(self, image_index: int, generator: torch.Generator) -> str:
         """A prompt for picture ``image_index``; two numbers are drawn, whatever is chosen."""

@@ -50,11 +50,15 @@ class Concept:
         return {path.name: digest for path, digest in zip(self.paths, self.hashes, strict=True)}
 
 
-def list_pictures(folder: Path | str) -> list[Path]:
+def list_pictures(
+    folder: Path | str, *, every_file: bool = False, unsorted: bool = False
+) -> list[Path]:
     """The pictures directly in ``folder``, sorted by name; anything else is warned about.
 
     Hidden files and the caption ``name.txt`` of a picture ``name.*`` pass without a warning.
-    :class:`UserError` if the folder does not exist, is a file, or holds no picture.
+    every_file: all that is in the folder is taken for a picture. unsorted: in the file system's order
+    (for both see ``CompatConfig``). :class:`UserError` if the folder does not exist, is a file, or
+    holds no picture.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
@@ -62,10 +66,12 @@ def list_pictures(folder: Path | str) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the folder that your pictures are in")
     try:
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        entries = [p for p in folder.iterdir() if every_file or not p.name.startswith(".")]
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
-    pictures = [p for p in entries if p.suffix.lower() in SUFFIXES and p.is_file()]
+    if not unsorted:
+        entries.sort()
+    pictures = [p for p in entries if every_file or (p.suffix.lower() in SUFFIXES and p.is_file())]
     captions = {p.with_suffix(".txt") for p in pictures}
     for other in entries:
         if other not in captions and other not in pictures:
@@ -84,6 +90,8 @@ def load_concept(
     background: str = "white",
     upright: bool = True,
     interpolation: str = "bicubic",
+    every_file: bool = False,
+    unsorted: bool = False,
 ) -> Concept:
     """Reads a concept folder (see :func:`list_pictures`) into one tensor.
 
@@ -91,10 +99,10 @@ def load_concept(
     scales the longer side and fills up with ``background``, "squash" gives up the aspect.
     background: a colour by name or ``#rrggbb``, which transparent parts are laid on as well.
     upright: turn pictures as their EXIF orientation says. interpolation: "bicubic", "bilinear" or
-    "lanczos", with antialiasing. :class:`UserError` for a folder without pictures or a picture that
-    cannot be decoded.
+    "lanczos", with antialiasing. every_file, unsorted: of :func:`list_pictures`.
+    :class:`UserError` for a folder without pictures or a picture that cannot be decoded.
     """
-    paths = list_pictures(folder)
+    paths = list_pictures(folder, every_file=every_file, unsorted=unsorted)
     images = torch.stack([
         load_picture(p, size, fit=fit, background=background, upright=upright,
                      interpolation=interpolation) for p in paths])
@@ -109,6 +117,8 @@ def concept_of(
     background: str = "white",
     upright: bool = True,
     interpolation: str = "bicubic",
+    every_file: bool = False,
+    unsorted: bool = False,
 ) -> Concept:
     """Pictures as they are given in Python; other arguments as :func:`load_concept`.
 
@@ -117,7 +127,7 @@ def concept_of(
     """
     if isinstance(images, str | Path):
         return load_concept(images, size, fit=fit, background=background, upright=upright,
-                            interpolation=interpolation)
+                            interpolation=interpolation, every_file=every_file, unsorted=unsorted)
     if isinstance(images, Tensor):
         if images.ndim != 4 or not len(images) or images.shape[1:] != (3, size, size):
             raise UserError(f"images have shape {tuple(images.shape)}; give (N, 3, {size}, {size})")

@@ -81,7 +81,9 @@ _BODY = """</style>
 BASE = _HEAD + STYLE + _BODY
 
 INVERSION = """{% extends "base" %}
-{% block lead %}<p>The word <code>{{ report.placeholder }}</code>, learned from
+{% block lead %}<p>The word{{ "" if report.placeholders|length == 1 else "s" }}
+{% for word in report.placeholders %}<code>{{ word }}</code>{{ " and " if not loop.last }}
+{%- endfor %}, learned from
 {{ training|length }} picture{{ "" if training|length == 1 else "s" }}.</p>{% endblock %}
 {% block body %}
 <section><h2>Training pictures</h2>
@@ -101,8 +103,8 @@ INVERSION = """{% extends "base" %}
 </div></section>{% endif %}
 {% if words %}<section><h2>Nearest words of the vocabulary</h2>
 <p class="soft">By cosine between the learned vector and the word's own.</p>
-<div class="scroll"><table>{% for row in words %}
-<tr><td class="soft">vector {{ loop.index }}</td><td>{% for word, cosine in row %}
+<div class="scroll"><table>{% for vector, row in words %}
+<tr><td class="soft">{{ vector }}</td><td>{% for word, cosine in row %}
 <code>{{ word }}</code>&nbsp;<span class="soft">{{ cosine }}</span>{{ ", " if not loop.last }}
 {%- endfor %}</td></tr>{% endfor %}</table></div></section>{% endif %}
 {% endblock %}

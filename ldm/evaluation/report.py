@@ -32,25 +32,26 @@ class InversionReport:
     """What the page of one inversion shows.
 
     Attributes:
-        title, placeholder: text.
+        title: text.
+        placeholders: the learned words.
         summary: a few settings and results, shown as cards.
         training_images: the concept's pictures.
         samples_by_step: step -> pictures or grids drawn then.
         prompts: prompt -> its final pictures.
         curves: name -> points (step, value).
-        nearest_words: for each vector v*_k its (word, cosine, ...) neighbours, nearest first.
+        nearest_words: placeholder -> for each vector v*_k its (word, cosine, ...) neighbours, nearest first.
         manifest: of the run; nested mappings are shown flat.
         metrics: name -> value, where an evaluation was made.
     """
 
     title: str
-    placeholder: str
+    placeholders: Sequence[str]
     summary: Mapping[str, Any] = field(default_factory=dict)
     training_images: Sequence[Path] = ()
     samples_by_step: Mapping[int, Sequence[Path]] = field(default_factory=dict)
     prompts: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
-    nearest_words: Sequence[Sequence[Any]] = ()
+    nearest_words: Mapping[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,7 +89,12 @@ class _Picture(NamedTuple):
 
 def write_inversion_report(report: InversionReport, path: Path) -> Path:
     """Write the page of an inversion atomically."""
-    words = [[(str(w[0]), f"{float(w[1]):.2f}") for w in row] for row in report.nearest_words]
+    words = [
+        (f"{name}, " * (len(report.nearest_words) > 1) + f"vector {k}",
+         [(str(w[0]), f"{float(w[1]):.2f}") for w in row])
+        for name, rows in report.nearest_words.items()
+        for k, row in enumerate(rows, start=1)
+    ]  # fmt: skip
     return _write(
         "inversion",
         path,

@@ -1,10 +1,29 @@
 """Quirks of the official implementation (Gal et al. 2022, their code), one switch each.
 
-The default of this project is the corrected behaviour. A switch brings a quirk back where published
-numbers may depend on it. Plain defects that no number depends on have none: questions on the terminal,
-weights loaded with ``strict=False``, a crash on files that are no pictures and their unsorted order,
-``use_checkpoint`` that does nothing, checkpoints that cannot resume, a data set whose placeholder
-differs from the learned one (zero gradient), and a placeholder that takes away a vocabulary's word.
+The default of this project is the corrected behaviour; a switch brings a quirk back.
+
+==================================================================  ====================================
+quirk of the official code                                          switch of ``CompatConfig``
+==================================================================  ====================================
+K > 1 vectors start as identical copies of one word                 ``copies``
+CLIP's init vector holds position embedding 0                       ``position``
+the init word must be one token                                     ``one_token``
+without an init word v* starts uniform on [0, 1)                    ``uniform``
+the placeholder must be one token, and takes that word away         ``takes_word``
+K vectors push the end token out; ids are edited in place           ``end_falls_off``, ``edits_ids``
+the progressive counter counts encoder calls, and is not saved      ``encoder_calls``, ``vectors_only``
+the multi-vector regulariser lets opposite drifts cancel            ``summed_drift``
+the data set's placeholder stays "*"                                ``star_prompts``
+``use_checkpoint: true`` of a YAML file does nothing                ``ignore_checkpointing``
+the saved checkpoint holds vectors only and cannot resume           ``vectors_only``
+pictures are squashed, EXIF is ignored, a file that is no picture   ``squash``, ``ignore_orientation``,
+crashes, the listing is unsorted                                    ``every_file``, ``unsorted``
+weights are loaded with ``strict=False``                            ``loose_weights``
+merging asks on the terminal and can overwrite silently             ``ldm embeddings merge --compat``
+==================================================================  ====================================
+
+And AdamW's default weight decay, ``weight_decay``. Nothing of it asks on the terminal in a training: where
+the official code would ask or crash, the run is refused in one line.
 """
 
 from __future__ import annotations
@@ -29,26 +48,51 @@ class CompatConfig:
         position: CLIP's position embedding 0 is added to an init word (and again in use).
         one_token: an init phrase of several tokens is refused.
         uniform: without an init word, v* starts uniform on [0, 1).
+        takes_word: a placeholder that is not exactly one token of the vocabulary is refused; one that
+            is stands for v* wherever the tokenizer gives that token, and means nothing else any more.
         end_falls_off: the end token falls off a prompt that K vectors make too long.
+        edits_ids: K > 1 vectors write the prompt's new ids into the tensor that came in. Nothing that is
+            learned depends on it.
         encoder_calls: ``progressive`` counts calls of the text encoder, validation and image logs
-            included (see ``encoder_calls``), not optimiser steps. A resumed run counts on: the official
-            code, which would begin at 0, cannot resume one.
+            included (see ``encoder_calls``), not optimiser steps. The count of a resumed run goes on,
+            unless ``vectors_only`` has it begin at 0.
         summed_drift: the regulariser sums the K drifts before it squares, so that opposite ones cancel.
+        star_prompts: templates hold "*" whatever the placeholder is. v* of another one has no gradient and
+            stays where it starts (but for ``weight_decay``), with a warning. Caption files and a ``subject``
+            are used as they are.
+        ignore_checkpointing: a UNet's ``use_checkpoint: true`` does nothing; a run's own
+            ``checkpointing: true`` still does.
+        vectors_only: ``last.ckpt`` holds the vectors and the base model's fingerprint; a resumed run
+            takes the vectors and begins anew with all else: optimiser, steps, growth. As in the official
+            code, a run that tunes the model too (``model_lr``) has whole checkpoints.
         weight_decay: AdamW decays v* (and an unfrozen model) by 0.01 x learning rate a step.
         squash: pictures are scaled to a square without regard to their aspect.
         ignore_orientation: the EXIF orientation of photos is ignored.
+        every_file: everything in the folder, hidden files and captions too, is opened as a picture, and
+            the first one that is none stops the run.
+        unsorted: pictures come in the order in which the file system lists them.
+        loose_weights: weights that a checkpoint lacks or has too many are warned of, not refused, and
+            the missing ones are random; so is a loss at the start that looks untrained.
     """
 
     copies: bool = False
     position: bool = False
     one_token: bool = False
     uniform: bool = False
+    takes_word: bool = False
     end_falls_off: bool = False
+    edits_ids: bool = False
     encoder_calls: bool = False
     summed_drift: bool = False
+    star_prompts: bool = False
+    ignore_checkpointing: bool = False
+    vectors_only: bool = False
     weight_decay: bool = False
     squash: bool = False
     ignore_orientation: bool = False
+    every_file: bool = False
+    unsorted: bool = False
+    loose_weights: bool = False
 
 
 FIXED = CompatConfig()

@@ -57,12 +57,15 @@ class EmbeddingManager(nn.Module):
             also holds where a prompt is padded with the end token (CLIP).
         keep_end: where vectors push the end token over the context length, keep it as the last
             position. ``False`` lets it fall off, as the official code does (``CompatConfig``).
+
+    Attributes:
+        edits_ids: write the ids that ``forward`` returns into its argument, as the official code does.
     """
 
     def __init__(self, width: int, vocab_size: int, end_id: int, *, keep_end: bool = True) -> None:
         super().__init__()
         self.width, self.vocab_size = width, vocab_size
-        self.end_id, self.keep_end = end_id, keep_end
+        self.end_id, self.keep_end, self.edits_ids = end_id, keep_end, False
         self._entries: dict[str, _Entry] = {}
         self.v_star = nn.ParameterDict()  # _key(placeholder) -> (K, D)
         self.init = nn.Module()  # buffers of the same keys and shapes: where v* started
@@ -245,7 +248,10 @@ class EmbeddingManager(nn.Module):
         table = torch.cat([self.parameter(name) for name in names])
         v_star = F.embedding(rows.clamp(min=0), table).to(embeds.dtype)
         moved = embeds.take_along_dim(shown[..., None], dim=1)
-        return ids.gather(1, source), torch.where(rows[..., None] >= 0, v_star, moved)
+        placed = ids.gather(1, source)
+        if self.edits_ids:
+            placed = ids.copy_(placed)
+        return placed, torch.where(rows[..., None] >= 0, v_star, moved)
 
     def _at_hand(self, ids: Tensor) -> tuple[str, ...]:
         """Placeholders that occur in ``ids``, and those that train (their gradient is 0 where they do

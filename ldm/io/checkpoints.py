@@ -218,6 +218,7 @@ def load_model_weights(
     *,
     source: str = "the checkpoint",
     ignore: Iterable[str] = (),
+    strict: bool = True,
 ) -> None:
     """Copies ``state_dict`` into ``parts`` (prefix -> module), all of it or nothing.
 
@@ -225,6 +226,7 @@ def load_model_weights(
     the other public prefixes are skipped, so a part can be loaded alone. ``ignore`` lists
     wildcard patterns of full names that may be missing or left over. Values are cast to the
     module's dtype and device; a module on the meta device takes the checkpoint's own tensors.
+    Without ``strict``, missing weights stay as they are and unexpected ones are left out, with a warning.
 
     Raises :class:`UserError` with a readable difference; then no module has been touched.
     """
@@ -239,7 +241,11 @@ def load_model_weights(
     mismatched = [f"{n} {tuple(given[n].shape)} instead of {tuple(wanted[n].shape)}"
                   for n in sorted(given) if n in wanted and given[n].shape != wanted[n].shape]
     if missing or unexpected or mismatched:
-        raise UserError(_difference(source, len(wanted), missing, unexpected, mismatched))
+        difference = _difference(source, len(wanted), missing, unexpected, mismatched)
+        if strict or mismatched:
+            raise UserError(f"{difference}; this checkpoint is of another model: give the config that "
+                            "belongs to it")
+        log.warning("%s; it is used all the same (compat.loose_weights)", difference)
     for prefix, module in parts.items():
         own = {n[len(prefix):]: t for n, t in given.items() if n.startswith(prefix)}
         meta = any(t.is_meta for t in module.state_dict(keep_vars=True).values())
@@ -256,8 +262,7 @@ def _difference(
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             clauses.append(f"{len(names)} {what} ({shown})")
-    return (f"{source} does not fit this model of {total} weights: {'; '.join(clauses)}; "
-            "this checkpoint is of another model: give the config that belongs to it")
+    return f"{source} does not fit this model of {total} weights: {'; '.join(clauses)}"
 
 
 # ------------------------------------------------------------------------------- saving

@@ -46,13 +46,16 @@ def provenance(
     init: str | None = None,
     templates: str | None = None,
     image_hashes: Iterable[str] = (),
+    token_id: int | None = None,
 ) -> dict[str, str]:
     """The metadata of an embedding that this project learned, as strings.
 
     base_model: the fingerprint (hex). step: optimiser steps done. init: the phrase it started
     from. templates: name of the template set. image_hashes: sha256 of every training picture.
+    token_id: by which the official code finds the word in a prompt, where the model's vocabulary has one.
     """
-    return {
+    known = {} if token_id is None else {"token_id": str(token_id)}
+    return known | {
         "base_model": base_model,
         "step": str(step),
         "seed": str(seed),
@@ -141,7 +144,9 @@ def save_embeddings(
     format: a name of ``ldm.io.embedding_formats.FORMATS``; by default the suffix decides, with
     ``.safetensors`` for ours, ``.pt`` for the official layout, ``.bin`` for diffusers' pickled one
     and ``.png`` for A1111's picture. token_ids: for the official layout, the ids that the official
-    tokenizer gives the placeholders. ``sdxl-diffusers`` writes a second file, ``<stem>_2``.
+    tokenizer gives the placeholders, in place of those in the words' metadata; a single word that has
+    none gets the id of ``*``, in the vocabulary that its width suggests. ``sdxl-diffusers`` writes a
+    second file, ``<stem>_2``.
 
     The provenance is kept in ``.safetensors`` alone: other layouts have no place for it.
     :class:`UserError` for a format that cannot hold these words, a name given twice, words of

@@ -7,7 +7,6 @@ names is ever imported.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,13 @@ from ldm.config import unknown_key
 from ldm.errors import UserError
 from ldm.legacy.table import FILE, TABLE, Choice, Inside, Node, Rules
 
-log = logging.getLogger(__name__)
-
 #: what an official file consists of
 SECTIONS = frozenset(FILE)
 #: settings that belong to one word and not to a model
 OF_A_WORD = frozenset(
-    {"model", "placeholder", "init", "images", "init_embedding", "num_vectors", "progressive", "formats"}
-)
+    {"model", "placeholder", "init", "more_words", "subject", "images", "init_embedding", "num_vectors",
+     "progressive", "formats"}
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------ translation
@@ -36,9 +34,9 @@ def is_official(values: Mapping[str, Any]) -> bool:
 def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``InversionConfig`` from an official config, or from a part of one.
 
-    Of several ``placeholder_strings`` the one that the prompts hold is learned (the data set's
-    ``placeholder_token``, else "*", else the first one). The official code gives the others vectors
-    that no loss ever reaches; here they are left out, with a warning.
+    Of several ``placeholder_strings`` those are learned that the prompts hold: the data set's
+    ``placeholder_token``, which may be a text with several of them, else "*", else the first one; caption
+    files may hold more.
 
     Keys beside ``model``, ``data`` and ``lightning`` are taken for ours and win.
 
@@ -53,15 +51,6 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a target or a parameter that the table does not know, or a value that is not
             possible here.
     """
-    found, others = _settings(values)
-    if others:
-        log.warning("no prompt of the data set holds %s of placeholder_strings: only %r is learned",
-                    " or ".join(map(repr, others)), found["placeholder"])  # fmt: skip
-    return found
-
-
-def _settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings as above, and the placeholders that are left out."""
     official = {key: value for key, value in values.items() if key in SECTIONS}
     found = _translate(official, FILE, "")
     size, latent_size = found.pop("size", None), found.pop("latent_size", None)
@@ -74,17 +63,17 @@ def _settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         found["model"] = {"model": found["model"]}
     else:
         found.pop("model", None)
-    others = _choose_word(found)
+    _choose_words(found)
     rate = found.pop("model_lr", 0.0)
     if found.pop("unfreeze_model", False):
         found["model_lr"] = rate
     found["formats"] = ["safetensors", "pt"]
     _merge(found, {key: value for key, value in values.items() if key not in SECTIONS})
-    return found, others
+    return found
 
 
-def _choose_word(found: dict[str, Any]) -> list[str]:
-    """Settle on the word that the prompts hold and its init; returns the placeholders left out."""
+def _choose_words(found: dict[str, Any]) -> None:
+    """Settle on the placeholder that the prompts hold, the words beside it, and their inits."""
     said = [found.pop(key) for key in ("image_words", "image_vectors") if key in found]
     if said and said[0] != said[-1]:
         raise UserError("per_image_tokens differs between personalization_config and data; set both alike")
@@ -92,19 +81,25 @@ def _choose_word(found: dict[str, Any]) -> list[str]:
         found["per_image_tokens"] = said[0]
     words, inits = found.pop("placeholders", []), found.pop("inits", [])
     token = str(found.pop("placeholder_token", None) or "")
-    if token and words and token not in words:
+    held = [word for word in words if word and word in token]
+    if token and words and not held:
         raise UserError(
             f"the data set's placeholder_token {token!r} is not the word that is learned, "
             f"{', '.join(map(repr, words))}; leave it out"
         )
     if words:
-        word = token or ("*" if "*" in words else words[0])
+        word = token if token in words else held[0] if held else "*" if "*" in words else words[0]
         found["placeholder"] = word
+        if token not in ("", word):
+            found["subject"] = token
         # a list of one is for the word that is learned, as --init_word gives it
-        inits = inits if len(inits) == 1 else inits[words.index(word):]
+        of = {word: inits[0]} if len(inits) == 1 else dict(zip(words, inits, strict=False))
+        inits = [of[word]] if word in of else []
+        others = {other: of.get(other) for other in words if other != word}
+        if others:
+            found["more_words"] = others
     if inits:
         found["init"] = inits[0]
-    return [word for word in words if word != found["placeholder"]]
 
 
 def model_sections(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +107,7 @@ def model_sections(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Arguments and errors as ``settings``; what belongs to one word is left out.
     """
-    found, _ = _settings(values)
+    found = settings(values)
     if "model" not in found:
         raise UserError("this official YAML describes no model: it lacks model.params.first_stage_config")
     inversion = {key: value for key, value in found.items() if key not in OF_A_WORD}

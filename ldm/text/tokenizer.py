@@ -11,7 +11,7 @@ import copy
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class PlaceholderTokenizer:
         self._first_private = max(len(self._tokens), rows or 0)
         self._placeholders: dict[str, int] = {}
         self._names: dict[int, str] = {}  # the reverse
+        self._taken: dict[int, int] = {}  # a word of the vocabulary that a placeholder took -> private id
         self._pattern: re.Pattern[str] | None = None  # made when it is needed, of all placeholders at once
         self._remembered: dict[str, list[int]] = {}
         self._warned: set[str] = set()
@@ -76,13 +77,21 @@ class PlaceholderTokenizer:
         """Placeholder -> private id, a copy, in order of adding."""
         return dict(self._placeholders)
 
-    def add_placeholder(self, placeholder: str, token_id: int | None = None) -> int:
+    def add_placeholder(
+        self, placeholder: str, token_id: int | None = None, *, takes_word: bool = False
+    ) -> int:
         """Make a string one token and return its private id (>= ``vocab_size``).
 
-        Adding it again changes nothing. ``token_id`` asks for a certain id, to restore a saved run.
+        Adding it again changes nothing.
+
+        Args:
+            token_id: asks for a certain id, to restore a saved run.
+            takes_word: not the string but the vocabulary's token of it becomes the placeholder, wherever
+                it occurs (``CompatConfig``).
 
         Raises:
-            UserError: the string is empty, or the id wanted is in use or inside the vocabulary.
+            UserError: the string is empty, or the id wanted is in use or inside the vocabulary, or
+                there is no one token to take.
         """
         name = _single_spaced(_normal(placeholder))
         if not name:
@@ -90,11 +99,19 @@ class PlaceholderTokenizer:
         known = self._placeholders.get(name)
         if known is not None and token_id in (None, known):
             return known
+        word_id = self.vocabulary_id(name) if takes_word else None
+        if takes_word and word_id is None:
+            raise UserError(
+                f"the placeholder {name!r} is not one token of the vocabulary, as the official code wants "
+                "it; choose a word or a sign that is, or set compat.takes_word=false"
+            )
         if token_id is None:
             token_id = max(self._names, default=self._first_private - 1) + 1
         elif token_id < self._first_private or token_id in self._names:
             raise UserError(f"id {token_id} for {name!r} is taken; let the tokenizer choose one")
         self._placeholders[name], self._names[token_id] = token_id, name
+        if word_id is not None:
+            self._taken[word_id] = token_id
         self._forget()
         return token_id
 
@@ -103,6 +120,7 @@ class PlaceholderTokenizer:
         token_id = self._placeholders.pop(_single_spaced(_normal(placeholder)), None)
         if token_id is not None:
             del self._names[token_id]
+            self._taken = {word: own for word, own in self._taken.items() if own != token_id}
             self._forget()
 
     def _forget(self) -> None:
@@ -111,8 +129,18 @@ class PlaceholderTokenizer:
 
     def words(self, text: str) -> list[int]:
         """Ids of a text alone: no frame, no padding, no truncation."""
+        return [self._taken.get(token_id, token_id) for token_id in self._cut(text)]
+
+    def vocabulary_id(self, text: str) -> int | None:
+        """The id of a text that is exactly one token of the vocabulary; placeholders are left aside."""
+        ids = self._pieces(text)
+        return ids[0] if len(ids) == 1 and ids[0] != self.unknown_id else None
+
+    def _cut(self, text: str) -> list[int]:
+        """Ids of a text in which placeholders that are strings have been found."""
         if self._pattern is None:
-            self._pattern = _pattern(self._placeholders)
+            taken = set(self._taken.values())
+            self._pattern = _pattern([n for n, own in self._placeholders.items() if own not in taken])
         if self._pattern is None:
             return self._pieces(text)  # as it stands: Unicode normalisation differs among libraries
         text = _normal(text)
@@ -165,7 +193,7 @@ class PlaceholderTokenizer:
         # vocabulary and backend never change after construction: copies share them
         twin = copy.copy(self)
         twin._placeholders, twin._names = dict(self._placeholders), dict(self._names)
-        twin._remembered = {}
+        twin._taken, twin._remembered = dict(self._taken), {}
         twin._warned = set(self._warned)
         return twin
 
@@ -233,7 +261,7 @@ def _single_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _pattern(placeholders: dict[str, int]) -> re.Pattern[str] | None:
+def _pattern(placeholders: Iterable[str]) -> re.Pattern[str] | None:
     """Matches any placeholder, the longest first.
 
     An end that is a letter, digit or underscore must be a word boundary: "cat" is not in "catalog",

@@ -50,8 +50,8 @@ class EmbeddingCheckpoint(Callback):
     """Write ``checkpoints/embeddings_gs-<step>`` beside every resumable checkpoint and at the end.
 
     Args:
-        word: the placeholder of the module's manager.
-        details: optimiser step -> metadata.
+        words: placeholders of the module's manager.
+        details: a word, optimiser step -> metadata.
         every: in optimiser steps.
         formats: "safetensors", and "pt" for the official layout. As the official code does, the
             newest one is ``embeddings.pt`` too, from the start on: a name that such a file cannot hold
@@ -61,12 +61,12 @@ class EmbeddingCheckpoint(Callback):
     def __init__(
         self,
         run: RunFolder,
-        word: str,
-        details: Callable[[int], dict[str, str]],
+        words: Sequence[str],
+        details: Callable[[str, int], dict[str, str]],
         every: int,
         formats: Sequence[str] = ("safetensors",),
     ) -> None:
-        self.run, self.word, self.details, self.every = run, word, details, every
+        self.run, self.words, self.details, self.every = run, words, details, every
         self.formats = formats
         self._written = -1
 
@@ -85,7 +85,7 @@ class EmbeddingCheckpoint(Callback):
         self.save(trainer.global_step, pl_module)
 
     def save(self, step: int, module: pl.LightningModule) -> None:
-        """Write the word as it is at ``step``, in every format."""
+        """Write the words as they are at ``step``, in every format."""
         if step == self._written:
             return
         self._written = step
@@ -95,9 +95,11 @@ class EmbeddingCheckpoint(Callback):
             self._save("embeddings.pt", step, module)
 
     def _save(self, name: str, step: int, module: pl.LightningModule) -> None:
-        vectors = module.manager.vectors(self.word, step)  # type: ignore[union-attr]
-        embedding = Embedding(self.word, vectors, self.details(step))
-        save_embeddings(embedding, self.run.file("checkpoints", name))
+        embeddings = [
+            Embedding(word, module.manager.vectors(word, step), self.details(word, step))  # type: ignore[union-attr]
+            for word in self.words
+        ]
+        save_embeddings(embeddings, self.run.file("checkpoints", name))
 
 
 class ImageLogger(Callback):
@@ -139,14 +141,22 @@ class ImageLogger(Callback):
 
     def show(self, step: int, module: pl.LightningModule, loggers: Sequence[Logger] = ()) -> None:
         """Draw and save the pictures of ``step``, once."""
-        if not self.every or step == self._drawn:
+        if not self.due(step):
             return
-        self._drawn = step
         training = module.training
         module.eval()
         with torch.no_grad():
             pictures = self.draw(module)
         module.train(training)
+        self.keep(step, pictures, loggers)
+
+    def due(self, step: int) -> bool:
+        """Whether pictures are drawn at all, and those of ``step`` have not been kept."""
+        return bool(self.every) and step != self._drawn
+
+    def keep(self, step: int, pictures: dict[str, Tensor], loggers: Sequence[Logger] = ()) -> None:
+        """Save the pictures of ``step`` and hand them to the loggers."""
+        self._drawn = step
         for name, images in pictures.items():
             path = save_grid(images, self.folder / f"{name}_{step:06d}.png", self.columns)
             for logger in loggers:

@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from ldm import loading
 from ldm.errors import UserError
+from ldm.inversion.compat import switches
 from ldm.model import LatentDiffusion
-from ldm.training.pack import Job, Result, check_together, learn_many
+from ldm.training.jobs import Job, Result, check_together
+from ldm.training.pack import learn_many
 
 log = logging.getLogger(__name__)
 
@@ -139,14 +141,15 @@ def learn_task(
     """
     os.chdir(home)
     config = jobs[0].config
-    model = _model(json.dumps(config.model), config.checkpoint)
+    strict = not switches(config.compat).loose_weights
+    model = _model(json.dumps(config.model), config.checkpoint, strict)
     return learn_many(model, jobs, out, pack=pack, resume=True, progress=False)
 
 
 @lru_cache(maxsize=1)
-def _model(name: str, checkpoint: str | None) -> LatentDiffusion:
+def _model(name: str, checkpoint: str | None, strict: bool) -> LatentDiffusion:
     """A worker's model, kept from task to task; ``name``: as JSON, it may be a mapping."""
-    return loading.load(json.loads(name), checkpoint)
+    return loading.load(json.loads(name), checkpoint, strict=strict)
 
 
 def _failed(job: Job, out: Path, error: BaseException) -> Result:

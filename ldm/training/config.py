@@ -32,8 +32,12 @@ class InversionConfig:
         images: folder of 3-5 pictures.
         placeholder: the new word, any string.
         init: a phrase to start from; ``None`` starts at the vocabulary's mean.
+        more_words: words that are learned beside it from the same pictures: name -> init phrase or null.
+            Those that no prompt holds are left out, with a warning.
+        subject: what ``{}`` stands for in templates, caption files and ``prompts``, such as
+            "<cat> on a <mug>"; the placeholder unless given.
         init_embedding: an embedding file whose vectors are the start instead.
-        num_vectors, progressive: K, and the K - 1 steps at which the second, third ... enter.
+        num_vectors, progressive: K of each word, and the K - 1 steps at which the second, third ... enter.
         per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped,
         mixing_prob: in this share of the prompts.
         templates: caption templates: object, style, photo, plain, ...
@@ -48,7 +52,7 @@ class InversionConfig:
         interpolation: of the pictures when they are scaled: bicubic, bilinear or lanczos.
         batch_size: pictures of a batch, on each device.
         scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
-        prompts: drawn as training goes and at the end; ``{}`` is the placeholder.
+        prompts: drawn as training goes and at the end; ``{}`` is the subject.
         samples_per_prompt: pictures of each prompt at the end.
         sample_steps, sample_scale, sampler: how they are drawn.
         monitor_every: steps between measurements on the fixed batch.
@@ -68,6 +72,8 @@ class InversionConfig:
     model: Any = "emoji"
     checkpoint: str | None = None
     init: str | None = None
+    more_words: dict = field(default_factory=dict)
+    subject: str | None = None
     init_embedding: Path | None = None
     num_vectors: int = 1
     progressive: tuple[int, ...] = ()
@@ -103,8 +109,18 @@ class InversionConfig:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=5000))
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
+    @property
+    def words(self) -> dict[str, str | None]:
+        """Every new word and its init phrase, ``placeholder`` first."""
+        return {self.placeholder: self.init, **self.more_words}
+
+    @property
+    def called(self) -> str:
+        """What ``{}`` stands for."""
+        return self.subject or self.placeholder
+
     def framing(self) -> dict[str, Any]:
-        """How ``load_concept`` makes squares of the pictures."""
+        """How ``load_concept`` finds the pictures and makes squares of them."""
         quirks = switches(self.compat)
         fit = self.fit or ("squash" if quirks.squash else "crop")
         return {
@@ -112,6 +128,8 @@ class InversionConfig:
             "background": self.background,
             "upright": not quirks.ignore_orientation,
             "interpolation": self.interpolation,
+            "every_file": quirks.every_file,
+            "unsorted": quirks.unsorted,
         }
 
 
@@ -120,10 +138,15 @@ def check(config: InversionConfig) -> None:
     templates(config.templates)
     if config.sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
+    for word, init in config.more_words.items():
+        if not (isinstance(word, str) and word.strip() and isinstance(init, str | None)):
+            raise UserError(f"config more_words has {word!r}: {init!r}; give a name: init phrase, or null")
+    if config.placeholder in config.more_words:
+        raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
     for prompt in config.prompts:
-        if "{}" not in prompt and not contains_placeholder(prompt, config.placeholder):
+        if "{}" not in prompt and not any(contains_placeholder(prompt, word) for word in config.words):
             raise UserError(
-                f"the prompt {prompt!r} has no placeholder; write {{}} or {config.placeholder} in it"
+                f"the prompt {prompt!r} has no placeholder; write {{}} or {' or '.join(config.words)} in it"
             )
 
 

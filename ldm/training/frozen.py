@@ -44,12 +44,12 @@ def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def recomputed(unet: nn.Module) -> Iterator[None]:
-    """Activation checkpointing: the backward computes each block's activations once more."""
+def recomputed(unet: nn.Module, recompute: bool = True) -> Iterator[None]:
+    """Activation checkpointing: the backward computes each block's activations once more, or not."""
     blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SpatialTransformer)]
     before = [block.use_checkpoint for block in blocks]
     for block in blocks:
-        block.use_checkpoint = True
+        block.use_checkpoint = recompute
     try:
         yield
     finally:
@@ -88,15 +88,19 @@ def trained_form(
     precision: str | None,
     *,
     checkpointing: bool = False,
+    ignore_checkpointing: bool = False,
     compiling: bool = False,
     cuda_graphs: bool = False,
 ) -> Iterator[None]:
-    """:func:`stored_in` the precision (``None``: as it is), and what else is asked for."""
+    """:func:`stored_in` the precision (``None``: as it is), and what else is asked for.
+
+    ignore_checkpointing: without ``checkpointing``, nothing is recomputed, whatever the UNet's config says.
+    """
     with ExitStack() as stack:
         if precision is not None:
             stack.enter_context(stored_in(model, precision))
-        if checkpointing:
-            stack.enter_context(recomputed(model.unet))
+        if checkpointing or ignore_checkpointing:
+            stack.enter_context(recomputed(model.unet, checkpointing))
         if compiling or cuda_graphs:
             stack.enter_context(compiled(model.unet, cuda_graphs=cuda_graphs))
         yield

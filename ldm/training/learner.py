@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,13 +72,12 @@ class Learner:
         ended = self.step >= limits.max_steps or late or self.task.monitor.converged
         return ended and not self._micro
 
-    def begin(self, precision: torch.autocast) -> None:
-        """Before its first step in a pack: load what it goes on from, look at where it stands."""
+    def begin(self) -> None:
+        """Before its first step in a pack: load what it goes on from."""
         path = self.run.path.joinpath(*CHECKPOINT)
         if self._resume and path.is_file():
             self._load(path)
         self._resume = False
-        self.observe(precision)
 
     def draw(self) -> Draw:
         """The next micro-batch; it is the same until :meth:`update`."""
@@ -109,7 +108,7 @@ class Learner:
         self.step, self._micro = self.step + 1, 0
 
     def observe(self, precision: torch.autocast) -> None:
-        """Measure, draw and save what is due at this step.
+        """Measure and save what is due at this step.
 
         Raises:
             UserError: the base model looks untrained, or the loss is not finite.
@@ -122,24 +121,40 @@ class Learner:
             # once v* is not finite it stays so, and nobody else's is: no step need be waited for
             if not math.isfinite(task.monitor.history[-1]["fixed_loss"]):
                 raise UserError(f"the loss is not finite at step {step}; lower the learning rate")
-        ended = self.done  # by this measurement, perhaps
-        if task.pictures is not None and (ended or step % task.pictures.every == 0):
-            task.pictures.show(step, self.module)
-        if ended or step and step % self.config.trainer.checkpoint_every == 0:
+        # done by this measurement, perhaps
+        if self.done or step and step % self.config.trainer.checkpoint_every == 0:
             self._save()
+
+    @property
+    def pictures_due(self) -> bool:
+        """Whether pictures are to be drawn at this step, once it has been observed."""
+        pictures = self.task.pictures
+        if pictures is None or self._micro or not pictures.due(self.step):
+            return False
+        return self.done or self.step % pictures.every == 0
+
+    def keep_pictures(self, drawn: Tensor | UserError) -> None:
+        """Save the pictures (n, 3, H, W) of this step; raise what was wrong with them."""
+        if isinstance(drawn, UserError):
+            raise drawn
+        assert self.task.pictures is not None
+        self.task.pictures.keep(self.step, {"samples": drawn})
 
     def _save(self) -> None:
         """Write the word as it is, and the checkpoint that ``_load`` goes on from."""
         self.keeper.save(self.step, self.module)
-        state = {
+        state: dict[str, Any] = {
             "base_model": self.module.base_fingerprint,
-            "step": self.step,
-            "seconds": self.seconds,
             "manager": self.module.manager.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "monitor": self.task.monitor.state_dict(),
         }
+        if not self.module.vectors_only:
+            state |= {
+                "step": self.step,
+                "seconds": self.seconds,
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "monitor": self.task.monitor.state_dict(),
+            }
         path = self.run.file(*CHECKPOINT)
         with atomic_write(path) as temporary, open(temporary, "wb") as stream:
             torch.save(state, stream)  # to a stream: a path would be stored in the file
@@ -154,6 +169,8 @@ class Learner:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.module.on_load_checkpoint(state)
             self.module.manager.load_state_dict(state["manager"])
+            if self.module.vectors_only:
+                return
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.task.monitor.load_state_dict(state["monitor"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,10 @@ TRANSIENT = 1.5
 REFUSALS = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 #: limit of a container, and what it uses, where the kernel has control groups (version 2)
 CGROUP = Path("/sys/fs/cgroup")
+#: options of glibc's ``mallopt``, in bytes: what the top of the heap may keep, what is a mapping of its own
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+#: the most that glibc raises the two to by itself
+TRIM_DEFAULT, MMAP_DEFAULT = 2**26, 2**25
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -61,6 +67,27 @@ def free_bytes(device: torch.device) -> int:
         return min(free, int(limit) - int(used))
     except (OSError, ValueError):  # no such groups, or no limit ("max")
         return free
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep what is freed for the next allocation, on systems with glibc; afterwards the system gets it.
+
+    glibc maps blocks beyond 32 MB anew each time, and a page is filled with zeros at its first touch: a
+    fifth of a step of 128 samples of the emoji model, whose feed-forwards have results of 50 MB.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc, most = ctypes.CDLL(None), 2**31 - 1
+    libc.mallopt(M_TRIM_THRESHOLD, most)
+    libc.mallopt(M_MMAP_THRESHOLD, most)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_DEFAULT)
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_DEFAULT)
+        libc.malloc_trim(0)
 
 
 def step_bytes(

@@ -8,12 +8,10 @@ optimiser, schedule, stopping rule and run folder, and shares only the frozen mo
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from operator import attrgetter
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,64 +21,32 @@ from tqdm import tqdm
 
 from ldm.config import load_yaml, resolve
 from ldm.errors import UserError
-from ldm.io.embeddings import load_embeddings, save_embeddings
-from ldm.io.runs import RunFolder, create_run, now, write_json
+from ldm.inversion.compat import switches
+from ldm.io.embeddings import Embedding
+from ldm.io.runs import RunFolder, create_run
 from ldm.model import LatentDiffusion
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
 from ldm.training.frozen import trained_form
+from ldm.training.jobs import Job, Result, check_together
 from ldm.training.learner import CHECKPOINT, Learner, joint_gradients
-from ldm.training.memory import USABLE, free_bytes, in_one_line, out_of_memory, step_bytes, too_large
+from ldm.training.memory import (
+    USABLE,
+    free_bytes,
+    freed_memory_kept,
+    in_one_line,
+    out_of_memory,
+    step_bytes,
+    too_large,
+)
+from ldm.training.pictures import at_the_end, draw_together, on_the_way
 from ldm.training.run import Inversion, prepare, read_pictures, write_config
 
 log = logging.getLogger(__name__)
 
-#: keys that all concepts of a pack have in common
-SHARED = (
-    "model",
-    "checkpoint",
-    "checkpointing",
-    "trainer.precision",
-    "trainer.accelerator",
-    "trainer.attention",
-    "trainer.threads",
-)
-PRECISIONS = ("32-true", "bf16-mixed")
-#: samples a call, beyond which a CPU gains nothing (`benchmarks/pack.py`)
+#: samples a call, beyond which a CPU gains nothing: of 8 a concept, on one thread, 2, 4, 8 and 16 concepts
+#: made 1.10, 1.16, 1.21 and 1.22 times the steps a second; on two, 16 beat 32 (`benchmarks/pack.py`)
 CPU_SAMPLES = 128
-SUMMARY = "concepts.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """A concept to learn: the name of its run folder, and its settings."""
-
-    name: str
-    config: InversionConfig
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a job.
-
-    Attributes:
-        name, word: of the run folder, and the placeholder.
-        status: learned; kept, if it had been finished before; or failed,
-        error: for this reason.
-        steps: optimiser steps done.
-        loss: on the concept's fixed batch at the end.
-        seconds: its share of the time that its packs took.
-        path: of the run folder.
-    """
-
-    name: str
-    word: str
-    status: Literal["learned", "kept", "failed"]
-    path: Path
-    steps: int = 0
-    loss: float | None = None
-    seconds: float = 0.0
-    error: str | None = None
 
 
 def learn_many(
@@ -104,7 +70,7 @@ def learn_many(
 
     Raises:
         UserError: jobs that no pack can hold: two of one name or word, or settings that differ in what
-            a pack shares (``SHARED``).
+            a pack shares (``jobs.SHARED``).
     """
     if not jobs:
         return []
@@ -130,54 +96,22 @@ def learn_many(
         except UserError as error:
             results[job.name] = _failed(job, run, error)
     named = {job.name: job for job in jobs}
-    form = trained_form(model, trainer.precision, checkpointing=jobs[0].config.checkpointing)
-    with attention_kernel(trainer.attention), form:
-        with _bar(waiting, progress) as bar:
-            for learner, error in Pack(model, waiting, pack, precision).train(bar):
-                job = named[learner.run.path.name]
-                result = _failed(job, learner.run, error) if error else _finish(job, learner)
-                results[job.name] = result
-                bar.set_postfix_str(f"{len(results)} of {len(jobs)} concepts done")
+    members = Pack(model, waiting, pack, precision)
+    with _bar(waiting, progress) as bar, freed_memory_kept():
+        while members.busy:
+            form = trained_form(
+                model,
+                trainer.precision,
+                checkpointing=jobs[0].config.checkpointing,
+                ignore_checkpointing=switches(jobs[0].config.compat).ignore_checkpointing,
+            )
+            with attention_kernel(trainer.attention), form:
+                left = members.train(bar)
+            # as in a run of its own, the last pictures are drawn by the model as it was loaded
+            for result in _finish([(named[learner.run.path.name], learner, e) for learner, e in left]):
+                results[result.name] = result
+            bar.set_postfix_str(f"{len(results)} of {len(jobs)} concepts done")
     return [results[job.name] for job in jobs]
-
-
-def check_together(jobs: Sequence[Job]) -> None:
-    """Refuse jobs that no pack can hold, by a :class:`UserError` that names one of them."""
-    for what, given in (("name", [j.name for j in jobs]), ("word", [j.config.placeholder for j in jobs])):
-        twice = [value for value, times in Counter(given).items() if times > 1]
-        if twice:
-            raise UserError(f"two concepts have the {what} {twice[0]!r}: every one needs its own")
-    first = jobs[0]
-    for job in jobs:
-        for key in SHARED:
-            own, common = attrgetter(key)(job.config), attrgetter(key)(first.config)
-            if own != common:
-                raise UserError(f"{job.name}: a pack has one {key}, but it is {own!r} here and {common!r} "
-                                f"for {first.name}; learn them by commands of their own")
-        trainer = job.config.trainer
-        if job.config.model_lr:
-            raise UserError(f"{job.name}: model_lr trains the model that a pack shares; set it to 0, or "
-                            "learn this concept by a command of its own")
-        if job.config.compiled or job.config.cuda_graphs:
-            raise UserError(f"{job.name}: a pack changes its size and would be compiled anew each time; set "
-                            "compiled and cuda_graphs to false, or learn it by a command of its own")
-        if trainer.devices != 1 or trainer.precision not in PRECISIONS:
-            raise UserError(f"{job.name}: a pack trains on one device, in {' or '.join(PRECISIONS)}; not on "
-                            f"{trainer.devices} in {trainer.precision}")
-
-
-def write_summary(results: Sequence[Result], out: Path) -> None:
-    """Write ``concepts.json``, and ``embeddings.safetensors`` with every word that was learned."""
-    rows = [{**asdict(result), "path": os.path.relpath(result.path, out)} for result in results]
-    write_json(out / SUMMARY, {"format": 1, "written": now(), "concepts": rows})
-    words = [
-        word
-        for result in results
-        if result.status != "failed"
-        for word in load_embeddings(result.path / "embeddings.safetensors")
-    ]
-    if words:
-        save_embeddings(words, out / "embeddings.safetensors")
 
 
 # ------------------------------------------------------------------ one job, before and after
@@ -203,13 +137,26 @@ def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> 
         return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)
 
 
-def _finish(job: Job, learner: Learner) -> Result:
-    try:
-        with in_one_line(job.config.batch_size):
-            learner.task.finish(learner.step, learner.seconds)
-    except UserError as error:
-        return _failed(job, learner.run, error)
-    return _kept(job, learner.run, "learned")
+def _finish(left: Sequence[tuple[Job, Learner, UserError | None]]) -> Iterator[Result]:
+    """What became of those who leave; the last pictures of all are drawn together."""
+    done: list[tuple[Job, Learner, list[Embedding]]] = []
+    for job, learner, error in left:
+        try:
+            if error:
+                raise error
+            with in_one_line(job.config.batch_size):
+                done.append((job, learner, learner.task.learned(learner.step)))
+        except UserError as error:
+            yield _failed(job, learner.run, error)
+    drawn = draw_together(at_the_end(learner.task.module.model, learner.config) for _, learner, _ in done)
+    for (job, learner, words), pictures in zip(done, drawn, strict=True):
+        try:
+            if isinstance(pictures, UserError):
+                raise pictures
+            learner.task.report(words, learner.seconds, pictures)
+            yield _kept(job, learner.run, "learned")
+        except UserError as error:
+            yield _failed(job, learner.run, error)
 
 
 def _kept(job: Job, run: RunFolder, status: Literal["learned", "kept"] = "kept") -> Result:
@@ -241,6 +188,10 @@ def _bar(learners: Iterable[Learner], progress: bool) -> tqdm:
 # ------------------------------------------------------------------ the pack
 
 
+Left = tuple[Learner, UserError | None]
+"""Who leaves a pack, and the error that made it fail."""
+
+
 class Pack:
     """Trains concepts side by side; when one leaves, the next one joins.
 
@@ -259,44 +210,70 @@ class Pack:
         precision: torch.autocast,
     ) -> None:
         self.model, self.precision = model, precision
-        self.waiting, self.members = waiting, list[Learner]()
-        self.size = self._fitting() if size == "auto" else size
+        self.waiting, self.members, self.size = waiting, list[Learner](), size
 
-    def train(self, bar: tqdm) -> Iterator[tuple[Learner, UserError | None]]:
-        """Every concept as it leaves: at its end, or with what made it fail."""
-        while self.waiting or self.members:
-            while self.waiting and len(self.members) < self.size:
-                learner = self.waiting.popleft()
-                before = learner.step
-                error = self._error_of(learner, learner.begin)
-                bar.update(learner.step - before)
-                if error is None and not learner.done:
-                    self.members.append(learner)
-                else:
-                    yield self._leave(learner, bar), error
+    @property
+    def busy(self) -> bool:
+        """Whether anyone is learning or waiting."""
+        return bool(self.waiting or self.members)
+
+    def train(self, bar: tqdm) -> list[Left]:
+        """Until some leave: at their end, or with what made them fail."""
+        left: list[Left] = []
+        while self.busy and not left:
+            left = self._join(bar)
             if self.members:
-                for learner, error in self._step(bar):
-                    self.members.remove(learner)
-                    yield self._leave(learner, bar), error
+                left += self._step(bar)
+        for learner, _ in left:
+            bar.total -= max(0, learner.config.trainer.max_steps - learner.step)
+        return left
 
-    def _step(self, bar: tqdm) -> list[tuple[Learner, UserError | None]]:
+    def _join(self, bar: tqdm) -> list[Left]:
+        """Those who wait take the free places; returns those who have nothing to do."""
+        if self.size == "auto":
+            self.size = self._fitting()
+        left: list[Left] = []
+        joining: list[Learner] = []
+        for _ in range(min(len(self.waiting), self.size - len(self.members))):
+            learner = self.waiting.popleft()
+            before = learner.step
+            error = self._error_of(learner, learner.begin)
+            bar.update(learner.step - before)
+            if error:
+                left.append((learner, error))
+            else:
+                joining.append(learner)
+        self.members += joining
+        return left + self._look(joining)
+
+    def _step(self, bar: tqdm) -> list[Left]:
         """One micro-batch of every member; returns those who leave."""
         started = time.perf_counter()
         found = self._gradients()
         if found is None:
             return self._shrink()
-        leaving: list[tuple[Learner, UserError | None]] = []
-        for learner, gradients in zip(self.members, found, strict=True):
+        took_part = list(self.members)
+        for learner, gradients in zip(took_part, found, strict=True):
             before = learner.step
             learner.update(gradients)
-            error = self._error_of(learner, learner.observe)
             bar.update(learner.step - before)
-            if error or learner.done:
-                leaving.append((learner, error))
-        share = (time.perf_counter() - started) / len(self.members)
-        for learner in self.members:
+        left = self._look(took_part)
+        share = (time.perf_counter() - started) / len(took_part)
+        for learner in took_part:
             learner.seconds += share
-        return leaving
+        return left
+
+    def _look(self, learners: Sequence[Learner]) -> list[Left]:
+        """Measure, save and draw what is due for each; returns those who leave, members no more."""
+        errors = {one: self._error_of(one, partial(one.observe, self.precision)) for one in learners}
+        due = [one for one in learners if not errors[one] and one.pictures_due]
+        drawn = draw_together(on_the_way(one.task.module.model, one.config) for one in due)
+        for one, pictures in zip(due, drawn, strict=True):
+            errors[one] = self._error_of(one, partial(one.keep_pictures, pictures))
+        left = [(one, error) for one, error in errors.items() if error or one.done]
+        for one, _ in left:
+            self.members.remove(one)
+        return left
 
     def _gradients(self) -> list[tuple[Tensor, ...]] | None:
         """None if there was not enough memory."""
@@ -310,29 +287,26 @@ class Pack:
             torch.cuda.empty_cache()
         return None
 
-    def _shrink(self) -> list[tuple[Learner, UserError | None]]:
+    def _shrink(self) -> list[Left]:
         """Half of the members wait for their turn; a concept that does not fit alone has failed."""
         n = len(self.members)
         if n == 1:
-            return [(self.members[0], too_large(self.members[0].config.batch_size))]
+            alone = self.members.pop()
+            return [(alone, too_large(alone.config.batch_size))]
         self.size = n // 2
         log.warning("out of memory with %d concepts in a pack: going on with %d", n, self.size)
         self.waiting.extendleft(reversed(self.members[self.size :]))
         del self.members[self.size :]
         return []
 
-    def _error_of(self, learner: Learner, action: Callable[[torch.autocast], None]) -> UserError | None:
+    def _error_of(self, learner: Learner, action: Callable[[], None]) -> UserError | None:
         """What is wrong with one concept, which must not stop the others."""
         try:
             with in_one_line(learner.config.batch_size):
-                action(self.precision)
+                action()
         except UserError as error:
             return error
         return None
-
-    def _leave(self, learner: Learner, bar: tqdm) -> Learner:
-        bar.total -= max(0, learner.config.trainer.max_steps - learner.step)
-        return learner
 
     def _fitting(self) -> int:
         """How many concepts there is memory for, by a step of the first one that is thrown away."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ldm.evaluation.report import InversionReport, write_inversion_report
 from ldm.inversion.init import nearest_words
@@ -12,34 +15,21 @@ from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder
 from ldm.model import LatentDiffusion
-from ldm.sampling import sample
+from ldm.training.pictures import at_the_end
 
 if TYPE_CHECKING:
     from ldm.training.config import InversionConfig
 
 
-def final_samples(
-    run: RunFolder, model: LatentDiffusion, config: InversionConfig
+def save_final(
+    run: RunFolder, model: LatentDiffusion, config: InversionConfig, pictures: Tensor
 ) -> dict[str, list[Path]]:
-    """``samples_per_prompt`` pictures of every prompt, as PNG files of the run."""
-    word = config.placeholder
-    rows = [p.replace("{}", word) for p in config.prompts for _ in range(config.samples_per_prompt)]
-    if not rows:
-        return {}
-    images = sample(
-        model,
-        rows,
-        steps=config.sample_steps,
-        sampler=config.sampler,
-        scale=config.sample_scale,
-        seed=config.seed,
-    )
+    """Write the pictures of ``at_the_end`` as PNG files of the run, by prompt."""
     files: dict[str, list[Path]] = {}
-    for i, (prompt, image) in enumerate(zip(rows, images, strict=True)):
+    for i, (prompt, image) in enumerate(zip(at_the_end(model, config).prompts, pictures, strict=True)):
         notes = {"prompt": prompt, "seed": str(config.seed), "index": str(i)}
-        files.setdefault(prompt, []).append(
-            save_png(image, run.file("images", f"final_{i:03d}.png"), notes)
-        )
+        path = save_png(image, run.file("images", f"final_{i:03d}.png"), notes)
+        files.setdefault(prompt, []).append(path)
     return files
 
 
@@ -47,33 +37,34 @@ def finish(
     run: RunFolder,
     model: LatentDiffusion,
     config: InversionConfig,
-    embedding: Embedding,
+    words: Sequence[Embedding],
     history: list[dict[str, Any]],
     seconds: float,
+    pictures: Tensor,
 ) -> Path:
-    """Draw the final pictures and write the report; returns its path."""
-    prompts = final_samples(run, model, config)
+    """Write the final pictures (n, 3, H, W) and the report on the learned words; returns its path."""
+    prompts = save_final(run, model, config, pictures)
     training = sorted((run.path / "images").glob("training_*.png"))
     by_step = {
         int(match.group(1)): [path]
         for path in sorted((run.path / "images").glob("samples_*.png"))
         if (match := re.fullmatch(r"samples_(\d+)", path.stem))
     }
-    word = embedding.placeholder
+    names = [word.placeholder for word in words]
+    keys = {"loss on a fixed batch": "fixed_loss"}
+    for name in names:
+        called = name if len(names) > 1 else "v*"
+        keys[f"norm of {called}"] = f"norm/{name}"
+        keys[f"distance of {called} to its start"] = f"distance_to_init/{name}"
     curves = {
-        title: [(float(row["step"]), float(row[key])) for row in history]
-        for title, key in (
-            ("loss on a fixed batch", "fixed_loss"),
-            ("norm of v*", f"norm/{word}"),
-            ("distance of v* to its start", f"distance_to_init/{word}"),
-        )
+        title: [(float(row["step"]), float(row[key])) for row in history] for title, key in keys.items()
     }
     decode = model.text.tokenizer.decode_id
     summary = {
         "pictures": len(training),
-        "init": config.init or "vocabulary mean",
-        "vectors": embedding.K,
-        "steps": embedding.metadata.get("step", ""),
+        "init": ", ".join(config.words[name] or "vocabulary mean" for name in names),
+        "vectors": sum(word.K for word in words),
+        "steps": words[0].metadata.get("step", ""),
         "batch size": config.batch_size,
         "seed": config.seed,
         "seconds": round(seconds, 1),
@@ -81,14 +72,17 @@ def finish(
         "sampler": f"{config.sampler}, {config.sample_steps} steps, guidance {config.sample_scale}",
     }
     report = InversionReport(
-        title=f"Textual Inversion of {word}",
-        placeholder=word,
+        title=f"Textual Inversion of {' and '.join(names)}",
+        placeholders=names,
         summary=summary,
         training_images=training,
         samples_by_step=by_step,
         prompts=prompts,
         curves=curves,
-        nearest_words=nearest_words(embedding.vectors, model.text.token_table, decode, k=8),
+        nearest_words={
+            word.placeholder: nearest_words(word.vectors, model.text.token_table, decode, k=8)
+            for word in words
+        },
         manifest=run.read_manifest(),
     )
     path = run.file("report.html")

@@ -17,15 +17,11 @@ from ldm.config import dump_yaml, to_plain
 from ldm.data.captions import PromptSource, has_captions, read_captions
 from ldm.data.concept import Concept, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
-from ldm.errors import UserError
 from ldm.inversion.compat import switches
-from ldm.inversion.init import from_vocabulary
-from ldm.io.embeddings import Embedding, check_width, load_embeddings, provenance, save_embeddings
+from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
-from ldm.sampling import sample
-from ldm.seeding import generator
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.export import export_model
@@ -33,6 +29,8 @@ from ldm.training.fit import fit
 from ldm.training.frozen import trained_form
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
+from ldm.training.pictures import at_the_end, draw, on_the_way
+from ldm.training.words import add_image_words, add_words, held_words, refuse_cut_prompts
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +48,14 @@ def run_inversion(
     Args:
         documents: further text files of the run, path in the folder -> content.
 
+    Returns:
+        The placeholder's embedding; the files hold ``more_words`` too.
+
     Raises:
         UserError: anything wrong with the input; nothing is left half-written.
     """
-    model = loading.load(config.model, config.checkpoint)
+    loose = switches(config.compat).loose_weights
+    model = loading.load(config.model, config.checkpoint, strict=not loose)
     concept, captions = read_pictures(config, model.image_size)
     check(config)
     run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
@@ -68,7 +70,7 @@ def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tup
     """The pictures of ``size`` pixels a side, and their caption files if they are to be used."""
     concept = load_concept(config.images, size, **config.framing())
     if config.captions or (config.captions is None and has_captions(concept.paths)):
-        return concept, read_captions(concept.paths, config.placeholder)
+        return concept, read_captions(concept.paths, config.called, config.words)
     return concept, None
 
 
@@ -98,11 +100,16 @@ def learn(
     started = time.perf_counter()
     record = run if config.trainer.writes else None
     task = prepare(model, concept, config, captions=captions, run=record)
-    config = task.config
+    config, quirks = task.config, switches(config.compat)
+    last = _last(run) if run is not None and resume else None
+    if last is not None and task.module.vectors_only:
+        task.module.take_vectors(last)
+        last = None
     with trained_form(
         model,
         None if config.model_lr else config.trainer.precision,  # weights that train stay in float32
         checkpointing=config.checkpointing,
+        ignore_checkpointing=quirks.ignore_checkpointing,
         compiling=config.compiled,
         cuda_graphs=config.cuda_graphs,
     ):
@@ -114,11 +121,15 @@ def learn(
             seed=config.seed,
             callbacks=[c for c in (task.monitor, task.keeper, task.pictures) if c is not None],
             clip_norm=config.optim.clip_norm,
-            resume=_last(run) if run is not None and resume else None,
+            resume=last,
             progress=progress,
         )
     model.to(trainer.strategy.root_device)
-    return task.finish(trainer.global_step, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    words = task.learned(trainer.global_step)
+    if record is not None:
+        task.report(words, seconds, draw(at_the_end(model, config)))
+    return words[0]
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,8 @@ class Inversion:
         module: what trains; its model knows the word.
         monitor, keeper, pictures: measure, save and draw it as it goes; without a run folder the last
             two are None.
-        details: optimiser step and base model -> an embedding's metadata.
+        words: what is learned, the placeholder first.
+        details: a word, optimiser step and base model -> an embedding's metadata.
         image_words: per-image words, which go when it ends.
     """
 
@@ -140,26 +152,39 @@ class Inversion:
     keeper: EmbeddingCheckpoint | None
     pictures: ImageLogger | None
     run: RunFolder | None
+    words: tuple[str, ...]
     details: Callable[..., dict[str, str]]
     image_words: tuple[str, ...]
 
-    def finish(self, steps: int, seconds: float) -> Embedding:
-        """The learned word; a run folder gets it too, the last pictures and the report."""
-        model, word, run = self.module.model, self.config.placeholder, self.run
+    def learned(self, steps: int) -> list[Embedding]:
+        """The words after so many steps, the placeholder first; a run folder gets them too."""
+        model = self.module.model
         for name in self.image_words:
             model.remove_placeholder(name)
-        notes = self.details(steps, model.freeze().fingerprint())
-        embedding = Embedding(word, model.manager.vectors(word), notes)
-        if run is not None:
-            from ldm.training.report import finish  # the report's libraries load only when one is due
-
-            save_embeddings(embedding, run.file("embeddings.safetensors"))
+        fingerprint = model.freeze().fingerprint()
+        words = [
+            Embedding(word, model.manager.vectors(word), self.details(word, steps, fingerprint))
+            for word in self.words
+        ]
+        if self.run is not None:
+            save_embeddings(words, self.run.file("embeddings.safetensors"))
             if self.config.model_lr:
-                export_model(model, run.path / "model")
-            finish(run, model, self.config, embedding, self.monitor.history, seconds)
-            loss = self.monitor.history[-1]["fixed_loss"]
-            run.update_manifest(finished=now(), steps=steps, seconds=round(seconds, 1), loss=loss)
-        return embedding
+                export_model(model, self.run.path / "model")
+        return words
+
+    def report(self, words: Sequence[Embedding], seconds: float, pictures: Tensor) -> None:
+        """Write the last pictures (n, 3, H, W), those of ``at_the_end``, and the report: it is finished."""
+        from ldm.training.report import finish  # the report's libraries load only when one is due
+
+        assert self.run is not None
+        history = self.monitor.history
+        finish(self.run, self.module.model, self.config, words, history, seconds, pictures)
+        self.run.update_manifest(
+            finished=now(),
+            steps=int(words[0].metadata["step"]),
+            seconds=round(seconds, 1),
+            loss=history[-1]["fixed_loss"],
+        )
 
 
 def prepare(
@@ -174,23 +199,22 @@ def prepare(
     word, base_model = config.placeholder, model.fingerprint()
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
-    model.manager.keep_end = not quirks.end_falls_off
-    if word in model.manager.placeholders:
-        model.remove_placeholder(word)
-    model.add_placeholder(
-        word,
-        _start(config, model),
-        init=config.init,
-        num_vectors=config.num_vectors,
-        progressive=config.progressive or None,
-        generator=generator(config.seed, word, "init"),
-        compat=quirks,
-    )
-    image_words = _image_words(model, config, len(concept)) if config.per_image_tokens else None
-    model.manager.train_only([word, *(image_words or ())])
+    model.manager.keep_end, model.manager.edits_ids = not quirks.end_falls_off, quirks.edits_ids
+    add_words(model, config)
+    image_words = add_image_words(model, config, len(concept)) if config.per_image_tokens else None
     kind = config.templates
     if image_words:
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
+    prompts = PromptSource(
+        config.subject or ("*" if quirks.star_prompts else word),
+        kind=kind,
+        captions=captions,
+        image_tokens=image_words,
+        mixing_prob=config.mixing_prob,
+        coarse_class=config.coarse_class,
+    )
+    words = held_words(model, config, prompts)
+    model.manager.train_only([*words, *(image_words or ())])
     encode = partial(
         encode_latents if run is None else cached_latents,  # a resumed run encodes nothing again
         scale_factor=model.scale_factor,
@@ -200,38 +224,36 @@ def prepare(
     cache = encode(model.encode, concept.images, **kept)
     batches = ConceptBatches(
         cache,
-        PromptSource(
-            word,
-            kind=kind,
-            captions=captions,
-            image_tokens=image_words,
-            mixing_prob=config.mixing_prob,
-            coarse_class=config.coarse_class,
-        ),
+        prompts,
         batch_size=config.batch_size * config.trainer.processes,  # each takes its share of the whole one
         seed=config.seed,
         concept=word,
         flip_p=config.flip_p,
     )
-    _refuse_cut_prompts(model, batches, word)
+    refuse_cut_prompts(model, batches, words)
     module = _module(model, batches, config)
     monitor = FixedBatchMonitor(
         config.monitor_every,
         allow_untrained=config.allow_untrained,
         patience=config.patience,
         min_improvement=config.min_improvement,
+        warn_untrained=quirks.loose_weights,
     )
-    prompts = [prompt.replace("{}", word) for prompt in config.prompts]
+    vocabulary_id = model.text.tokenizer.vocabulary_id
+    token_ids = {name: vocabulary_id(name) for name in words}
+    if token_ids == {word: None}:  # the official code can only call it by another token
+        token_ids[word] = vocabulary_id("*")
     hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
 
-    def details(step: int, learned_on: str = base_model) -> dict[str, str]:
+    def details(name: str, step: int, learned_on: str = base_model) -> dict[str, str]:
         return provenance(
             base_model=learned_on,
             step=step,
             seed=config.seed,
-            init=config.init,
+            init=config.words[name],
             templates="captions" if captions else config.templates,
             image_hashes=hashes,
+            token_id=token_ids[name],
         )
 
     keeper = pictures = None
@@ -242,30 +264,18 @@ def prepare(
         for i, image in enumerate(concept.images):
             save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
-        keeper = EmbeddingCheckpoint(run, word, details, every, config.formats)
-        if config.trainer.image_every:
-            pictures = _image_logger(run, model, prompts, config)
+        keeper = EmbeddingCheckpoint(run, words, details, every, config.formats)
+        if config.trainer.image_every and config.prompts:
+            pictures = _image_logger(run, model, config)
     return Inversion(
-        config, module, monitor, keeper, pictures, run, details, tuple(image_words or ())
+        config, module, monitor, keeper, pictures, run, words, details, tuple(image_words or ())
     )
-
-
-def _start(config: InversionConfig, model: LatentDiffusion) -> Tensor | None:
-    """The vectors of ``init_embedding``: those of the word itself, or of the file's only one."""
-    if config.init_embedding is None:
-        return None
-    words = {word.placeholder: word for word in load_embeddings(config.init_embedding)}
-    if config.placeholder not in words and len(words) > 1:
-        raise UserError(f"{config.init_embedding} holds {', '.join(words)}, but not {config.placeholder}")
-    word = words.get(config.placeholder) or next(iter(words.values()))
-    check_width(word, model.manager.width)
-    return word.vectors
 
 
 def _module(
     model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig
 ) -> TextualInversion:
-    lr = config.optim.lr
+    lr, quirks = config.optim.lr, switches(config.compat)
     if config.scale_lr:
         lr = scale_lr(
             lr,
@@ -281,46 +291,19 @@ def _module(
         lr=lr,
         max_steps=config.trainer.max_steps,
         regularization=config.regularization,
-        summed_drift=switches(config.compat).summed_drift,
+        summed_drift=quirks.summed_drift,
         model_lr=config.model_lr,
+        vectors_only=quirks.vectors_only and not config.model_lr,
     )
     return module
 
 
-def _refuse_cut_prompts(model: LatentDiffusion, batches: ConceptBatches, word: str) -> None:
-    """A prompt cut before its placeholder would train nothing, silently: v* gets no gradient."""
-    token = model.manager.placeholders[word]
-    for prompt in {p for step in range(64) for p in batches.batch(step)["prompt"]}:
-        if not (model.text.tokenize([prompt]) == token).any():
-            raise UserError(
-                f"{prompt!r} is longer than the {model.text.max_length} tokens this model reads, and "
-                f"{word} is cut off; use shorter captions"
-            )
+def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfig) -> ImageLogger:
+    def samples(module: pl.LightningModule) -> dict[str, Tensor]:
+        return {"samples": draw(on_the_way(model, config))}
 
-
-def _image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> tuple[str, ...]:
-    rng = generator(config.seed, config.placeholder, "image words")
-    vectors = from_vocabulary(model.text.token_table, n, rng)
-    return model.manager.add_image_tokens(
-        config.placeholder, vectors, model.text.tokenizer.add_placeholder
-    )
-
-
-def _image_logger(
-    run: RunFolder, model: LatentDiffusion, prompts: list[str], config: InversionConfig
-) -> ImageLogger:
-    def draw(module: pl.LightningModule) -> dict[str, Tensor]:
-        images = sample(
-            model,
-            prompts,
-            steps=min(20, config.sample_steps),
-            sampler="dpm++",
-            scale=config.sample_scale,
-            seed=config.seed,
-        )
-        return {"samples": images}
-
-    return ImageLogger(draw, run.path / "images", config.trainer.image_every, columns=len(prompts))
+    every, columns = config.trainer.image_every, len(config.prompts)
+    return ImageLogger(samples, run.path / "images", every, columns=columns)
 
 
 def _last(run: RunFolder) -> Path | None:

@@ -184,6 +184,38 @@ def test_merge_never_asks_and_never_overwrites(cli, refused, cat, dog, monkeypat
     assert len(load_embeddings(cat)) == 2
 
 
+def test_merge_as_the_official_script_replaces_silently_without_a_terminal(cli, refused, dog, tmp_path):
+    save_embeddings(Embedding("*", vectors(1, 768)), tmp_path / "other.pt")
+    words = ("merge", "dog.pt", "other.pt", "--out", "dog.pt")
+    assert "both hold '*'" in refused(*words, "--force")
+    result = cli("embeddings", *words, "--compat", "official")
+    assert result.code == 0 and "'*' of other.pt replaces that of dog.pt" in result.err
+    assert torch.equal(load_embedding("dog.pt").vectors, vectors(1, 768))
+
+
+@pytest.mark.parametrize(("width", "token_id"), [(768, 320), (1280, 1037)])  # "a" in CLIP's and BERT's
+def test_merge_as_the_official_script_asks_on_a_terminal(
+    cli, refused, tmp_path, monkeypatch, width, token_id
+):
+    for k, name in ((1, "x.pt"), (2, "y.pt")):
+        save_embeddings(Embedding("*", vectors(k, width)), tmp_path / name)
+    asked, typed = [], iter(["cat toy", "a"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or next(typed))
+    words = ("merge", "x.pt", "y.pt", "--out", "z.pt", "--compat", "official")
+    assert cli("embeddings", *words).code == 0
+    assert "y.pt holds '*' as x.pt does" in asked[0] and "'cat toy' is not one token" in asked[1]
+    first, second = load_embeddings("z.pt")
+    assert (first.placeholder, second.placeholder, second.metadata["token_id"]) == ("*", "a", str(token_id))
+    assert torch.equal(first.vectors, vectors(1, width)) and torch.equal(second.vectors, vectors(2, width))
+
+    def no_more(question):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", no_more)
+    assert "no name was given" in refused(*words)
+
+
 # ------------------------------------------------------------------- hostile, everywhere
 class Bomb:
     def __init__(self, flag: Path) -> None:

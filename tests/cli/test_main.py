@@ -51,6 +51,22 @@ def test_the_version_is_the_packages_own(cli):
     assert cli("--version").out == f"ldm {__version__}\n"
 
 
+@pytest.mark.parametrize("command", ["invert", "cluster", "evaluate"])
+@pytest.mark.parametrize("words", [
+    ["--set", "a=1", "b.c=2", "d=[3,4]"],
+    ["--set", "a=1", "--set", "b.c=2", "--set=d=[3,4]"],
+    ["--set", "a=1", "b.c=2", "--verbose", "--set", "d=[3,4]"],
+], ids=["one --set", "one each", "mixed"])  # fmt: skip
+def test_settings_are_given_by_one_option_or_by_one_each(command, words):
+    for _ in range(2):  # the second parser starts from none again
+        assert build_parser().parse_args([command, *words]).set == ["a=1", "b.c=2", "d=[3,4]"]
+
+
+def test_a_setting_without_a_value_is_named(cli):
+    result = cli("invert", "--set", "num_vectors=2", "seed")
+    assert result.code == 2 and "'seed' is not KEY=VALUE" in result.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("words", [[], ["learn"], ["sample", "--promt", "a"], ["inspect", "f", "a=b"]])
 def test_an_unknown_command_or_option_exits_with_2(cli, words):
     result = cli(*words)

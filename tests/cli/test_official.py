@@ -120,6 +120,26 @@ def test_an_unfrozen_stable_diffusion_leaves_its_word_and_its_model(
     assert (word.vectors[0] - start).abs().max() < 6e-5
 
 
+def test_several_placeholder_strings_are_learned_where_the_prompts_hold_them(
+    main, yaml_file, checkpoint, photos, capsys
+) -> None:
+    """With every quirk too: each is one token of the vocabulary, by which the official code finds it."""
+    personal = "model.params.personalization_config.params"
+    words = ["--base", yaml_file, "-t", "--actual_resume", checkpoint, "--data_root", photos, "--no-test",
+             f"{personal}.placeholder_strings=['@','*','&']", f"{personal}.initializer_words=[cat,dog,tree]",
+             "data.params.train.params.placeholder_token='@ beside a *'", "lightning.trainer.max_steps=1",
+             "compat=official"]  # fmt: skip
+    assert main(*words, *OURS) == 0
+    assert "no prompt holds '&': left out" in capsys.readouterr().err
+    (run,) = Path("logs").iterdir()
+    raw = torch.load(run / "checkpoints" / "embeddings_gs-1.pt", weights_only=False)
+    assert {name: token.item() for name, token in raw["string_to_token"].items()} == {"@": 1030, "*": 1008}
+    table = load(yaml_file, checkpoint).text.token_table
+    for name, start in (("@", 4937), ("*", 3899)):  # "cat", "dog"
+        vector = raw["string_to_param"][name].cpu()
+        assert vector.shape == (1, 32) and 0 < (vector - table[start]).norm() < 1
+
+
 def shown(main, capsys, *words) -> dict:
     capsys.readouterr()
     assert main(*words) == 0

@@ -28,6 +28,14 @@ def test_captions_name_the_concept_by_the_placeholder_or_a_slot(tmp_path):
         ("a <cat toy> on grass", "<cat toy> in the rain")]
 
 
+def test_of_several_words_every_caption_names_one(tmp_path):
+    paths = write(tmp_path, "<a> beside <b>\n{} again\nonly <b>")
+    assert read_captions(paths, "<a> on <b>", ["<a>", "<b>"]) == [
+        ("<a> beside <b>", "<a> on <b> again", "only <b>")]
+    with pytest.raises(UserError, match="write <a> or <c> or {} into it"):
+        read_captions(paths, "<a>", ["<a>", "<c>"])
+
+
 @pytest.mark.parametrize("content", ["a dog", "a category", "", " \n ", b"\xff\xfe\x00x",
                                      "a cat\na dog"])
 def test_a_caption_that_cannot_train_the_word_is_refused_by_file(tmp_path, content):

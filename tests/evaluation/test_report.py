@@ -1,5 +1,6 @@
 """Report pages: well-formed, self-contained, escaped, and small."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -63,13 +64,13 @@ def files(tmp_path: Path) -> list[Path]:
 def report(files: list[Path]) -> InversionReport:
     return InversionReport(
         title="Textual Inversion of <cat-toy>",
-        placeholder="<cat-toy>",
+        placeholders=["<cat-toy>"],
         summary={"pictures": 3, "seconds": 12.3456, "init": None},
         training_images=files,
         samples_by_step={100: files[:1], 0: files[1:2]},
         prompts={"a photo of <cat-toy> & <script>alert(1)</script>": files[:2]},
         curves={"loss": [(0.0, 1.0), (25.0, 0.5)], "norm of v*": []},
-        nearest_words=[[("cat", 0.91, 0.4), ("<b>", 0.5, 1.0)]],
+        nearest_words={"<cat-toy>": [[("cat", 0.91, 0.4), ("<b>", 0.5, 1.0)]]},
         manifest={"versions": {"torch": "2.15.0"}, "commands": ["ldm invert --name '<cat-toy>'"]},
         metrics={"reconstruction": {"mean_of_cosines": 0.8123456}},
     )
@@ -90,6 +91,19 @@ def test_inversion_page_holds_everything_and_nothing_from_outside(
     assert page.tags.count("polyline") == 1 and "no values" in page.text
     for text in ("<cat-toy>", "12.35", "cat", "0.91", "2.15.0", "0.8123", "step 100"):
         assert text in page.text, text
+
+
+def test_vectors_are_named_by_their_word_where_there_are_several(
+    report: InversionReport, tmp_path: Path
+) -> None:
+    _, page = written(report, tmp_path)
+    assert "The word\n<cat-toy>, learned from" in page.text and "\nvector 1" in page.text
+    rows = [[("cat", 0.91, 0.4)], [("dog", 0.5, 1.0)]]
+    both = replace(report, placeholders=["<a>", "<b>"], nearest_words={"<a>": rows, "<b>": rows[1:]})
+    _, page = written(both, tmp_path)
+    assert "The words\n<a> and <b>, learned from" in page.text
+    for vector in ("<a>, vector 1", "<a>, vector 2", "<b>, vector 1"):
+        assert vector in page.text
 
 
 def test_names_and_prompts_are_escaped(report: InversionReport, tmp_path: Path) -> None:

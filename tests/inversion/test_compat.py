@@ -1,5 +1,6 @@
 """Each quirk of the official code by its own switch: what it gives in closed form, and the default."""
 
+import copy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,20 @@ import torch
 from PIL import Image
 
 from ldm.config import resolve, to_plain
-from ldm.data.concept import Concept, load_concept
+from ldm.data.concept import Concept, concept_of, load_concept
 from ldm.errors import UserError
 from ldm.inversion.compat import FIXED, OFFICIAL, CompatConfig, encoder_calls, growth_steps, switches
-from ldm.model import LatentDiffusion
+from ldm.io.checkpoints import collect
+from ldm.io.embeddings import Embedding, save_embeddings
+from ldm.io.runs import create_run
+from ldm.loading import load
+from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.text.bert import BertConditioner
+from ldm.text.bpe import ClipTokenizer
 from ldm.training import optim
 from ldm.training.config import InversionConfig, as_official
-from ldm.training.fit import TrainerConfig
-from ldm.training.run import learn
+from ldm.training.fit import LoggingConfig, TrainerConfig
+from ldm.training.run import learn, run_inversion
 
 BASE = InversionConfig(
     images=Path(),
@@ -31,7 +37,7 @@ BASE = InversionConfig(
 
 def start(model: LatentDiffusion, quirks: CompatConfig = FIXED, **settings: Any) -> torch.Tensor:
     """Where a word of these settings starts."""
-    model.add_placeholder("<toy>", **{"init": "cat", **settings}, compat=quirks)
+    model.add_placeholder(**{"placeholder": "<toy>", "init": "cat", **settings}, compat=quirks)
     vectors = model.manager.vectors("<toy>").detach().clone()
     model.remove_placeholder("<toy>")
     return vectors
@@ -161,6 +167,23 @@ def test_encoder_calls_move_the_steps_of_a_progressive_word(
         assert counts == [1, 2]
 
 
+def test_the_count_of_encoder_calls_is_not_saved_with_the_vectors_alone(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
+) -> None:
+    for quirk, moves in ((CompatConfig(encoder_calls=True), True),
+                         (CompatConfig(encoder_calls=True, vectors_only=True), False)):  # fmt: skip
+        second = []
+        for resume, steps in ((False, 7), (True, 9 if moves else 2)):
+            config = replace(BASE, num_vectors=2, progressive=(8,), compat=quirk, samples_per_prompt=0,
+                             logging=LoggingConfig(loggers=()),
+                             trainer=replace(BASE.trainer, max_steps=steps, image_every=0))  # fmt: skip
+            run = create_run(tmp_path / str(moves), resume=resume)
+            learn(tiny_model, concept, config, run=run, resume=resume, progress=False)
+            second.append(tiny_model.manager.vectors("<toy>")[1].clone())
+        # in use from step 5 on: two more steps are the run's 8th and 9th, or its first
+        assert torch.equal(*second) != moves
+
+
 def test_weight_decay() -> None:
     def after(steps: int, quirk: CompatConfig) -> float:
         """What the optimiser makes of v = 1 in steps without a gradient."""
@@ -205,3 +228,160 @@ def test_ignore_orientation(tmp_path: Path) -> None:
     )
     assert (as_stored[:, :8] == 1).all() and (as_stored[:, 8:] == -1).all()
     assert upright.equal(as_stored.flip(1, 2))
+
+def test_every_file(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "b.png")
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "a", format="PNG")  # the content says what it is
+    quirk = replace(BASE, compat=CompatConfig(every_file=True)).framing()
+    assert [p.name for p in load_concept(tmp_path, 16, **quirk).paths] == ["a", "b.png"]
+    for other in ("b.txt", ".hidden"):
+        (tmp_path / other).write_text("a <toy>")
+        assert [p.name for p in load_concept(tmp_path, 16, **BASE.framing()).paths] == ["b.png"]
+        with pytest.raises(UserError, match=f"{other}: it is corrupt or of an unknown kind"):
+            load_concept(tmp_path, 16, **quirk)
+        (tmp_path / other).unlink()
+
+
+def test_unsorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["c.png", "a.png", "b.png"]
+    for name in names:
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / name for name in names]))
+    for quirk, order in ((CompatConfig(unsorted=True), names), (FIXED, sorted(names))):
+        framing = replace(BASE, compat=quirk).framing()
+        assert [p.name for p in load_concept(tmp_path, 16, **framing).paths] == order
+        assert [p.name for p in concept_of(tmp_path, 16, **framing).paths] == order
+
+
+# ------------------------------------------------------------------ the placeholder and its prompts
+def test_takes_word(tiny_model: LatentDiffusion, concept: Concept) -> None:
+    text, quirk = tiny_model.text, CompatConfig(takes_word=True)
+    before = text.tokenize(["a Toy on the beach"])
+    config = replace(BASE, placeholder="toy")
+    learn(tiny_model, concept, config, progress=False)  # a string: a token is still spelled "Toy"
+    assert text.tokenize(["a Toy on the beach"]).equal(before)
+    learn(tiny_model, concept, replace(config, compat=quirk), progress=False)
+    own = tiny_model.manager.placeholders["toy"]
+    assert text.tokenize(["a Toy on the beach"]).equal(before.where(before != before[0, 2], own))
+    tiny_model.remove_placeholder("toy")
+    assert text.tokenize(["a Toy on the beach"]).equal(before)
+    for name in ("<toy>", "cat toy", "*"):  # several tokens, two words, none of this vocabulary
+        with pytest.raises(UserError, match="is not one token of the vocabulary"):
+            start(tiny_model, quirk, placeholder=name)
+
+
+def test_a_taken_word_is_not_a_part_of_another_token() -> None:
+    text = ClipTokenizer(12)
+    star, pair = text.vocabulary_id("*"), text.vocabulary_id("**")
+    own = text.add_placeholder("*", takes_word=True)
+    assert star == 265 and pair is not None
+    assert text.words("a * b ** S*") == [text.vocabulary_id("a"), own, text.vocabulary_id("b"), pair,
+                                         text.vocabulary_id("S"), own]  # fmt: skip
+    twin = copy.deepcopy(text)
+    text.remove_placeholder("*")
+    assert text.words("*") == [star] and twin.words("*") == [own]
+
+
+def test_edits_ids(tiny_model: LatentDiffusion, concept: Concept) -> None:
+    text = tiny_model.text
+    results = []
+    for edits in (False, True):
+        config = replace(BASE, num_vectors=3, compat=CompatConfig(edits_ids=edits))
+        learn(tiny_model, concept, config, progress=False)
+        given = text.tokenize(["a <toy> on the beach"])
+        before = given.clone()
+        ids, embeds = tiny_model.manager(given, text.embed(given))
+        assert given.equal(ids if edits else before) and not ids.equal(before)
+        results.append((ids, embeds))
+    assert all(map(torch.equal, *results))  # of no consequence for what is learned
+
+
+def test_star_prompts(
+    tiny_model: LatentDiffusion, concept: Concept, caplog: pytest.LogCaptureFixture
+) -> None:
+    for quirk, moves in ((FIXED, True), (CompatConfig(star_prompts=True), False)):
+        caplog.clear()
+        vectors = learn(tiny_model, concept, replace(BASE, compat=quirk), progress=False).vectors
+        assert vectors.equal(word(tiny_model, "cat")) == (not moves)
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(warned) == (not moves) and all("prompts hold '*' and not '<toy>'" in w for w in warned)
+
+
+# ------------------------------------------------------------------ the trainer
+def test_ignore_checkpointing(tiny_config: ModelConfig, concept: Concept) -> None:
+    params = {**tiny_config.unet["params"], "use_checkpoint": True}
+    model = build(replace(tiny_config, unet={**tiny_config.unet, "params": params})).freeze()
+    block, calls = model.unet.middle_block[0], []
+    block.out_layers.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    quirk = CompatConfig(ignore_checkpointing=True)
+    for config, passes in (
+        (BASE, 2),
+        (replace(BASE, compat=quirk), 1),
+        (replace(BASE, compat=quirk, checkpointing=True), 2),  # our own key is no quirk
+    ):
+        calls.clear()
+        learn(model, concept, config, progress=False)
+        assert sum(calls) == passes and block.use_checkpoint
+
+
+def test_vectors_only(tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path) -> None:
+    def steps(name: str, n: int, quirk: CompatConfig, resume: bool = False) -> torch.Tensor:
+        config = replace(BASE, compat=quirk, trainer=replace(BASE.trainer, max_steps=n, image_every=0),
+                         samples_per_prompt=0, prompts=(), logging=LoggingConfig(loggers=()))
+        run = create_run(tmp_path / name, resume=resume)
+        return learn(tiny_model, concept, config, run=run, resume=resume, progress=False).vectors
+
+    quirk = CompatConfig(vectors_only=True)
+    learned = steps("quirk", 3, quirk)
+    last = tmp_path / "quirk" / "checkpoints" / "last.ckpt"
+    kept = torch.load(last, weights_only=True)
+    assert set(kept) == {"state_dict", "base_model"}
+    assert {key.split(".")[1] for key in kept["state_dict"]} == {"manager"}
+    # a resumed run is one that starts from the learned vectors and does all of its steps
+    save_embeddings(Embedding("<toy>", learned), tmp_path / "learned.safetensors")
+    start_there = replace(BASE, init_embedding=tmp_path / "learned.safetensors",
+                          trainer=replace(BASE.trainer, max_steps=2))
+    anew = learn(tiny_model, concept, start_there, progress=False).vectors
+    assert steps("quirk", 2, quirk, resume=True).equal(anew)
+    # the default goes on: two steps of three have been done, and the optimiser remembers them
+    steps("fixed", 2, FIXED)
+    assert "optimizer_states" in torch.load(
+        tmp_path / "fixed" / "checkpoints" / "last.ckpt", weights_only=False
+    )
+    assert steps("fixed", 3, FIXED, resume=True).equal(learned)
+    last.write_bytes(b"broken")
+    with pytest.raises(UserError, match="damaged"):
+        steps("quirk", 2, quirk, resume=True)
+
+
+# ------------------------------------------------------------------ the base model
+def test_loose_weights(
+    tiny_model: LatentDiffusion, tiny_config: ModelConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = collect(tiny_model.parts)
+    lost = "model.diffusion_model.out.2.weight"
+    state["cond_stage_model.other"] = state.pop(lost)
+    torch.save({"state_dict": state}, tmp_path / "m.ckpt")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "photos" / "a.png")
+    config = replace(BASE, images=tmp_path / "photos", model=to_plain(tiny_config),
+                     checkpoint=str(tmp_path / "m.ckpt"), allow_untrained=False,
+                     samples_per_prompt=0, logging=LoggingConfig(loggers=()))
+    config = replace(config, model={"model": config.model}, trainer=replace(BASE.trainer, image_every=0))
+    with pytest.raises(UserError, match="1 missing .* 1 unexpected .*cond_stage_model.other"):
+        run_inversion(config, tmp_path / "fixed", progress=False)
+    assert not caplog.records
+    config = replace(config, compat=CompatConfig(loose_weights=True))
+    run_inversion(config, tmp_path / "quirk", progress=False)
+    difference, untrained = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert "1 missing (model.diffusion_model.out.2.weight); 1 unexpected" in difference
+    assert "like that of an untrained one; training goes on" in untrained
+    # all that fits is there; the rest is random, the same at each load
+    loose, again = (load(config.model, config.checkpoint, strict=False) for _ in range(2))
+    own = collect(loose.parts)
+    assert loose.fingerprint() == again.fingerprint() and not any(p.is_meta for p in own.values())
+    assert [name for name in own if not own[name].equal(collect(tiny_model.parts)[name])] == [lost]
+    state[lost] = torch.ones(1)  # torch itself refuses another shape
+    torch.save({"state_dict": state}, tmp_path / "m.ckpt")
+    with pytest.raises(UserError, match="1 of another shape"):
+        load(config.model, config.checkpoint, strict=False)

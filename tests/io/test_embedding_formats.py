@@ -154,6 +154,13 @@ def test_official_files_of_every_torch_and_from_a_gpu_are_read(tmp_path, monkeyp
     assert not again.vectors.requires_grad and again.metadata == {"token_id": "265"}
 
 
+def test_a_word_of_a_run_has_the_id_that_its_models_vocabulary_has(tmp_path):
+    notes = provenance(base_model="", step=1, seed=1, token_id=7)
+    for d in (768, 1280):
+        path = save_embeddings(Embedding("<x>", word(d=d).vectors, notes), tmp_path / "a.pt")
+        assert load_embedding(path).metadata == {"token_id": "7"}
+
+
 # ------------------------------------------------------------------------------- A1111
 A1111 = {"string_to_token": {"*": 265}, "name": "my-cat", "step": 900, "sd_checkpoint": "7460a6fa",
          "sd_checkpoint_name": "sd-v1-4"}  # fmt: skip
@@ -222,14 +229,16 @@ def test_a_picture_without_an_embedding_is_refused_as_one(tmp_path, colour):
 
 
 # -------------------------------------------------------------- kohya, OneTrainer, diffusers
-@pytest.mark.parametrize(("format", "key"), [("kohya", "emb_params"), ("onetrainer", "emp_params")])
+@pytest.mark.parametrize(
+    ("format", "key"), [("kohya", "emb_params"), ("onetrainer", "emp_params"), ("clip-l", "clip_l")]
+)
 def test_tools_of_one_fixed_name_get_exactly_that(tmp_path, format, key):
     content = load_file(write(word(k=3), tmp_path, format))
     assert list(content) == [key]
     assert content[key].dtype == torch.float32 and content[key].shape == (3, 8)
 
 
-@pytest.mark.parametrize("key", ["emb_params", "emp_params"])
+@pytest.mark.parametrize("key", ["emb_params", "emp_params", "clip_l"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_unnamed_embeddings_of_others_take_the_files_name(tmp_path, key, suffix):
     path = tmp_path / f"my-cat{suffix}"
@@ -243,7 +252,8 @@ def test_notes_of_ours_that_name_no_word_leave_it_the_files_name(tmp_path):
     assert load_embedding(tmp_path / "my-cat.safetensors").placeholder == "my-cat"
 
 
-@pytest.mark.parametrize("keys", [["emp_params_out"], ["emp_params", "emp_params_out"], ["clip_l_out"]])
+@pytest.mark.parametrize("keys", [["emp_params_out"], ["emp_params", "emp_params_out"], ["clip_l_out"],
+                                  ["clip_l", "clip_l_out"]])  # fmt: skip
 def test_output_embeddings_are_refused_by_name(tmp_path, keys):
     save_file({k: word().vectors.clone() for k in keys}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=f"{keys[-1]}.* an output embedding"):
@@ -350,7 +360,7 @@ def test_the_two_files_of_sdxl_are_written_both_or_not_at_all(tmp_path, monkeypa
 
 
 def test_sdxl_with_half_of_its_vectors_missing_is_refused(tmp_path):
-    for keys, shapes, says in ((["clip_l"], [(2, 8)], "lacks the vectors 'clip_g'"),
+    for keys, shapes, says in ((["clip_g"], [(2, 8)], "lacks the vectors 'clip_l'"),
                                (["clip_l", "clip_g"], [(2, 8), (3, 8)], "2 vectors .* and 3 for")):
         content = {key: torch.ones(shape) for key, shape in zip(keys, shapes, strict=True)}
         save_file(content, tmp_path / "x.safetensors")

@@ -22,7 +22,7 @@ from ldm.training import cluster, ray_workers
 from ldm.training.cluster import HOPELESS, Task, hand_out, learn_on, learn_task
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
-from ldm.training.pack import Job, Result
+from ldm.training.jobs import Job, Result
 
 CONFIG = InversionConfig(
     images=Path("pictures"),

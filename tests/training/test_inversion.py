@@ -241,3 +241,20 @@ def test_learning_rate_scaling_and_schedules() -> None:
     factors = [lr_factor(step, 110, config) for step in (0, 9, 10, 60, 110, 200)]
     assert factors == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1, 0.1])
     assert lr_factor(1000, 10, OptimConfig(schedule="constant")) == 1.0
+
+
+def test_a_word_is_called_in_official_files_by_the_models_own_token(
+    tiny_config: ModelConfig, concept: Concept, tmp_path: Path
+) -> None:
+    vocabulary = Path(tiny_config.text["params"]["vocab_file"]).read_text().replace("tree", "*")
+    (tmp_path / "vocab.txt").write_text(vocabulary)
+    params = {**tiny_config.text["params"], "vocab_file": str(tmp_path / "vocab.txt")}
+    model = build(replace(tiny_config, text={**tiny_config.text, "params": params})).freeze()
+    trainer = replace(TRAINER, max_steps=1, image_every=0)
+    for word, token in (("<toy>", "*"), ("toy", "toy"), ("*", "*")):
+        config = replace(BASE, placeholder=word, trainer=trainer, formats=("pt",))
+        run = create_run(tmp_path / f"run {token} {word.strip('<>*')}")
+        learn(model, concept, config, run=run, progress=False)
+        number = str(vocabulary.splitlines().index(token))
+        for name in ("checkpoints/embeddings.pt", "embeddings.safetensors"):
+            assert load_embedding(run.path / name).metadata["token_id"] == number  # width 32 tells nothing

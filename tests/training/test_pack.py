@@ -3,6 +3,9 @@
 import json
 import logging
 import pickle
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +24,12 @@ from ldm.loading import load
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
-from ldm.training.inversion import converged
+from ldm.training.inversion import FixedBatchMonitor, converged
+from ldm.training.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import TRANSIENT, USABLE, out_of_memory, step_bytes
 from ldm.training.optim import OptimConfig
-from ldm.training.pack import SUMMARY, Job, check_together, learn_many, write_summary
+from ldm.training.pack import learn_many
 from ldm.training.run import learn, prepare, read_pictures
 
 CONCEPTS = Path(__file__).parents[2] / "configs" / "emoji" / "concepts"
@@ -246,6 +250,11 @@ def test_a_loss_has_converged_when_the_latest_ones_improve_too_little(
     assert converged(losses, patience, min_improvement) is stops
 
 
+def test_a_rule_to_stop_is_given_more_samples_than_a_curve() -> None:
+    assert FixedBatchMonitor(25).size == 8 and FixedBatchMonitor(25, patience=3).size == 32
+    assert FixedBatchMonitor(25, size=5, patience=3).size == 5
+
+
 # ------------------------------------------------------------------ memory
 
 
@@ -317,6 +326,28 @@ def test_a_steps_memory_on_a_cpu_is_what_autograd_keeps() -> None:
 
     assert step_bytes(step, torch.device("cpu"), [weight]) == TRANSIENT * 100 * 64 * 4
     assert step_bytes(step, torch.device("cpu")) == TRANSIENT * (100 + 64) * 64 * 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_packs_large_blocks_are_not_mapped_anew_each_time() -> None:
+    """In a process of its own, whose allocator nothing has set before."""
+    script = """
+import resource, torch
+from ldm.training.memory import freed_memory_kept
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)  # 64 MB: 16,384 pages of 4 kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+mapped = faults()
+with freed_memory_kept():
+    for _ in range(4):
+        kept = faults()  # the heap grows first
+print(mapped, kept, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True)
+    before, inside, after = map(int, done.stdout.split())
+    assert inside < 0.1 * min(before, after)
 
 
 @pytest.mark.parametrize(("room", "size"), [(0.1, 1), (1.1, 1), (2.6, 2), (100, 3)])

@@ -42,6 +42,10 @@ def _official(content: Content) -> bool:
         and "name" not in content.values
 
 
+def _clip_l(content: Content) -> bool:
+    return "clip_l" in content.values and not {"clip_g", "clip_g_out"} & set(content.values)
+
+
 def _never(_: Content) -> bool:
     return False  # its files read as two of one text encoder each
 
@@ -56,6 +60,8 @@ FORMATS = (
            layouts.read_string_to_param, layouts.write_a1111("picture")),
     Format("a1111-pt", ".pt", "AUTOMATIC1111 web UI", _has("string_to_param"),
            layouts.read_string_to_param, layouts.write_a1111("pickle")),
+    Format("clip-l", ".safetensors", "CLIP ViT-L alone, as SDXL's and SD3's tools call it", _clip_l,
+           layouts.read_unnamed("clip_l"), layouts.write_unnamed("clip_l")),
     Format("sdxl", ".safetensors", "SDXL in one file: kohya, OneTrainer, web UIs",
            _has(*_PAIR, *(f"{name}_out" for name in _PAIR)),
            layouts.read_pair(*_PAIR), layouts.write_pair(*_PAIR), encoders=2),

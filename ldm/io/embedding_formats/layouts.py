@@ -88,15 +88,17 @@ def _number(text: str | None) -> int | None:
 def write_official(words: Sequence[Embedding]) -> list[Content]:
     """The official ``.pt``: ids as 0-d int64 tensors, vectors in a ``ParameterDict``.
 
-    The official code knows a word by its token id alone. One word without an id gets that of
-    ``*``, so that it is called by ``*`` there.
+    The official code knows a word by its token id alone, which the metadata of a word that was learned
+    here or there has. One word without it gets the id of ``*``, so that it is called by ``*`` there; as
+    no model is at hand, the vocabulary is guessed: BERT's for width 1280, else CLIP's.
     """
     ids = {w.placeholder: _number(w.metadata.get("token_id")) for w in words}
     if len(words) == 1 and None in ids.values():
         ids = {words[0].placeholder: _STAR_IDS.get(words[0].D, _STAR_ID_CLIP)}
     if None in ids.values() or len(set(ids.values())) < len(ids):
         raise UserError("an official .pt with several placeholders needs the token id of each, "
-                        "and no two may share one: give token_ids, or write .safetensors")
+                        "and no two may share one: give token_ids, or write .safetensors (in a run: "
+                        "formats=[safetensors])")
     taken = dir(ParameterDict())  # it keeps its entries as a module's attributes
     for name in ids:
         if "." in name or name in taken:

@@ -1,0 +1,108 @@
+"""What is asked of packs and what came of it: jobs, what they must have in common, results, the summary."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Literal
+
+from ldm.errors import UserError
+from ldm.inversion.compat import switches
+from ldm.io.embeddings import load_embeddings, save_embeddings
+from ldm.io.runs import now, write_json
+from ldm.training.config import InversionConfig
+
+#: keys that all concepts of a pack have in common
+SHARED = (
+    "model",
+    "checkpoint",
+    "checkpointing",
+    "trainer.precision",
+    "trainer.accelerator",
+    "trainer.attention",
+    "trainer.threads",
+)
+#: quirks of ``compat`` that they have in common too
+OF_THE_MODEL = ("ignore_checkpointing", "loose_weights")
+PRECISIONS = ("32-true", "bf16-mixed")
+SUMMARY = "concepts.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A concept to learn: the name of its run folder, and its settings."""
+
+    name: str
+    config: InversionConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job.
+
+    Attributes:
+        name, word: of the run folder, and the placeholder.
+        status: learned; kept, if it had been finished before; or failed,
+        error: for this reason.
+        steps: optimiser steps done.
+        loss: on the concept's fixed batch at the end.
+        seconds: its share of the time that its packs took.
+        path: of the run folder.
+    """
+
+    name: str
+    word: str
+    status: Literal["learned", "kept", "failed"]
+    path: Path
+    steps: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def check_together(jobs: Sequence[Job]) -> None:
+    """Refuse jobs that no pack can hold, by a :class:`UserError` that names one of them."""
+    words = [word for job in jobs for word in job.config.words]
+    for what, given in (("name", [job.name for job in jobs]), ("word", words)):
+        twice = [value for value, times in Counter(given).items() if times > 1]
+        if twice:
+            raise UserError(f"two concepts have the {what} {twice[0]!r}: every one needs its own")
+    first = jobs[0]
+    for job in jobs:
+        for quirk in map(attrgetter, OF_THE_MODEL):
+            if quirk(switches(job.config.compat)) != quirk(switches(first.config.compat)):
+                raise UserError(f"{job.name}: the quirks {' and '.join(OF_THE_MODEL)} are of the model that "
+                                f"a pack shares and differ from those of {first.name}; set them alike")
+        for key in SHARED:
+            own, common = attrgetter(key)(job.config), attrgetter(key)(first.config)
+            if own != common:
+                raise UserError(f"{job.name}: a pack has one {key}, but it is {own!r} here and {common!r} "
+                                f"for {first.name}; learn them by commands of their own")
+        trainer = job.config.trainer
+        if job.config.model_lr:
+            raise UserError(f"{job.name}: model_lr trains the model that a pack shares; set it to 0, or "
+                            "learn this concept by a command of its own")
+        if job.config.compiled or job.config.cuda_graphs:
+            raise UserError(f"{job.name}: a pack changes its size and would be compiled anew each time; set "
+                            "compiled and cuda_graphs to false, or learn it by a command of its own")
+        if trainer.devices != 1 or trainer.precision not in PRECISIONS:
+            raise UserError(f"{job.name}: a pack trains on one device, in {' or '.join(PRECISIONS)}; not on "
+                            f"{trainer.devices} in {trainer.precision}")
+
+
+def write_summary(results: Sequence[Result], out: Path) -> None:
+    """Write ``concepts.json``, and ``embeddings.safetensors`` with every word that was learned."""
+    rows = [{**asdict(result), "path": os.path.relpath(result.path, out)} for result in results]
+    write_json(out / SUMMARY, {"format": 1, "written": now(), "concepts": rows})
+    words = [
+        word
+        for result in results
+        if result.status != "failed"
+        for word in load_embeddings(result.path / "embeddings.safetensors")
+    ]
+    if words:
+        save_embeddings(words, out / "embeddings.safetensors")

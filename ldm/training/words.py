@@ -1,0 +1,106 @@
+"""The words of one inversion: where they start, and which of them its prompts hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ldm.data.captions import PromptSource
+from ldm.data.latents import ConceptBatches
+from ldm.errors import UserError
+from ldm.inversion.compat import switches
+from ldm.inversion.init import from_vocabulary
+from ldm.io.embeddings import check_width, load_embeddings
+from ldm.model import LatentDiffusion
+from ldm.seeding import generator
+from ldm.training.config import InversionConfig
+
+log = logging.getLogger(__name__)
+
+
+def add_words(model: LatentDiffusion, config: InversionConfig) -> None:
+    """Give the model every word of the config; one of that name from before is replaced."""
+    for word, init in config.words.items():
+        if word in model.manager.placeholders:
+            model.remove_placeholder(word)
+        model.add_placeholder(
+            word,
+            _start(config, model, word),
+            init=init,
+            num_vectors=config.num_vectors,
+            progressive=config.progressive or None,
+            generator=generator(config.seed, word, "init"),
+            compat=switches(config.compat),
+        )
+
+
+def _start(config: InversionConfig, model: LatentDiffusion, word: str) -> Tensor | None:
+    """The vectors of ``init_embedding``: those of the word itself; for the placeholder else those of the
+    file's only one."""
+    if config.init_embedding is None:
+        return None
+    found = {other.placeholder: other for other in load_embeddings(config.init_embedding)}
+    if word not in found and word != config.placeholder:
+        return None
+    if word not in found and len(found) > 1:
+        raise UserError(f"{config.init_embedding} holds {', '.join(found)}, but not {word}")
+    start = found.get(word) or next(iter(found.values()))
+    check_width(start, model.manager.width)
+    return start.vectors
+
+
+def add_image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> tuple[str, ...]:
+    """Give the model one more word for each of ``n`` pictures; returns their names."""
+    rng = generator(config.seed, config.placeholder, "image words")
+    vectors = from_vocabulary(model.text.token_table, n, rng)
+    return model.manager.add_image_tokens(
+        config.placeholder, vectors, model.text.tokenizer.add_placeholder
+    )
+
+
+def held_words(
+    model: LatentDiffusion, config: InversionConfig, prompts: PromptSource
+) -> tuple[str, ...]:
+    """The words that prompts hold, the placeholder first; the model forgets the others, whose v* no loss
+    would ever reach. With ``star_prompts`` it keeps them, as the official code does.
+
+    Raises:
+        UserError: the placeholder is among the others.
+    """
+    ids = {token for text in prompts.naming for token in model.text.tokenizer.words(text)}
+    lost = [word for word in config.words if model.manager.placeholders[word] not in ids]
+    starred = switches(config.compat).star_prompts and prompts.captions is None and not config.subject
+    if lost and starred:
+        log.warning("prompts hold '*' and not %s, which gets no gradient (compat.star_prompts)",
+                    " or ".join(map(repr, lost)))  # fmt: skip
+        return tuple(config.words)
+    if config.placeholder in lost:
+        raise UserError(
+            f"no prompt holds {config.placeholder}, and it would learn nothing; write it into subject, or "
+            "into the captions"
+        )
+    for word in lost:
+        model.remove_placeholder(word)
+    if lost:
+        log.warning("no prompt holds %s: left out", " or ".join(map(repr, lost)))
+    return tuple(word for word in config.words if word not in lost)
+
+
+def refuse_cut_prompts(
+    model: LatentDiffusion, batches: ConceptBatches, words: Sequence[str]
+) -> None:
+    """A prompt cut before its placeholder would train nothing, silently: v* gets no gradient.
+
+    Raises:
+        UserError: there is one.
+    """
+    tokenizer, own = model.text.tokenizer, {model.manager.placeholders[word] for word in words}
+    for prompt in {p for step in range(64) for p in batches.batch(step)["prompt"]}:
+        held = own & set(tokenizer.words(prompt))
+        if held and not held & set(model.text.tokenize([prompt])[0].tolist()):
+            raise UserError(
+                f"{prompt!r} is longer than the {model.text.max_length} tokens this model reads, and "
+                f"{' and '.join(map(tokenizer.decode_id, held))} is cut off; use shorter captions"
+            )
