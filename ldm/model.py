@@ -188,6 +188,7 @@ class LatentDiffusion(nn.Module):
         vectors: Tensor | None = None,
         *,
         init: str | None = None,
+        init_scale: float = 1.0,
         num_vectors: int = 1,
         progressive: tuple[int, ...] | None = None,
         generator: torch.Generator | None = None,
@@ -199,6 +200,7 @@ class LatentDiffusion(nn.Module):
             placeholder: any string.
             vectors: (K, D) to use as they are; else they start from
             init: a phrase (its tokens' embeddings), or ``None`` for the vocabulary's mean.
+            init_scale: factor on the start; below 1 the first steps turn the vector further.
             num_vectors: K, when ``vectors`` is not given.
             progressive: optimiser steps at which the second, third, ... vector comes into use.
             generator: of the initial noise (default: seed 0).
@@ -216,7 +218,7 @@ class LatentDiffusion(nn.Module):
                     f"the init phrase {init!r} has words that this model does not know; choose others"
                 )
             generator = generator or torch.Generator().manual_seed(0)
-            vectors = initial_vectors(
+            vectors = init_scale * initial_vectors(
                 self.text.token_table,
                 ids,
                 num_vectors,

@@ -32,6 +32,8 @@ class InversionConfig:
         images: folder of 3-5 pictures.
         placeholder: the new word, any string.
         init: a phrase to start from; ``None`` starts at the vocabulary's mean.
+        init_scale: factor on that start. Text conditioners normalise their input, so that a short vector
+            turns further in a step: below 1 the phrase binds less.
         more_words: words that are learned beside it from the same pictures: name -> init phrase or null.
             Those that no prompt holds are left out, with a warning.
         subject: what ``{}`` stands for in templates, caption files and ``prompts``, such as
@@ -72,6 +74,7 @@ class InversionConfig:
     model: Any = "emoji"
     checkpoint: str | None = None
     init: str | None = None
+    init_scale: float = 1.0
     more_words: dict = field(default_factory=dict)
     subject: str | None = None
     init_embedding: Path | None = None
@@ -141,6 +144,8 @@ def check(config: InversionConfig) -> None:
     for word, init in config.more_words.items():
         if not (isinstance(word, str) and word.strip() and isinstance(init, str | None)):
             raise UserError(f"config more_words has {word!r}: {init!r}; give a name: init phrase, or null")
+    if not config.init_scale > 0:
+        raise UserError(f"init_scale is {config.init_scale}; use a factor above 0")
     if config.placeholder in config.more_words:
         raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
     for prompt in config.prompts:

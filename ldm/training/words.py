@@ -29,6 +29,7 @@ def add_words(model: LatentDiffusion, config: InversionConfig) -> None:
             word,
             _start(config, model, word),
             init=init,
+            init_scale=config.init_scale,
             num_vectors=config.num_vectors,
             progressive=config.progressive or None,
             generator=generator(config.seed, word, "init"),

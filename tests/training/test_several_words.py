@@ -17,6 +17,7 @@ from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 from ldm.training.run import learn, run_inversion
+from ldm.training.words import add_words
 
 BASE = InversionConfig(
     images=Path(),
@@ -141,3 +142,14 @@ def test_in_memory_the_model_knows_them_all(tiny_model: LatentDiffusion, tmp_pat
     learn(tiny_model, concept, config, run=run, progress=False)
     for w in load_embeddings(run.path / "embeddings.safetensors"):
         assert tiny_model.manager.vectors(w.placeholder).equal(w.vectors) and w.K == 2
+
+
+def test_a_start_is_scaled(tiny_model: LatentDiffusion) -> None:
+    add_words(tiny_model, replace(BASE, init_scale=0.25))
+    for name, init in (("<a>", "cat"), ("<b>", "tree")):
+        found = tiny_model.manager.vectors(name).detach()
+        torch.testing.assert_close(found, 0.25 * word(tiny_model, init))
+        tiny_model.remove_placeholder(name)
+    for scale in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match="init_scale"):
+            check(replace(BASE, init_scale=scale))
