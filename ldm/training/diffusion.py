@@ -67,6 +67,9 @@ class DiffusionTraining(pl.LightningModule):
         picture_words: stand where captions hide the name.
     """
 
+    model: LatentDiffusion  # these two are no submodules: the checkpoint holds what trains
+    bank: LatentBank
+
     def __init__(
         self,
         model: LatentDiffusion,
