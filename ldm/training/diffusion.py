@@ -67,7 +67,7 @@ class DiffusionTraining(pl.LightningModule):
         picture_words: stand where captions hide the name.
     """
 
-    model: LatentDiffusion  # these two are no submodules: the checkpoint holds what trains
+    model: LatentDiffusion
     bank: LatentBank
 
     def __init__(
@@ -85,7 +85,7 @@ class DiffusionTraining(pl.LightningModule):
         picture_words: PictureWords | None = None,
     ) -> None:
         super().__init__()
-        # only what trains is a submodule: the checkpoint and the average hold nothing frozen
+        # model and bank are no submodules: the checkpoint and the average hold nothing frozen
         self.unet: nn.Module = model.unet
         self.text: nn.Module = model.text
         self.picture_words = picture_words
