@@ -68,7 +68,7 @@ class PictureWords(nn.Module):
 
 
 def quarters(portraits: Tensor) -> Tensor:
-    """Latents (M, 2, C, h, w) of portraits, cut as :data:`QUARTERS` says: (M, 4, 2 C h/2 w/2)."""
+    """Latents (M, 2, C, h, w) of portraits, cut into quarters as :data:`QUARTERS` says: (M, 4, 2 C h/2 w/2)."""
     return rearrange(portraits, "m n c (i y) (j x) -> m (i j) (n c y x)", i=2, j=2)
 
 
