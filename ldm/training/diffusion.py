@@ -101,8 +101,7 @@ class DiffusionTraining(pl.LightningModule):
         if picture_words is None and any(UNNAMED in caption for caption in bank.captions):
             raise UserError(f"captions of these latents hide names ({UNNAMED}); set picture_words=true")
         self.num_timesteps: int = model.schedule.num_timesteps
-        captions = bank.captions if picture_words is None else picture_words.spell(bank.captions, seed)
-        self._ids = model.text.tokenize(captions).to(torch.int32)
+        self._ids = model.text.tokenize(bank.captions).to(torch.int32)
         self._empty = model.text.tokenize([""])
 
     def make_batch(self, step: int) -> dict[str, Tensor]:
