@@ -40,6 +40,7 @@ def register(subparsers: Any) -> None:
     for stage, (summary, out) in STAGES.items():
         _register_stage(stages, stage, summary, out)
     _register_export(stages)
+    _register_average(stages)
 
 
 def _register_data(stages: Any) -> None:
@@ -94,6 +95,22 @@ def _register_export(stages: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--checkpoint", type=Path, metavar="CKPT", help="instead of the last one")
     parser.set_defaults(run=run_export, overrides=[])
+
+
+def _register_average(stages: Any) -> None:
+    parser = common.add_parser(
+        stages,
+        "average",
+        "write the mean of several exported models",
+        "Write the mean of the weights of several models, which must be stages of one training: each went\n"
+        "on from another's weights. Config and vocabulary are the first one's.",
+        "  ldm train average --models stage-4 stage-5 stage-6 --out my-model",
+    )
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="MODEL", help="folders that ldm train export wrote"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run_average)
 
 
 def _add_base(parser: argparse.ArgumentParser, default: str) -> None:
@@ -174,7 +191,27 @@ def run_export(args: argparse.Namespace) -> None:
     config = resolve(pretrain.DiffusionStage, load_yaml(base, args.overrides))
     with common.no_remains(args.out):
         pretrain.export(config, args.source, args.out, args.checkpoint)
-    common.heading(f"model in {args.out}")
+    _say_where(args.out)
+
+
+def run_average(args: argparse.Namespace) -> None:
+    """Write the mean of several models as a model folder."""
+    import torch
+
+    import ldm
+    from ldm.training.export import average_models, export_model
+
+    if len(args.models) < 2:
+        raise UserError("--models takes two models or more")
+    common.quiet_libraries(args.verbose)
+    mean = average_models([ldm.load(name) for name in args.models])
+    with common.no_remains(args.out):
+        export_model(mean, args.out, dtype=torch.float16)
+    _say_where(args.out)
+
+
+def _say_where(model: Path) -> None:
+    common.heading(f"model in {model}")
     common.say("draw with it:", "  " + common.command(
-        ["ldm", "sample", "--model", args.out, "--prompt", "a red apple on a blue background"]
+        ["ldm", "sample", "--model", model, "--prompt", "a red apple on a blue background"]
     ))  # fmt: skip

@@ -1,13 +1,19 @@
-"""A trained model as a folder that ``ldm.load`` reads: weights in the public layout, config, vocabulary."""
+"""A trained model as a folder that ``ldm.load`` reads: weights in the public layout, config, vocabulary.
+
+Also the average of several: stages of one training that each went on from the last one's weights lie in one
+basin, and the mean of their weights is often better than any (model soups, Wortsman et al. 2022).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ldm.config import dump_yaml, to_plain
+from ldm.errors import UserError
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.runs import write_text
 from ldm.model import LatentDiffusion
@@ -36,3 +42,32 @@ def export_model(model: LatentDiffusion, out: Path, dtype: torch.dtype | None = 
     save_checkpoint(model.parts, out / "model.safetensors", dtype=dtype)
     write_text(out / "config.yaml", dump_yaml(sections))
     return out
+
+
+@torch.no_grad()
+def average_models(models: Sequence[LatentDiffusion]) -> LatentDiffusion:
+    """The first of ``models``, its weights now the mean of all of theirs.
+
+    Sums are float64, so weights that agree stay as they are, to the bit.
+
+    Raises:
+        UserError: one has other parts, names or shapes than the first.
+    """
+    first, *others = models
+    for prefix, part in first.parts.items():
+        means = {name: value.double() for name, value in part.state_dict().items()}
+        for number, other in enumerate(others, start=2):
+            state = other.parts[prefix].state_dict()
+            both = means.keys() & state.keys()
+            reshaped = {name for name in both if means[name].shape != state[name].shape}
+            unlike = sorted(means.keys() ^ state.keys() | reshaped)
+            if unlike:
+                raise UserError(
+                    f"model {number} is not of the first one's kind: {prefix}{unlike[0]} differs"
+                    + (f", and {len(unlike) - 1} more" if unlike[1:] else "")
+                )
+            for name, value in state.items():
+                means[name] += value.double()
+        for name, value in part.state_dict().items():
+            value.copy_(means[name] / len(models))
+    return first

@@ -70,6 +70,10 @@ def test_the_stages_lead_from_pictures_to_a_model(cli, configs):
     drawn = cli("sample", "--model", "model", "--prompt", "a red toy", "--n", 2, "--out", "out")
     assert drawn.code == 0, drawn.err
     assert len(list(Path("out").glob("*.png"))) == 3
+    mean = cli("train", "average", "--models", "model", "model", "--out", "mean")
+    assert "ldm sample --model mean" in mean.out
+    for name in ("model.safetensors", "config.yaml", "vocab.txt"):
+        assert Path("mean", name).read_bytes() == Path("model", name).read_bytes()
 
 
 def test_a_stage_before_the_one_that_it_needs_says_so(cli, configs):
@@ -77,6 +81,8 @@ def test_a_stage_before_the_one_that_it_needs_says_so(cli, configs):
     assert result.code == 2 and "train that stage first" in result.err
     result = cli("train", "export", "--run", "x", "--out", "y")
     assert result.code == 2 and "no folder x" in result.err and not Path("y").exists()
+    result = cli("train", "average", "--models", "x", "--out", "y")
+    assert result.code == 2 and "two models" in result.err and not Path("y").exists()
 
 
 def test_packages_that_are_not_there_are_named(cli, tmp_path):

@@ -1,5 +1,6 @@
 """The diffusion stage in miniature: it trains, resumes bit for bit, averages and exports."""
 
+import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ldm.loading import load
 from ldm.model import LatentDiffusion, ModelConfig
 from ldm.sampling import sample
 from ldm.training.diffusion import DiffusionTraining, TimestepConfig, draw_timesteps
+from ldm.training.export import average_models
 from ldm.training.picture_word import PictureWords, half_whitened
 from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
 
@@ -243,3 +245,29 @@ def test_a_compiled_run_keeps_the_names_of_its_weights(
     state = checkpoint(train_diffusion(replace(diffusion_stage, compiled=True), tmp_path / "run"))
     assert compiled == ["UNetModel"]
     assert_same(state["state_dict"], finished[1]["state_dict"])
+
+
+def test_models_of_one_training_are_averaged(tiny_model: LatentDiffusion) -> None:
+    first, second, third = (copy.deepcopy(tiny_model) for _ in range(3))
+    with torch.no_grad():
+        for model, shift in ((second, 1.0), (third, -4.0)):
+            for part in model.parts.values():
+                for value in part.state_dict().values():
+                    value.add_(shift)
+    assert average_models([first, second, third]) is first
+    for prefix, part in first.parts.items():
+        before = tiny_model.parts[prefix].state_dict()
+        for name, value in part.state_dict().items():
+            torch.testing.assert_close(value, before[name] - 1)
+
+
+def test_the_average_of_equal_models_is_that_model_to_the_bit(tiny_model: LatentDiffusion) -> None:
+    mean = average_models([copy.deepcopy(tiny_model) for _ in range(3)])
+    assert mean.fingerprint() == tiny_model.fingerprint()
+
+
+def test_models_of_different_kinds_have_no_average(tiny_model: LatentDiffusion) -> None:
+    wider = copy.deepcopy(tiny_model)
+    wider.text.register_buffer("more", torch.zeros(1))
+    with pytest.raises(UserError, match="model 2 .*cond_stage_model.more differs"):
+        average_models([copy.deepcopy(tiny_model), wider])
