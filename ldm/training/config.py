@@ -13,6 +13,7 @@ from ldm.inversion.compat import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps
 from ldm.text.templates import templates
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
+from ldm.training.timesteps import TimestepConfig
 
 DEFAULT_PROMPTS = (
     "a photo of {}",
@@ -53,6 +54,7 @@ class InversionConfig:
         fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.
         interpolation: of the pictures when they are scaled: bicubic, bilinear or lanczos.
         batch_size: pictures of a batch, on each device.
+        timesteps: which noise levels are looked at; all alike by default, as in the paper.
         scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
         prompts: drawn as training goes and at the end; ``{}`` is the subject.
         samples_per_prompt: pictures of each prompt at the end.
@@ -93,6 +95,7 @@ class InversionConfig:
     background: str = "white"
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     batch_size: int = 4
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     seed: int = 23
     scale_lr: bool = True
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
@@ -139,6 +142,7 @@ class InversionConfig:
 def check(config: InversionConfig) -> None:
     """Refuse what would only fail, or silently learn nothing, after minutes of work."""
     templates(config.templates)
+    config.timesteps.check()
     if config.sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
     for word, init in config.more_words.items():

@@ -8,8 +8,7 @@ name: its portraits tell it (``ldm.training.picture_word``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -23,34 +22,7 @@ from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.picture_word import PictureWords
-
-
-@dataclass(frozen=True)
-class TimestepConfig:
-    """How often training looks at each noise level.
-
-    Attributes:
-        kind: "uniform", or "logit_normal" (Esser et al. 2024, section 3.1): t / T is the logistic
-            function of a normal variable, so that the middle, where shape is decided, is seen most.
-        mean, std: of that normal variable; a positive mean leans towards noise.
-    """
-
-    kind: Literal["uniform", "logit_normal"] = "uniform"
-    mean: float = 0.0
-    std: float = 1.0
-
-
-def draw_timesteps(n: int, total: int, config: TimestepConfig, rng: torch.Generator) -> Tensor:
-    """``n`` timesteps (n,) int64 in [0, total), in random order.
-
-    One comes from each of n strata of equal probability: the loss has less variance than with plain
-    draws.
-    """
-    u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
-    if config.kind == "logit_normal":
-        u = torch.sigmoid(config.mean + config.std * torch.special.ndtri(u.double())).float()
-    t = (u * total).long().clamp_(max=total - 1)
-    return t[torch.randperm(n, generator=rng)]
+from ldm.training.timesteps import TimestepConfig, draw_timesteps
 
 
 class DiffusionTraining(pl.LightningModule):
@@ -96,8 +68,7 @@ class DiffusionTraining(pl.LightningModule):
         self.optim_config, self.batch_size, self.max_steps = optim_config, batch_size, max_steps
         self.caption_dropout, self.seed = caption_dropout, seed
         self.timesteps, self.compiled = timesteps or TimestepConfig(), compiled
-        if self.timesteps.kind not in ("uniform", "logit_normal"):
-            raise UserError(f"unknown kind of timesteps {self.timesteps.kind!r}: uniform or logit_normal")
+        self.timesteps.check()
         if picture_words is None and any(UNNAMED in caption for caption in bank.captions):
             raise UserError(f"captions of these latents hide names ({UNNAMED}); set picture_words=true")
         self.num_timesteps: int = model.schedule.num_timesteps

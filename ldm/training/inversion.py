@@ -29,6 +29,7 @@ from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.late import LateLosses
+from ldm.training.timesteps import TimestepConfig, draw_timesteps
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class TextualInversion(pl.LightningModule):
         max_steps: optimiser steps, for the schedule.
         regularization: weight of the squared distance to the init (figure 10, "regularised").
         summed_drift: the official regulariser (``CompatConfig``).
+        timesteps: which noise levels are looked at; all alike if not given.
         model_lr: learning rate of UNet and text conditioner, which then train as well (pivotal tuning,
             appendix A): these two are what ``unfreeze_model`` trains in the official code. 0: frozen.
         vectors_only: keep nothing but the vectors in checkpoints (``CompatConfig``).
@@ -66,6 +68,7 @@ class TextualInversion(pl.LightningModule):
         max_steps: int,
         regularization: float = 0.0,
         summed_drift: bool = False,
+        timesteps: TimestepConfig | None = None,
         model_lr: float = 0.0,
         vectors_only: bool = False,
     ) -> None:
@@ -77,6 +80,7 @@ class TextualInversion(pl.LightningModule):
         self.batches = batches
         self.optim_config, self.lr, self.max_steps = optim_config, lr, max_steps
         self.regularization, self.summed_drift = regularization, summed_drift
+        self.timesteps = timesteps or TimestepConfig()
         self.model_lr, self.vectors_only = model_lr, vectors_only
         self.losses = LateLosses()
         self.strict_loading = False  # a run's checkpoint holds what trains, the manager as a rule
@@ -110,11 +114,9 @@ class TextualInversion(pl.LightningModule):
         return optim.configure(groups, self.optim_config, self.max_steps, self.lr)
 
     def draw_noise(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Timesteps (B,), one from each of B equal strata, and noise: functions of the step."""
+        """Timesteps (B,), one from each of B strata, and noise: functions of the step."""
         rng = generator(self.batches.seed, self.batches.concept, "diffusion", step)
-        n = len(z)
-        u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
-        t = (u * self.model.schedule.num_timesteps).long()[torch.randperm(n, generator=rng)]
+        t = draw_timesteps(len(z), self.model.schedule.num_timesteps, self.timesteps, rng)
         return carry(t, z.device), carry(torch.randn(z.shape, generator=rng), z.device)
 
     @property

@@ -28,11 +28,12 @@ from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
-from ldm.training.diffusion import DiffusionTraining, TimestepConfig
+from ldm.training.diffusion import DiffusionTraining
 from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
 from ldm.training.picture_word import PictureWords
+from ldm.training.timesteps import TimestepConfig
 
 #: for pictures on the way: other batch sizes are not worth compiling
 EAGER = partial(torch.compiler.set_stance, "force_eager")
@@ -292,7 +293,7 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
         raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")
     state = read_state_dict(path)
     trained = {"unet.": model.unet, "text.": model.text}
-    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*",))
+    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*", "picture_words.*"))
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
     model.inversion_defaults = dict(config.inversion or {})

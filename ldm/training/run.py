@@ -292,6 +292,7 @@ def _module(
         max_steps=config.trainer.max_steps,
         regularization=config.regularization,
         summed_drift=quirks.summed_drift,
+        timesteps=config.timesteps,
         model_lr=config.model_lr,
         vectors_only=quirks.vectors_only and not config.model_lr,
     )

@@ -18,10 +18,11 @@ from ldm.io.checkpoints import read_state_dict
 from ldm.loading import load
 from ldm.model import LatentDiffusion, ModelConfig
 from ldm.sampling import sample
-from ldm.training.diffusion import DiffusionTraining, TimestepConfig, draw_timesteps
+from ldm.training.diffusion import DiffusionTraining
 from ldm.training.export import average_models
 from ldm.training.picture_word import PictureWords, half_whitened
 from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
+from ldm.training.timesteps import TimestepConfig, draw_timesteps
 
 
 @pytest.fixture(scope="module")
@@ -132,26 +133,34 @@ def test_a_hidden_name_is_told_by_portraits(
     stage = replace(stage, picture_words=True)
     run = tmp_path / "run"
     state = checkpoint(train_diffusion(stage, run))["state_dict"]
-    assert not any("picture_word" in name for name in state)
+    last = "picture_words.net.4.weight"
+    assert state[last].abs().max() > 0  # the network learns, and starts at the components alone
+    assert {name.split(".")[0] for name in state} == {"unet", "text", "picture_words"}
     other = LatentBank(loaded.mean, loaded.std, captions, loaded.subjects, loaded.portraits.flip(0))
     other.save(hidden)
     different = checkpoint(train_diffusion(stage, tmp_path / "other"))["state_dict"]
     assert any(not torch.equal(state[name], different[name]) for name in state)  # portraits do tell
-    assert (export(stage, run, tmp_path / "m") / "model.safetensors").is_file()
+    weights = read_state_dict(export(stage, run, tmp_path / "m") / "model.safetensors")
+    assert not any("picture_words" in name for name in weights)
 
 
 def test_the_word_of_a_thing_stands_where_its_name_is_hidden(
     tiny_model: LatentDiffusion, bank: Path
 ) -> None:
     text = tiny_model.text
-    words = PictureWords(text, LatentBank.load(bank))
-    assert words.words.shape == (3, text.width)
+    words_bank = LatentBank.load(bank)
+    words = PictureWords(text, words_bank)
+    told = words.words(torch.arange(3))
+    assert told.shape == (3, text.width)
     length = text.token_table.square().mean().sqrt().expand(3)
-    torch.testing.assert_close(words.words.square().mean(1).sqrt(), length, rtol=1e-2, atol=0.0)
+    torch.testing.assert_close(told.square().mean(1).sqrt(), length, rtol=1e-2, atol=0.0)
+    components = half_whitened(words_bank.portraits.flatten(1).float(), words_bank.subjects, text.width)
+    cosine = torch.cosine_similarity(told, components - components.mean(1, keepdim=True))
+    torch.testing.assert_close(cosine, torch.ones(3))  # before the network has learned anything
     ids = text.tokenize(["a <this> cat", "a cat"])
     embeds = text.embed(ids)
     put = words.put(ids, embeds, torch.tensor([2, 1]))
-    assert torch.equal(put[0, 2], words.words[2])
+    torch.testing.assert_close(put[0, 2], told[2])
     assert torch.equal(put[1], embeds[1]) and torch.equal(put[0, :2], embeds[0, :2])
     text.tokenizer.remove_placeholder("<this>")
 
@@ -227,6 +236,15 @@ def test_timesteps_follow_the_logistic_normal_in_strata() -> None:
     assert sorted(places.long().tolist()) == list(range(8)) and places.tolist() != sorted(places.tolist())
     extreme = draw_timesteps(64, 1000, TimestepConfig("logit_normal", 20.0, 1.0), rng)
     assert (extreme == 999).all()
+
+
+def test_timesteps_below_the_lowest_are_not_drawn() -> None:
+    rng = torch.Generator().manual_seed(0)
+    t = draw_timesteps(6000, 1000, TimestepConfig(lowest=0.4), rng)
+    assert sorted(set(t.tolist())) == list(range(400, 1000))  # all of the others alike
+    for share in (-0.1, 1.0):
+        with pytest.raises(UserError, match="timesteps.lowest"):
+            TimestepConfig(lowest=share).check()
 
 
 def test_an_unknown_kind_of_timesteps_is_refused(diffusion_stage: DiffusionStage, tmp_path: Path) -> None:

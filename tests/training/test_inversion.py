@@ -21,6 +21,7 @@ from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.inversion import TextualInversion, frozen_hash
 from ldm.training.optim import OptimConfig, lr_factor, scale_lr
 from ldm.training.run import learn
+from ldm.training.timesteps import TimestepConfig
 
 TRAINER = TrainerConfig(max_steps=20, accelerator="cpu", checkpoint_every=5, image_every=10)
 BASE = InversionConfig(
@@ -233,6 +234,19 @@ def test_training_goes_on_from_the_vectors_of_an_embedding_file(
     save_embeddings(Embedding("<other>", torch.zeros(1, 7)), path)
     with pytest.raises(UserError, match="7"):
         learn_word(tiny_model, concept, init_embedding=path)
+
+
+def test_a_word_is_learned_at_the_noise_levels_that_are_asked_for(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    module = _module(tiny_model, concept, timesteps=TimestepConfig(lowest=0.6))
+    z, total = torch.zeros(8, 4, 2, 2), tiny_model.schedule.num_timesteps
+    drawn = torch.cat([module.draw_noise(z, step)[0] for step in range(50)])
+    assert 0.6 * total <= drawn.min() < 0.7 * total and 0.9 * total < drawn.max() < total
+    everywhere = learn_word(tiny_model, concept)
+    assert not torch.equal(learn_word(tiny_model, concept, timesteps=TimestepConfig(lowest=0.6)), everywhere)
+    with pytest.raises(UserError, match="timesteps.lowest is 1"):
+        check(replace(BASE, timesteps=TimestepConfig(lowest=1.0)))
 
 
 def test_learning_rate_scaling_and_schedules() -> None:

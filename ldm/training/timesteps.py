@@ -1,0 +1,51 @@
+"""Which noise levels a training looks at, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class TimestepConfig:
+    """A distribution of timesteps.
+
+    Attributes:
+        kind: "uniform", or "logit_normal" (Esser et al. 2024, section 3.1): t / T is the logistic
+            function of a normal variable, so that the middle, where shape is decided, is seen most.
+        mean, std: of that normal variable; a positive mean leans towards noise.
+        lowest: the cleanest level, as a share of the schedule in [0, 1): what the distribution would
+            spread over all levels it spreads over those from here on. Where little noise is left a
+            picture tells itself what it shows, and a word learns nothing there.
+    """
+
+    kind: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    lowest: float = 0.0
+
+    def check(self) -> None:
+        """Raise :class:`UserError` for what cannot be drawn."""
+        if self.kind not in ("uniform", "logit_normal"):
+            raise UserError(f"unknown kind of timesteps {self.kind!r}: uniform or logit_normal")
+        if not 0 <= self.lowest < 1:
+            raise UserError(f"timesteps.lowest is {self.lowest}; give a share from 0 to below 1")
+
+
+def draw_timesteps(n: int, total: int, config: TimestepConfig, rng: torch.Generator) -> Tensor:
+    """``n`` timesteps (n,) int64 in [0, total), in random order.
+
+    One comes from each of n strata of equal probability: the loss has less variance than with plain
+    draws.
+    """
+    u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
+    if config.kind == "logit_normal":
+        u = torch.sigmoid(config.mean + config.std * torch.special.ndtri(u.double())).float()
+    u = config.lowest + (1 - config.lowest) * u
+    t = (u * total).long().clamp_(max=total - 1)
+    return t[torch.randperm(n, generator=rng)]
