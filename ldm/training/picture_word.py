@@ -7,9 +7,9 @@ conditioner so learn a word space in which every point is a thing and neighbours
 there Textual Inversion can find v*. Nothing of this is part of the exported model.
 
 The code starts as principal components, which hold nearly all of the portraits of things that had no part
-in them (``benchmarks/base_model.py``); a network that is trained along with the denoiser moves it to where the
-denoiser can use it. Without the network the denoiser drew half of its own things rightly from their codes, and
-nine of ten from their names. A network without the components keeps to a few directions.
+in them (``benchmarks/base_model.py``). A network that is trained along with the denoiser moves it to where
+the denoiser can use it: from components alone it draws even its own things worse than by their names. A
+network without the components keeps to a few directions.
 """
 
 from __future__ import annotations
