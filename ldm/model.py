@@ -142,10 +142,14 @@ class LatentDiffusion(nn.Module):
 
     def unfreeze(self) -> LatentDiffusion:
         """Let UNet and text conditioner train as well (pivotal tuning); the autoencoder stays frozen."""
-        self._fingerprint = None  # it will be another model
+        self.weights_change()
         self.unet.requires_grad_(True)
         self.text.requires_grad_(True)
         return self
+
+    def weights_change(self) -> None:
+        """It will be another model: forget what was computed from its weights."""
+        self._fingerprint = None
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """As ``nn.Module.train``, but a part without trainable weights stays in evaluation mode."""

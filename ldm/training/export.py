@@ -54,6 +54,7 @@ def average_models(models: Sequence[LatentDiffusion]) -> LatentDiffusion:
         UserError: one has other parts, names or shapes than the first.
     """
     first, *others = models
+    first.weights_change()
     for prefix, part in first.parts.items():
         means = {name: value.double() for name, value in part.state_dict().items()}
         for number, other in enumerate(others, start=2):

@@ -272,7 +272,9 @@ def test_models_of_one_training_are_averaged(tiny_model: LatentDiffusion) -> Non
             for part in model.parts.values():
                 for value in part.state_dict().values():
                     value.add_(shift)
+    before_it_was_averaged = first.fingerprint()
     assert average_models([first, second, third]) is first
+    assert first.fingerprint() != before_it_was_averaged
     for prefix, part in first.parts.items():
         before = tiny_model.parts[prefix].state_dict()
         for name, value in part.state_dict().items():
