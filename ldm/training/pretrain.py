@@ -239,6 +239,16 @@ def diffusion_model(config: DiffusionStage, bank: LatentBank) -> LatentDiffusion
     return model
 
 
+def _picture_words(config: DiffusionStage, model: LatentDiffusion, bank: LatentBank) -> PictureWords:
+    """Words of the bank's portraits, as a run that goes on had learned them: its UNet knows no others."""
+    words = PictureWords(model.text, bank)
+    before = config.start_from
+    path = None if before is None else last_checkpoint(before)
+    if before and path and any(name.startswith("picture_words.") for name in read_state_dict(path)):
+        load_part(words, before, "picture_words")
+    return words
+
+
 def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) -> Path:
     """Train UNet and text conditioner; returns the last checkpoint."""
     checkpoint = start(folder, config, resume)
@@ -254,7 +264,7 @@ def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) 
         seed=config.seed,
         timesteps=config.timesteps,
         compiled=config.compiled,
-        picture_words=PictureWords(model.text, bank) if config.picture_words else None,
+        picture_words=_picture_words(config, model, bank) if config.picture_words else None,
     )
     average = EMAWeightAveraging(decay=config.ema_decay, update_every_n_steps=config.ema_every)
 

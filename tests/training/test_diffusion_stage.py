@@ -136,6 +136,9 @@ def test_a_hidden_name_is_told_by_portraits(
     last = "picture_words.net.4.weight"
     assert state[last].abs().max() > 0  # the network learns, and starts at the components alone
     assert {name.split(".")[0] for name in state} == {"unet", "text", "picture_words"}
+    again = replace(stage, start_from=run, optim=replace(stage.optim, lr=0.0))
+    going_on = checkpoint(train_diffusion(again, tmp_path / "going on"))["state_dict"]
+    torch.testing.assert_close(going_on[last], state[last])  # what the network had learned is not lost
     other = LatentBank(loaded.mean, loaded.std, captions, loaded.subjects, loaded.portraits.flip(0))
     other.save(hidden)
     different = checkpoint(train_diffusion(stage, tmp_path / "other"))["state_dict"]
