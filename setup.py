@@ -43,6 +43,8 @@ DEV = [
     "ipykernel>=6.29",
     # the plot of benchmarks/growth.py
     "matplotlib>=3.10",
+    # the pictures of ldm train data --more
+    "resvg_py>=0.2",
 ]
 
 setup(

@@ -48,13 +48,19 @@ def _register_data(stages: Any) -> None:
         stages,
         "data",
         "fetch and prepare the emoji pictures",
-        "Fetch four packages of the npm registry with npm (150 MB) and prepare their pictures.",
-        "  ldm train data --packages folder-with-the-four-tgz-files",
+        "Fetch four packages of the npm registry with npm (150 MB) and prepare their pictures; then, with "
+        "--more, five others (8 MB) with further drawings of the same things.",
+        "  ldm train data\n  ldm train data --more --out data/emoji-more\n"
+        "  ldm train data --packages folder-with-the-tgz-files",
     )
     parser.add_argument("--out", type=Path, default=Path("data/emoji"), metavar="DIR")
     parser.add_argument(
-        "--packages", type=Path, metavar="DIR", help="folder that holds the four .tgz files already"
+        "--packages", type=Path, metavar="DIR", help="folder that holds the .tgz files already"
     )
+    parser.add_argument(
+        "--more", nargs="?", type=Path, const=Path("data/emoji"), metavar="DIR",
+        help="write further drawings of the things that DIR (default: data/emoji) was prepared with",
+    )  # fmt: skip
     parser.set_defaults(run=run_data)
 
 
@@ -133,9 +139,15 @@ def split_base(args: argparse.Namespace) -> None:
 def run_data(args: argparse.Namespace) -> None:
     """Prepare the emoji."""
     from ldm.data.emoji import EmojiSprites, prepare
+    from ldm.data.emoji_more import prepare_more
 
+    if args.more is not None and args.more.resolve() == args.out.resolve():
+        raise UserError(f"{args.out} holds the first drawings: name another folder with --out")
     with common.no_remains(args.out):
-        prepare(args.out, args.packages)
+        if args.more is None:
+            prepare(args.out, args.packages)
+        else:
+            prepare_more(args.more, args.out, args.packages)
     common.heading(f"{len(EmojiSprites.load(args.out))} concepts in three styles in {args.out}")
 
 

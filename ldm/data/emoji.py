@@ -2,7 +2,8 @@
 
 Noto (Apache-2.0), Twemoji (CC-BY 4.0) and Fluent 3D (MIT) pictures, names and tags from emojibase
 (MIT).  :func:`prepare` fetches and resizes them once; :class:`EmojiSprites` reads the result;
-``ldm.data.emoji_compose`` draws training pictures from it.
+``ldm.data.emoji_compose`` draws training pictures from it; ``ldm.data.emoji_more`` fetches further
+drawings.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,13 +88,13 @@ def _hex(code: str) -> str:
     return "-".join(part for part in code.lower().split("-") if part != "fe0f")
 
 
-def _tarball(package: Package, packages: Path | None, temporary: Path) -> Path:
+def tarball(package: Package, packages: Path | None, temporary: Path) -> Path:
     """Path of the verified tarball, from the user's folder or through ``npm pack``."""
     if packages is None:
         npm = shutil.which("npm")
         if npm is None:
             raise UserError(
-                "npm was not found: install Node.js, or download the four packages yourself and "
+                "npm was not found: install Node.js, or download the packages yourself and "
                 "pass the folder with their .tgz files"
             )
         command = [npm, "pack", package.spec, "--silent", "--pack-destination", str(temporary)]
@@ -110,7 +111,7 @@ def _tarball(package: Package, packages: Path | None, temporary: Path) -> Path:
     return path
 
 
-def _members(
+def members(
     path: Path, wanted: Collection[str] | None, folder: str
 ) -> Iterator[tuple[str, bytes]]:
     """(name, content) of files in a tarball folder, or of the ``wanted`` full names."""
@@ -121,7 +122,7 @@ def _members(
                 yield member.name, stream.read()
 
 
-def _fit(data: bytes) -> np.ndarray:
+def fitted(data: bytes) -> np.ndarray:
     """Picture file -> (64, 64, 4) uint8 premultiplied RGBA whose object touches the edges."""
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     box = image.getchannel("A").point(lambda a: 255 if a > 24 else 0).getbbox()
@@ -139,7 +140,7 @@ def _fit(data: bytes) -> np.ndarray:
 def _names(path: Path) -> list[Concept]:
     """Concepts of emojibase, in Unicode order; flags, components and skin tones left out."""
     wanted = {f"package/{name}" for name in ("en/data.json", "meta/groups.json")}
-    files = {name: json.loads(data) for name, data in _members(path, wanted, "")}
+    files = {name: json.loads(data) for name, data in members(path, wanted, "")}
     subgroups = files["package/meta/groups.json"]["subgroups"]
     entries = [e for e in files["package/en/data.json"] if e.get("group") in GROUPS]
     return [
@@ -166,7 +167,7 @@ def prepare(root: Path, packages: Path | None = None, progress: bool = True) -> 
         task = bar.add_task("fetching packages", total=len(PACKAGES))
         tarballs: dict[str, Path] = {}
         for name, package in PACKAGES.items():
-            tarballs[name] = _tarball(package, packages, Path(folder))
+            tarballs[name] = tarball(package, packages, Path(folder))
             bar.advance(task)
         concepts = _names(tarballs["names"])
         known = {c.hex for c in concepts}
@@ -174,18 +175,30 @@ def prepare(root: Path, packages: Path | None = None, progress: bool = True) -> 
         for style in STYLES:
             task = bar.add_task(f"resizing {style}", total=len(known))
             found = drawn.setdefault(style, {})
-            for name, data in _members(tarballs[style], None, PACKAGES[style].folder):
+            for name, data in members(tarballs[style], None, PACKAGES[style].folder):
                 code = _hex(Path(name).stem)
                 if code in known:
-                    found[code] = _fit(data)
+                    found[code] = fitted(data)
                     bar.advance(task)
     concepts = [c for c in concepts if all(c.hex in found for found in drawn.values())]
-    sprites = np.stack([np.stack([drawn[s][c.hex] for s in STYLES]) for c in concepts])
+    return write(root, concepts, [[drawn[s][c.hex] for s in STYLES] for c in concepts])
+
+
+def write(root: Path, concepts: Sequence[Concept], drawings: Sequence[Sequence[np.ndarray]]) -> Path:
+    """Write what :class:`EmojiSprites` reads: of every concept three drawings (64, 64, 4) uint8."""
+    root.mkdir(parents=True, exist_ok=True)
+    sprites = np.stack([np.stack(three) for three in drawings])
     with atomic_write(root / "sprites.npz") as path, open(path, "wb") as stream:
         np.savez(stream, sprites=sprites)
     with atomic_write(root / "concepts.json") as path:
         path.write_text(json.dumps([asdict(c) for c in concepts], indent=0), encoding="utf-8")
     return root
+
+
+def read_concepts(root: Path) -> list[Concept]:
+    """All concepts of a prepared folder, in Unicode order."""
+    rows = json.loads((root / "concepts.json").read_text(encoding="utf-8"))
+    return [Concept(**{**row, "tags": tuple(row["tags"])}) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -219,8 +232,7 @@ class EmojiSprites:
             raise UserError(f"unknown emoji group {min(unknown)}: use {', '.join(GROUPS.values())}")
         if not (root / "sprites.npz").is_file() or not (root / "concepts.json").is_file():
             raise UserError(f"no prepared emoji in {root}: run ldm.data.emoji.prepare first")
-        rows = json.loads((root / "concepts.json").read_text())
-        concepts = [Concept(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+        concepts = read_concepts(root)
         keep = [
             i
             for i, c in enumerate(concepts)

@@ -29,28 +29,42 @@ DETAILS, HIDDEN = 512, 1024
 
 
 class PictureWords(nn.Module):
-    """A token embedding for every thing of ``bank``, read off its portraits."""
+    """A token embedding for every thing of ``bank``, read off its portraits.
 
+    The axes of the components are kept with the network, so that a stage that goes on with other things
+    reads them as the one before did.
+    """
+
+    centre: Tensor
+    axes: Tensor
+    spread: Tensor
+    length: Tensor
     start: Tensor
     details: Tensor
-    length: Tensor
 
     def __init__(self, text: TextConditioner, bank: LatentBank) -> None:
         super().__init__()
+        self.width = text.width
         self.token_id = text.tokenizer.add_placeholder(UNNAMED)
-        portraits = bank.portraits.flatten(1).float()
-        codes = half_whitened(portraits, bank.subjects, text.width)
-        details = half_whitened(portraits, bank.subjects, DETAILS)
-        spread = details.square().mean().sqrt().clamp(min=1e-6)  # one thing alone has none
-        table = text.token_table.detach().float()
-        # follow from the bank: no part of a checkpoint
-        self.register_buffer("start", F.layer_norm(codes, codes.shape[1:]), persistent=False)
-        self.register_buffer("details", details / spread, persistent=False)
-        self.register_buffer("length", table.square().mean().sqrt(), persistent=False)
+        portraits, table = bank.portraits.flatten(1).float(), text.token_table.detach().float()
+        centre, axes = half_whitening(portraits, bank.subjects, DETAILS)
+        spread = ((portraits - centre) @ axes).square().mean().sqrt()
+        self.register_buffer("centre", centre)
+        self.register_buffer("axes", axes)
+        self.register_buffer("spread", spread.clamp(min=1e-6))  # one thing alone has none
+        self.register_buffer("length", table.square().mean().sqrt())
         self.net = nn.Sequential(
             nn.Linear(DETAILS, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(),
             zero_init(nn.Linear(HIDDEN, text.width)),
         )  # fmt: skip
+        self.read(bank)
+
+    def read(self, bank: LatentBank) -> None:
+        """Take the things from ``bank`` now. Their components follow from it; no checkpoint has them."""
+        components = (bank.portraits.flatten(1).float() - self.centre) @ self.axes
+        start = F.layer_norm(components[:, : self.width] @ rotation(self.width), (self.width,))
+        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("details", components @ rotation(DETAILS) / self.spread, persistent=False)
 
     def words(self, subjects: Tensor) -> Tensor:
         """Token embeddings (n, D) of things (n,), as long as those of the table: the conditioner normalises
@@ -63,18 +77,24 @@ class PictureWords(nn.Module):
         return torch.where((ids == self.token_id)[..., None], self.words(subjects)[:, None], embeds)
 
 
-def half_whitened(x: Tensor, rows: Tensor, width: int) -> Tensor:
-    """The first principal components of x (M, F), each over the square root of its deviation: (M, width).
+def half_whitening(x: Tensor, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Centre (F,) and axes (F, width) of the principal components of x (M, F), each over the square root of
+    its deviation.
 
-    So the leading ones lead less than in the pictures, and the last ones are not blown up to noise. A fixed
-    rotation spreads them over the coordinates, since optimisers treat those alike. Rows count as often as
-    ``rows`` names them; where there are fewer than ``width`` components the others are empty.
+    So the leading ones lead less than in the pictures, and the last ones are not blown up to noise. Rows
+    count as often as ``rows`` names them; where there are fewer than ``width`` the other axes are empty.
     """
     share = torch.bincount(rows, minlength=len(x)).float()[:, None] / len(rows)
-    centred = x - (share * x).sum(0)
+    centre = (share * x).sum(0)
+    centred = x - centre
     variance, axes = torch.linalg.eigh(centred.T @ (share * centred))
     variance, axes = variance.flip(0)[:width], axes.flip(1)[:, :width]
     kept = variance > 1e-6 * variance[0]
-    components = centred @ (axes[:, kept] * variance[kept] ** -0.25)
+    axes = axes[:, kept] * variance[kept] ** -0.25
+    return centre, F.pad(axes, (0, width - axes.shape[1]))
+
+
+def rotation(width: int) -> Tensor:
+    """A fixed orthogonal matrix, to spread components over the coordinates: optimisers treat those alike."""
     square = torch.randn(width, width, generator=generator(0, "picture words"))
-    return components @ torch.linalg.qr(square)[0][: components.shape[1]]
+    return torch.linalg.qr(square)[0]

@@ -246,6 +246,7 @@ def _picture_words(config: DiffusionStage, model: LatentDiffusion, bank: LatentB
     path = None if before is None else last_checkpoint(before)
     if before and path and any(name.startswith("picture_words.") for name in read_state_dict(path)):
         load_part(words, before, "picture_words")
+        words.read(bank)
     return words
 
 

@@ -92,6 +92,10 @@ def test_packages_that_are_not_there_are_named(cli, tmp_path):
     result = cli("train", "data", "--packages", tmp_path / "packages", "--out", "data/emoji")
     assert result.code == 2 and ".tgz" in result.err
     assert not Path("data").exists()
+    result = cli("train", "data", "--more", "--out", "more")
+    assert result.code == 2 and "run `ldm train data` first" in result.err and not Path("more").exists()
+    result = cli("train", "data", "--more")
+    assert result.code == 2 and "--out" in result.err
 
 
 @pytest.mark.parametrize("words", [["seed"], ["--seed", "1"]])
