@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 HUGGING_FACE, OPEN_CLIP, BERT = "transformer.text_model.", "model.", "transformer.attn_layers."
 #: settings that suit a family, as in ``configs/``
-_TRAINER = {"max_steps": 5000, "precision": "bf16-mixed", "checkpoint_every": 500, "image_every": 500}
+_TRAINER = {"max_steps": 5000, "precision": "auto", "checkpoint_every": 500, "image_every": 500}
 _INVERSION = {
     "scale_lr": True,
     "optim": {"lr": 5.0e-3, "schedule": "constant"},

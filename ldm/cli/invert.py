@@ -67,7 +67,7 @@ def register(subparsers: Any) -> None:
         help="draw this on the way and at the end; {} is the word; may be given several times",
     )
     add("--seed", type=int)
-    add("--precision", help="32-true, bf16-mixed or 16-mixed")
+    add("--precision", help="32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed where the device has it")
     add("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<date>_<name>)")
     add("--resume", action="store_true", help="continue the run, or the runs of --concepts, in --out")
     add("--concepts", type=Path, metavar="YAML", help="learn all of this list, in folders of --out")

@@ -18,20 +18,23 @@ RECOLOURED, STRETCHED, TURNED, JOINED = 0.6, 0.6, 0.4, 0.5  # shares of the thin
 CHUNK = 256
 
 
-def imagine(sprites: EmojiSprites, count: int, name: str, generator: torch.Generator) -> EmojiSprites:
+def imagine(
+    sprites: EmojiSprites, count: int, name: str, generator: torch.Generator, warp: float = 0.0
+) -> EmojiSprites:
     """``count`` new things made of those of ``sprites``, each in the three styles of its models.
 
     Every change is the same in the three styles, so that a thing stays one thing. All are called
-    ``name``.
+    ``name``. ``warp``: the standard deviation of a smooth displacement that bends them too, in sides
+    of a sprite.
     """
     pixels = torch.cat(
-        [_some(sprites.sprites, min(CHUNK, count - done), generator) for done in range(0, count, CHUNK)]
+        [_some(sprites.sprites, min(CHUNK, count - done), generator, warp) for done in range(0, count, CHUNK)]
     )
     concepts = tuple(Concept(f"fantasy-{i}", name, (), "fantasy", "") for i in range(count))
     return EmojiSprites(concepts, pixels, sprites.reserved | {name})
 
 
-def _some(sprites: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _some(sprites: Tensor, n: int, generator: torch.Generator, warp: float) -> Tensor:
     """(n, 3, 64, 64, 4) uint8 from sprites (N, 3, 64, 64, 4) uint8, premultiplied both."""
     styles = sprites.shape[1]
     u = torch.rand(n, 12, generator=generator)
@@ -50,6 +53,8 @@ def _some(sprites: Tensor, n: int, generator: torch.Generator) -> Tensor:
     stretch = torch.where(u[:, 7] < STRETCHED, 0.55 + 0.45 * u[:, 8], 1.0)
     angle = torch.where(u[:, 9] < TURNED, u[:, 10], 0.0) * 2 * math.pi
     placed = _place(things, each(stretch), each(angle), each(u[:, 11]) < 0.5)
+    if warp:
+        placed = _bend(placed, each(2 * warp * torch.randn(n, 2, 4, 4, generator=generator)))
     return (placed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).unflatten(0, (n, styles))
 
 
@@ -91,4 +96,13 @@ def _place(sprites: Tensor, stretch: Tensor, angle: Tensor, mirrored: Tensor) ->
     rows = torch.stack([cos * narrow, -sin * narrow, sin, cos], 1).view(-1, 2, 2)
     theta = torch.cat([rows, torch.zeros(len(rows), 2, 1)], 2)
     grid = F.affine_grid(theta, list(sprites.shape), align_corners=False)
+    return F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _bend(sprites: Tensor, shifts: Tensor) -> Tensor:
+    """Displace by ``shifts`` (n, 2, 4, 4), in half sides, at a grid of places and smoothly between these."""
+    identity = torch.eye(2, 3).expand(len(sprites), -1, -1)
+    grid = F.affine_grid(identity, list(sprites.shape), align_corners=False)
+    field = F.interpolate(shifts, sprites.shape[-2:], mode="bicubic", align_corners=True)
+    grid = grid + field.permute(0, 2, 3, 1)
     return F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

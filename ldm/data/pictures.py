@@ -52,6 +52,7 @@ class EmojiPictures:
         image_size: pixels a side.
         unnamed: share of captions without the thing's name, for ``picture_word`` in training.
         fantasies: draw this many things that do not exist in place of the emoji; none has a name.
+        warp: how much these are bent (``emoji_fantasy.imagine``).
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class EmojiPictures:
         image_size: int = 64,
         unnamed: float = 0.0,
         fantasies: int = 0,
+        warp: float = 0.0,
     ) -> None:
         from ldm.data.emoji import EmojiSprites, load_holdout
         from ldm.data.emoji_compose import Composer
@@ -70,7 +72,7 @@ class EmojiPictures:
         exclude = load_holdout(Path(holdout)) if holdout else frozenset()
         sprites = EmojiSprites.load(Path(root), groups, exclude)
         if fantasies:
-            sprites = imagine(sprites, fantasies, UNNAMED, generator(0, "fantasies"))
+            sprites = imagine(sprites, fantasies, UNNAMED, generator(0, "fantasies"), warp)
         self.composer = Composer(sprites, image_size, unnamed=unnamed)
 
     def batch(self, step: int, n: int, seed: int) -> Pictures:

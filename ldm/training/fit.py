@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from ldm.errors import UserError
 from ldm.io.runs import atomic_write
 from ldm.training.callbacks import StepProgressBar
+from ldm.training.hardware import working_precision
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class TrainerConfig:
     Attributes:
         max_steps: optimiser steps.
         max_minutes: stop (with a checkpoint) after this time; ``None``: no limit.
-        precision: a Lightning precision string ("32-true", "bf16-mixed", "16-mixed").
+        precision: a Lightning precision string ("32-true", "bf16-mixed", "16-mixed"); "auto" is bf16-mixed
+            on a device that computes in bfloat16, else 32-true.
         accelerator, devices, strategy: as in Lightning's Trainer; one process a device.
         nodes: machines with so many devices each; SLURM or torchrun starts their processes.
         accumulate: batches an optimiser step.
@@ -61,6 +63,11 @@ class TrainerConfig:
         if self.devices < 1 or self.nodes < 1:
             raise UserError(f"{self.devices} devices on {self.nodes} nodes cannot train; give 1 or more")
         return self.devices * self.nodes
+
+    @property
+    def compute_precision(self) -> str:
+        """``precision`` in Lightning's words: "auto" is decided here."""
+        return working_precision(self.precision, self.accelerator)
 
     @property
     def writes(self) -> bool:
@@ -214,7 +221,7 @@ def fit(
             if config.max_minutes is None
             else {"seconds": int(config.max_minutes * 60)},
             max_epochs=-1,
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=config.compute_precision,  # type: ignore[arg-type]
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,

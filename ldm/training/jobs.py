@@ -28,7 +28,7 @@ SHARED = (
 )
 #: quirks of ``compat`` that they have in common too
 OF_THE_MODEL = ("ignore_checkpointing", "loose_weights")
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "auto")
 SUMMARY = "concepts.json"
 
 

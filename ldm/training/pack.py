@@ -28,6 +28,7 @@ from ldm.model import LatentDiffusion
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
 from ldm.training.frozen import trained_form
+from ldm.training.hardware import device_of
 from ldm.training.jobs import Job, Result, check_together
 from ldm.training.learner import CHECKPOINT, Learner, joint_gradients
 from ldm.training.memory import (
@@ -78,8 +79,8 @@ def learn_many(
     if pack != "auto" and pack < 1:
         raise UserError(f"a pack of {pack} concepts learns nothing: give 1 or more, or auto")
     trainer = jobs[0].config.trainer
-    device = _device(trainer.accelerator)
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=trainer.precision != "32-true")
+    device = device_of(trainer.accelerator)
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=trainer.compute_precision != "32-true")
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     model.fingerprint()  # once, for all twins
@@ -101,7 +102,7 @@ def learn_many(
         while members.busy:
             form = trained_form(
                 model,
-                trainer.precision,
+                trainer.compute_precision,
                 checkpointing=jobs[0].config.checkpointing,
                 ignore_checkpointing=switches(jobs[0].config.compat).ignore_checkpointing,
             )
@@ -168,16 +169,6 @@ def _kept(job: Job, run: RunFolder, status: Literal["learned", "kept"] = "kept")
 def _failed(job: Job, run: RunFolder, error: UserError) -> Result:
     log.warning("%s failed: %s", job.name, error)
     return Result(job.name, job.config.placeholder, "failed", run.path, error=str(error))
-
-
-def _device(accelerator: str) -> torch.device:
-    """Of Lightning's name for it; a pack uses a CPU or one GPU."""
-    found = torch.cuda.is_available()
-    if accelerator == "cpu" or (accelerator == "auto" and not found):
-        return torch.device("cpu")
-    if accelerator not in ("auto", "gpu", "cuda") or not found:
-        raise UserError(f"no {accelerator} that torch can use was found; give trainer.accelerator=cpu")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _bar(learners: Iterable[Learner], progress: bool) -> tqdm:

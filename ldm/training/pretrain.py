@@ -31,6 +31,7 @@ from ldm.training.callbacks import ImageLogger
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
+from ldm.training.hardware import working_precision
 from ldm.training.optim import OptimConfig
 from ldm.training.picture_word import PictureWords
 from ldm.training.timesteps import TimestepConfig
@@ -72,7 +73,7 @@ class LatentsStage:
     count: int = 100_000
     batch_size: int = 64
     seed: int = 0
-    precision: str = "bf16-mixed"
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
     autoencoder = instantiate(config.autoencoder).eval()
     load_part(autoencoder, config.autoencoder_run, "autoencoder")
     source: PictureSource = instantiate(config.data)
-    half = config.precision != "32-true"
+    half = working_precision(config.precision, "cpu") != "32-true"
     means, stds, captions, subjects = [], [], [], []
     batches = -(-config.count // config.batch_size)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -107,7 +107,7 @@ def learn(
         last = None
     with trained_form(
         model,
-        None if config.model_lr else config.trainer.precision,  # weights that train stay in float32
+        None if config.model_lr else config.trainer.compute_precision,  # weights that train stay in float32
         checkpointing=config.checkpointing,
         ignore_checkpointing=quirks.ignore_checkpointing,
         compiling=config.compiled,

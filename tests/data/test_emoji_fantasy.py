@@ -4,7 +4,7 @@ import torch
 
 from ldm.data.emoji import Concept, EmojiSprites
 from ldm.data.emoji_compose import Composer
-from ldm.data.emoji_fantasy import _place, _rotate_hue, imagine
+from ldm.data.emoji_fantasy import _bend, _place, _rotate_hue, imagine
 
 
 def _sprites(n: int = 6) -> EmojiSprites:
@@ -62,3 +62,18 @@ def test_placing_narrows_mirrors_and_turns() -> None:
     torch.testing.assert_close(half_turn, sprite.flip((-1, -2)), atol=1e-3, rtol=0)
     narrow = _place(sprite, one / 2, zero, no)
     assert abs(narrow[0, 3].sum() / sprite[0, 3].sum() - 0.5) < 0.02
+
+
+def test_bending_moves_smoothly_and_alike_in_the_three_styles() -> None:
+    sprite = torch.zeros(1, 4, 64, 64)
+    sprite[:, :, 20:30, 4:60] = 1
+    still = torch.zeros(1, 2, 4, 4)
+    torch.testing.assert_close(_bend(sprite, still), sprite, atol=1e-4, rtol=0)
+    aside = still.clone()
+    aside[:, 0] = 2 * 8 / 64  # what lies eight pixels to the right, everywhere
+    torch.testing.assert_close(_bend(sprite, aside)[..., :50], sprite[..., 8:58], atol=1e-3, rtol=0)
+    bent = imagine(_sprites(), 60, "<this>", _generator(), warp=0.05).sprites
+    straight = imagine(_sprites(), 60, "<this>", _generator()).sprites
+    assert torch.equal(bent[:, 0], bent[:, 2]) and (bent[..., :3] <= bent[..., 3:]).all()
+    moved = (bent.float() - straight.float()).abs().flatten(1).mean(1)
+    assert (moved > 0).all() and moved.max() < 64  # of 255: other outlines, the same things
