@@ -38,8 +38,8 @@ def invert(
         settings: any other key of ``ldm.training.config.InversionConfig`` (``num_vectors=2`` ...).
 
     Returns:
-        The embedding: ``.placeholder``, ``.vectors`` (K, D) float32, ``.metadata``; write it with
-        ``ldm.embeddings.save_embeddings``.
+        The embedding: ``.placeholder``, ``.vectors`` (K, D) or, with ``per_layer``, (n, K, D) float32,
+        ``.metadata``; write it with ``ldm.embeddings.save_embeddings``.
 
     Raises:
         UserError: unusable pictures, an unknown init word, an unknown setting.

@@ -95,7 +95,9 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         schedule, loss = schedule or ScheduleConfig(), loss or LossConfig()
         self.autoencoder, self.unet, self.text = autoencoder, unet, text
-        self.manager = EmbeddingManager(text.width, len(text.token_table), text.tokenizer.end_id)
+        self.manager = EmbeddingManager(
+            text.width, len(text.token_table), text.tokenizer.end_id, layers=unet.num_transformers
+        )
         self.schedule = Schedule(
             schedule.timesteps, schedule.linear_start, schedule.linear_end, schedule.kind
         )
@@ -194,6 +196,7 @@ class LatentDiffusion(nn.Module):
         init: str | None = None,
         init_scale: float = 1.0,
         num_vectors: int = 1,
+        per_layer: bool = False,
         progressive: tuple[int, ...] | None = None,
         generator: torch.Generator | None = None,
         compat: CompatConfig = FIXED,
@@ -202,10 +205,11 @@ class LatentDiffusion(nn.Module):
 
         Args:
             placeholder: any string.
-            vectors: (K, D) to use as they are; else they start from
+            vectors: (K, D) or (n, K, D) to use as they are; else they start from
             init: a phrase (its tokens' embeddings), or ``None`` for the vocabulary's mean.
             init_scale: factor on the start; below 1 the first steps turn the vector further.
             num_vectors: K, when ``vectors`` is not given.
+            per_layer: (K, D) vectors are where each of the UNet's n transformers has its own start.
             progressive: optimiser steps at which the second, third, ... vector comes into use.
             generator: of the initial noise (default: seed 0).
             compat: quirks of the official code's start and placeholder.
@@ -230,6 +234,8 @@ class LatentDiffusion(nn.Module):
                 compat=compat,
                 position=self.text.init_position,
             )
+        if per_layer and vectors.ndim < 3:
+            vectors = torch.atleast_2d(vectors).expand(self.unet.num_transformers, -1, -1)
         token_id = tokenizer.add_placeholder(placeholder, takes_word=compat.takes_word)
         name = tokenizer.decode_id(token_id)
         try:
@@ -249,7 +255,8 @@ class LatentDiffusion(nn.Module):
         self.manager.remove(name)
 
     def condition(self, prompts: str | list[str], step: int | Tensor | None = None) -> Tensor:
-        """Contexts (B, L, D) of prompts, each different one encoded once.
+        """Contexts (B, L, D) of prompts, each different one encoded once; (B, n, L, D), one for each of the
+        UNet's n transformers, where a prompt holds a word that has vectors for each.
 
         Args:
             prompts: B prompts, or one.
@@ -263,7 +270,7 @@ class LatentDiffusion(nn.Module):
             step = torch.tensor([s for _, s in places])
         ids = self.text.tokenize(different)  # stays on the host, which works out where v* goes
         ids, embeds = self.manager(ids, self.text.embed(ids), step)
-        contexts = self.text.encode(embeds, ids)
+        contexts = self.text.contexts(embeds, ids)
         if len(different) == len(prompts):
             return contexts
         rows = torch.tensor([places[key] for key in zip(prompts, steps, strict=True)])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.io.checkpoints import load_model_weights, read_state_dict, save_checkpoint
 from ldm.model import LatentDiffusion, LossConfig, ModelConfig, build
+from ldm.models.attention import SpatialTransformer
 
 PROMPT = "a photo of S* on a beach"
 
@@ -84,6 +85,33 @@ def test_several_vectors_take_several_places(tiny_model: LatentDiffusion) -> Non
     ours = tiny_model.condition(["a <my dog> and a cat"])
     plain = tiny_model.condition(["a big red dog and a cat"])
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_word_of_equal_vectors_for_each_layer_is_the_word_without_layers(tiny_model: LatentDiffusion) -> None:
+    z, _, t, _ = draw(tiny_model, 2)
+    tiny_model.add_placeholder("S*", init="dog", num_vectors=2)
+    n, prompts = tiny_model.unet.num_transformers, [PROMPT, "a S* and a cat"]
+    plain = tiny_model.condition(prompts)
+    tiny_model.add_placeholder("<layers>", init="dog", num_vectors=2, per_layer=True)
+    layers = tiny_model.condition([prompt.replace("S*", "<layers>") for prompt in prompts])
+    assert n == 7 and layers.shape == (2, n, 12, 32)
+    torch.testing.assert_close(layers, plain[:, None].expand_as(layers), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tiny_model.eps(z, t, layers), tiny_model.eps(z, t, plain), rtol=1e-4, atol=1e-5)
+
+
+def test_each_transformer_reads_its_own_context(tiny_model: LatentDiffusion) -> None:
+    z, _, t, _ = draw(tiny_model, 2)
+    n = tiny_model.unet.num_transformers
+    contexts = torch.randn(2, n, 12, 32, generator=torch.Generator().manual_seed(1))
+    heard = []
+    transformers = [m for m in tiny_model.unet.modules() if isinstance(m, SpatialTransformer)]
+    hooks = [m.register_forward_pre_hook(lambda m, args: heard.append(args[1])) for m in transformers]
+    tiny_model.eps(z, t, contexts)
+    assert len(heard) == n and torch.stack(heard, dim=1).equal(contexts)
+    for hook in hooks:
+        hook.remove()
+    with pytest.raises(ValueError, match=f"{n - 1} contexts for {n}"):
+        tiny_model.eps(z, t, contexts[:, 1:])
 
 
 def test_a_new_word_leaves_other_prompts_as_they_were(tiny_model: LatentDiffusion) -> None:

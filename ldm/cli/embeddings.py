@@ -120,10 +120,8 @@ def run_show(args: argparse.Namespace) -> None:
 
 def facts(word: Embedding, fingerprint: str | None = None) -> list[tuple[str, str]]:
     """What is known of a word, as rows; ``fingerprint`` is that of the model it is compared with."""
-    from ldm.io.embeddings import width_in_words
-
     rows = [
-        ("vectors", f"{word.K} of width {width_in_words(*word.widths)}"),
+        ("vectors", word.size),
         ("type", str(word.dtype).removeprefix("torch.")),
         ("norms", _norms(word.vectors)),
     ]
@@ -139,7 +137,7 @@ def facts(word: Embedding, fingerprint: str | None = None) -> list[tuple[str, st
 
 
 def _norms(vectors: Tensor) -> str:
-    norms = vectors.norm(dim=1)
+    norms = vectors.norm(dim=-1).flatten()
     if len(norms) > 8:
         return f"{norms.min():.3f} to {norms.max():.3f}, median {norms.median():.3f}"
     return ", ".join(f"{norm:.3f}" for norm in norms)
@@ -201,12 +199,12 @@ def _renamed(word: Embedding, name: str) -> Embedding:
 
 
 def _write(words: Sequence[Embedding], out: Path, to: str | None, force: bool) -> None:
-    from ldm.io.embeddings import save_embeddings, width_in_words
+    from ldm.io.embeddings import save_embeddings
 
     save_embeddings(words, out, format=to, overwrite=force)
     common.heading(f"{len(words)} {'word' if len(words) == 1 else 'words'} in {out}")
     for word in words:
-        common.say(f"  {word.placeholder}  {word.K} of width {width_in_words(*word.widths)}")
+        common.say(f"  {word.placeholder}  {word.size}")
 
 
 # ------------------------------------------------------------------------------- merge

@@ -92,7 +92,9 @@ def _neighbours(word: Embedding, model: LatentDiffusion, top: int) -> list[tuple
     found = nearest_words(
         word.vectors, model.text.token_table, model.text.tokenizer.decode_id, max(1, top)
     )
-    names = ["nearest words"] if word.K == 1 else [f"nearest to vector {i + 1}" for i in range(word.K)]
+    names = [f"nearest to vector {i + 1}" for i in range(word.K)] if word.K > 1 else ["nearest words"]
+    if word.layers:
+        names = [f"{name}, layer {i + 1}" for i in range(word.layers) for name in names]
     return [
         (name, ", ".join(f"{n.word} {n.cosine:.2f}" for n in row))
         for name, row in zip(names, found, strict=True)

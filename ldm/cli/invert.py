@@ -24,6 +24,7 @@ KEYS = {
     "name": "placeholder",
     "init": "init",
     "num_vectors": "num_vectors",
+    "per_layer": "per_layer",
     "batch_size": "batch_size",
     "seed": "seed",
     "templates": "templates",
@@ -59,6 +60,13 @@ def register(subparsers: Any) -> None:
     add("--lr", type=float, help="base learning rate, before it is scaled by the batch size")
     add("--batch-size", type=int)
     add("--num-vectors", type=int, metavar="K", help="vectors of the word (default: 1)")
+    add(
+        "--per-layer",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="vectors of its own for each cross-attention layer of the UNet: nearer to the pictures, but no "
+        "other tool reads such a word",
+    )
     add("--templates", help="captions: object, style, photo, ... (default: object)")
     add(
         "--prompt",

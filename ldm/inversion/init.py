@@ -118,7 +118,7 @@ def nearest_words(
     """The k words of largest cosine with each vector, the nearest first.
 
     Args:
-        vectors: (N, D) or (D,).
+        vectors: (D,), (N, D), or (n, K, D), which is read as (n K, D).
         table: token embeddings (V, D).
         decode: id -> word, e.g. ``tokenizer.decode_id``.
 
@@ -126,7 +126,7 @@ def nearest_words(
         One list for each vector, with cosines in [-1, 1] and euclidean distances.
     """
     table = table.detach().float()
-    vectors = torch.atleast_2d(vectors.detach()).to(table.device, torch.float32)
+    vectors = vectors.detach().reshape(-1, table.shape[1]).to(table.device, torch.float32)
     cosines = F.normalize(vectors, dim=1) @ F.normalize(table, dim=1).T  # (N, V)
     best = cosines.topk(min(k, len(table)), dim=1)
     found = []

@@ -6,6 +6,9 @@ and puts them into looked-up prompts, before the text transformer:
 
     ids     [CLS] a photo of S*      [SEP] [PAD] [PAD]        S* has K = 3 vectors
     ->      [CLS] a photo of S* S* S* [SEP]                   cut at the context length L
+
+Where a placeholder has vectors of its own for each of the denoiser's n cross-attention layers (extended
+Textual Inversion, Voynov et al. 2023, arXiv 2303.09522), there are n such prompts: the same ids, other v*.
 """
 
 import string
@@ -57,17 +60,21 @@ class EmbeddingManager(nn.Module):
             also holds where a prompt is padded with the end token (CLIP).
         keep_end: where vectors push the end token over the context length, keep it as the last
             position. ``False`` lets it fall off, as the official code does (``CompatConfig``).
+        layers: n, layers of the denoiser for which a placeholder may have vectors of its own.
 
     Attributes:
         edits_ids: write the ids that ``forward`` returns into its argument, as the official code does.
     """
 
-    def __init__(self, width: int, vocab_size: int, end_id: int, *, keep_end: bool = True) -> None:
+    def __init__(
+        self, width: int, vocab_size: int, end_id: int, *, keep_end: bool = True, layers: int = 1
+    ) -> None:
         super().__init__()
+        self.layers = layers
         self.width, self.vocab_size = width, vocab_size
         self.end_id, self.keep_end, self.edits_ids = end_id, keep_end, False
         self._entries: dict[str, _Entry] = {}
-        self.v_star = nn.ParameterDict()  # _key(placeholder) -> (K, D)
+        self.v_star = nn.ParameterDict()  # _key(placeholder) -> (K, D) or (n, K, D)
         self.init = nn.Module()  # buffers of the same keys and shapes: where v* started
         self._place: Tensor  # says where the manager is, also while it has no vectors
         self.register_buffer("_place", torch.empty(0), persistent=False)
@@ -99,10 +106,10 @@ class EmbeddingManager(nn.Module):
         Args:
             placeholder: any string.
             token_id: its private id, at least ``vocab_size``.
-            vectors: (K, D) or (D,), where v* starts; copied, as float32.
+            vectors: (K, D) or (D,), where v* starts, or (n, K, D) for each layer; copied, as float32.
             progressive: K - 1 optimiser steps, the ones from which the second, third, ... vector is
                 used (2000, 4000 in the paper, figure 10). ``None``: all of them always.
-            init: (K, D) or (D,), what ``distance_to_init`` and the regulariser measure from;
+            init: of the same shape or (D,), what ``distance_to_init`` and the regulariser measure from;
                 ``vectors`` unless given.
 
         Raises:
@@ -119,8 +126,9 @@ class EmbeddingManager(nn.Module):
         v_star = self._checked(placeholder, vectors)
         start = v_star if init is None else self._checked(placeholder, init).expand_as(v_star)
         steps = tuple(int(step) for step in progressive or ())
-        if steps and (len(steps) != len(v_star) - 1 or list(steps) != sorted(steps)):
-            raise ValueError(f"{len(v_star)} vectors grow at {len(v_star) - 1} rising steps")
+        if steps and (len(steps) != v_star.shape[-2] - 1 or list(steps) != sorted(steps)):
+            count = v_star.shape[-2]
+            raise ValueError(f"{count} vectors grow at {count - 1} rising steps")
         self._entries[placeholder] = _Entry(token_id, steps)
         self._by_id[token_id] = placeholder
         self._trained.add(placeholder)
@@ -170,32 +178,32 @@ class EmbeddingManager(nn.Module):
         """Number of vectors in use at an optimiser step; ``None`` is fully grown."""
         steps = self._entries[self._known(placeholder)].progressive
         if step is None or not steps:
-            return len(self.parameter(placeholder))
+            return self.parameter(placeholder).shape[-2]
         return 1 + sum(start <= step for start in steps)
 
     def parameter(self, placeholder: str) -> nn.Parameter:
-        """The trained parameter of a placeholder, (K, D) float32, also what is not yet in use."""
+        """The trained parameter of a placeholder, (K, D) or (n, K, D) float32, in use yet or not."""
         return self.v_star[_key(self._known(placeholder))]
 
     def vectors(self, placeholder: str, step: int | None = None) -> Tensor:
-        """The vectors in use, (k, D) float32, with their gradient."""
-        return self.parameter(placeholder)[: self.count(placeholder, step)]
+        """The vectors in use, (k, D) or (n, k, D) float32, with their gradient."""
+        return self.parameter(placeholder)[..., : self.count(placeholder, step), :]
 
     def init_vectors(self, placeholder: str, step: int | None = None) -> Tensor:
-        """Where the vectors in use started, (k, D) float32, frozen."""
+        """Where the vectors in use started, (k, D) or (n, k, D) float32, frozen."""
         start: Tensor = getattr(self.init, _key(self._known(placeholder)))
-        return start[: self.count(placeholder, step)]
+        return start[..., : self.count(placeholder, step), :]
 
     @torch.no_grad()
     def norms(self, step: int | None = None) -> dict[str, Tensor]:
-        """Euclidean norm of every vector in use, (k,) for each placeholder that trains."""
-        return {name: self.vectors(name, step).norm(dim=1) for name in self.trained}
+        """Euclidean norm of every vector in use, (k,) or (n, k) for each placeholder that trains."""
+        return {name: self.vectors(name, step).norm(dim=-1) for name in self.trained}
 
     @torch.no_grad()
     def distance_to_init(self, step: int | None = None) -> dict[str, Tensor]:
         """Euclidean distance of every vector in use to where it started, as :meth:`norms`."""
         return {
-            name: (self.vectors(name, step) - self.init_vectors(name, step)).norm(dim=1)
+            name: (self.vectors(name, step) - self.init_vectors(name, step)).norm(dim=-1)
             for name in self.trained
         }
 
@@ -220,7 +228,8 @@ class EmbeddingManager(nn.Module):
 
         Returns:
             ids (B, L) with the private id on all of its k positions, and embeds (B, L, D) in the
-            dtype of ``embeds``; gradients reach v* through its own positions only.
+            dtype of ``embeds``; gradients reach v* through its own positions only. Embeds are
+            (B, n, L, D) where a placeholder that occurs, or trains, has vectors for each of n layers.
         """
         names = self._at_hand(ids)
         if not names:
@@ -245,13 +254,19 @@ class EmbeddingManager(nn.Module):
         row = torch.where(is_ours.gather(1, source), index.first_row[slot].gather(1, source) + vector, -1)
 
         shown, rows = carry(torch.stack([source, row]), embeds.device)
-        table = torch.cat([self.parameter(name) for name in names])
-        v_star = F.embedding(rows.clamp(min=0), table).to(embeds.dtype)
         moved = embeds.take_along_dim(shown[..., None], dim=1)
+        tables: list[Tensor] = [self.parameter(name) for name in names]
+        if any(table.ndim == 3 for table in tables):
+            table = torch.cat([table.expand(self.layers, -1, -1) for table in tables], dim=1)  # (n, R, D)
+            first = table.shape[1] * torch.arange(self.layers, device=rows.device)
+            v_star = F.embedding(rows.clamp(min=0)[:, None] + first[:, None], table.flatten(0, 1))
+            moved, rows = moved[:, None], rows[:, None]
+        else:
+            v_star = F.embedding(rows.clamp(min=0), torch.cat(tables))
         placed = ids.gather(1, source)
         if self.edits_ids:
             placed = ids.copy_(placed)
-        return placed, torch.where(rows[..., None] >= 0, v_star, moved)
+        return placed, torch.where(rows[..., None] >= 0, v_star.to(embeds.dtype), moved)
 
     def _at_hand(self, ids: Tensor) -> tuple[str, ...]:
         """Placeholders that occur in ``ids``, and those that train (their gradient is 0 where they do
@@ -276,7 +291,7 @@ class EmbeddingManager(nn.Module):
         """Placeholders in order, with what their tensors do not say; plain Python values."""
         return {
             name: {"token_id": entry.token_id, "progressive": list(entry.progressive)}
-            | {"vectors": len(self.parameter(name))}
+            | {"vectors": self.parameter(name).shape[-2], "per_layer": self.parameter(name).ndim == 3}
             for name, entry in self._entries.items()
         }
 
@@ -294,7 +309,9 @@ class EmbeddingManager(nn.Module):
         self._entries = {}
         for name, saved in state.items():
             self._entries[name] = _Entry(int(saved["token_id"]), tuple(saved["progressive"]))
-            shape = (int(saved["vectors"]), self.width)
+            shape: tuple[int, ...] = (int(saved["vectors"]), self.width)
+            if saved.get("per_layer"):
+                shape = (self.layers, *shape)
             if name not in old or old[name].shape != shape:
                 self._trained.add(name)
                 self.v_star[_key(name)] = nn.Parameter(torch.zeros(shape, device=device))
@@ -316,7 +333,7 @@ class EmbeddingManager(nn.Module):
         """The index of these placeholders, kept for the next prompts with the same ones."""
         index = self._indices.get(names)
         if index is None or index.ids.device != device:
-            counts = [len(self.parameter(name)) for name in names]
+            counts = [self.parameter(name).shape[-2] for name in names]
             # NEVER for the vectors that do not exist
             starts_at = torch.full((len(names), max(counts)), NEVER)
             for i, (name, count) in enumerate(zip(names, counts, strict=True)):
@@ -337,12 +354,13 @@ class EmbeddingManager(nn.Module):
         return placeholder
 
     def _checked(self, placeholder: str, vectors: Tensor) -> Tensor:
-        """(K, D) float32 on the manager's device, or an error that a user understands."""
+        """(K, D) or (n, K, D) float32 on the manager's device, or an error that a user understands."""
         vectors = torch.atleast_2d(vectors.detach()).to(self.device, torch.float32)
-        if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.width:
+        *layers, count, width = vectors.shape
+        if layers not in ([], [self.layers]) or count == 0 or width != self.width:
             raise UserError(
                 f"vectors of {placeholder!r} have shape {tuple(vectors.shape)}, this model wants "
-                f"(K, {self.width}); they were made for another model"
+                f"(K, {self.width}) or ({self.layers}, K, {self.width}); they were made for another model"
             )
         if not vectors.isfinite().all():
             raise UserError(f"vectors of {placeholder!r} hold NaN or infinity; train them again")

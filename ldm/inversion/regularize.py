@@ -16,15 +16,15 @@ def coarse_distance(vectors: Tensor, coarse: Tensor, *, summed_drift: bool = Fal
     """Mean over the vectors of their squared distance to the coarse word, a scalar.
 
     Args:
-        vectors: (k, D).
-        coarse: (k, D) or (D,).
+        vectors: (k, D), or (n, k, D) of a word with vectors for each of n layers.
+        coarse: the same, or (D,).
         summed_drift: the official code's || sum_k (v_k - c_k) ||^2 / k^2 instead, in which opposite
             drifts cancel. Both agree for one vector.
     """
     drift = vectors - coarse
     if summed_drift:
-        drift = drift.mean(dim=0, keepdim=True)
-    return drift.square().sum(dim=1).mean()
+        drift = drift.mean(dim=-2, keepdim=True)
+    return drift.square().sum(dim=-1).mean()
 
 
 def regularization(

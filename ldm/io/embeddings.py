@@ -1,7 +1,8 @@
 """Learned words on disk: our own file, and those of the tools people already use.
 
 Ours is ``.safetensors`` in the diffusers layout, ``{placeholder: (K, D) float32}``, so other tools
-open it, with a provenance in its metadata. Every other format in use is read and written too:
+open it, with a provenance in its metadata; a word with vectors for each of n layers, which they do not
+know, is (n, K, D). Every other format in use is read and written too:
 ``ldm.io.embedding_formats`` has the table. No reader runs pickled code.
 """
 
@@ -159,6 +160,11 @@ def save_embeddings(
     if len(words) > 1 and not chosen.several:
         raise UserError(f"cannot write {path} as {chosen.name}: that holds one embedding a file, "
                         f"not {len(words)} ({', '.join(w.placeholder for w in words)})")
+    layered = next((w for w in words if w.layers), None)
+    if layered and not chosen.per_layer:
+        raise UserError(f"cannot write {path} as {chosen.name}: {layered.placeholder} has vectors for each "
+                        f"of {layered.layers} layers, which other tools do not know; write .safetensors, or "
+                        "learn it with per_layer=false")
     ids = token_ids or {}
     words = [replace(w, metadata={**w.metadata, "token_id": str(ids[w.placeholder])})
              if w.placeholder in ids else w for w in words]

@@ -115,7 +115,8 @@ def to_text(recipe: Recipe) -> dict[str, str]:
 def _word(word: Embedding) -> dict[str, Any]:
     vectors = base64.b64encode(word.vectors.numpy().astype("<f4").tobytes()).decode()
     notes = {key: word.metadata.get(key, "") for key in ("file", "sha256")}
-    return {"name": word.placeholder, **notes, "K": word.K, "D": word.D, "float32": vectors}
+    layers = {"layers": word.layers} if word.layers else {}
+    return {"name": word.placeholder, **notes, **layers, "K": word.K, "D": word.D, "float32": vectors}
 
 
 # ------------------------------------------------------------------------------ reading
@@ -200,7 +201,8 @@ def _words(items: Sequence[Mapping[str, Any]]) -> list[Embedding]:
     words = []
     for item in items:
         data = np.frombuffer(base64.b64decode(item["float32"], validate=True), dtype="<f4")
-        vectors = torch.from_numpy(data.astype(np.float32)).reshape(item["K"], item["D"])
+        shape = [item[key] for key in ("layers", "K", "D") if key in item]
+        vectors = torch.from_numpy(data.astype(np.float32)).reshape(shape)
         notes = {key: str(item[key]) for key in ("file", "sha256")}
         words.append(Embedding(str(item["name"]), vectors, notes))
     return words

@@ -6,7 +6,7 @@ spatial transformers at the chosen resolutions. Module names are those of the pu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,14 +83,16 @@ class Upsample(nn.Module):
 
 
 class TimestepSequential(nn.Sequential):
-    """A sequence whose layers each get what they need: time embedding, context or neither."""
+    """A sequence whose layers each get what they need: time embedding, the next context or neither."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, emb: Tensor, contexts: Iterator[Tensor | None]
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x, next(contexts))
             else:
                 x = layer(x)
         return x
@@ -113,6 +115,10 @@ class UNetModel(nn.Module):
         use_linear_in_transformer: linear projections, as in Stable Diffusion 2.
         dropout: in the residual blocks, training only.
         use_checkpoint: recompute activations in the backward pass (less memory, more time).
+
+    Attributes:
+        num_transformers: spatial transformers, in the order of computation what may each be given a
+            context of its own.
 
     Raises:
         ValueError: both or neither of ``num_heads`` and ``num_head_channels`` given, or channels that
@@ -199,6 +205,8 @@ class UNetModel(nn.Module):
                     factor //= 2
                 self.output_blocks.append(TimestepSequential(*layers))
 
+        self.num_transformers = sum(isinstance(m, SpatialTransformer) for m in self.modules())
+
         self.out = nn.Sequential(
             group_norm(channels, eps=1e-5),
             nn.SiLU(),
@@ -211,17 +219,26 @@ class UNetModel(nn.Module):
         Args:
             x: (B, C, h, w); h and w divisible by 2**(levels - 1).
             timesteps: (B,) in [0, T).
-            context: (B, L, D).
+            context: (B, L, D); or (B, n, L, D), one for each of the ``num_transformers`` in the order of
+                computation (extended conditioning, Voynov et al. 2023).
 
         Returns:
             (B, out_channels, h, w).
         """
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
+        contexts = self._by_transformer(context)
         skips = []
         for block in self.input_blocks:
-            x = block(x, emb, context)
+            x = block(x, emb, contexts)
             skips.append(x)
-        x = self.middle_block(x, emb, context)
+        x = self.middle_block(x, emb, contexts)
         for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, contexts)
         return self.out(x)
+
+    def _by_transformer(self, context: Tensor | None) -> Iterator[Tensor | None]:
+        if context is None or context.ndim == 3:
+            return iter([context] * self.num_transformers)
+        if context.shape[1] != self.num_transformers:
+            raise ValueError(f"{context.shape[1]} contexts for {self.num_transformers} spatial transformers")
+        return iter(context.unbind(dim=1))

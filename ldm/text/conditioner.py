@@ -59,3 +59,12 @@ class TextConditioner(nn.Module):
     def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
         """Contexts (B, L, D) of token embeddings (B, L, D), without positions, and their ids."""
         raise NotImplementedError
+
+    def contexts(self, embeds: Tensor, ids: Tensor) -> Tensor:
+        """Contexts of what the embedding manager returns: (B, L, D) by :meth:`encode`, or (B, n, L, D) for
+        embeds (B, n, L, D) that differ between the denoiser's n transformers; ids (B, L)."""
+        if embeds.ndim == 3:
+            return self.encode(embeds, ids)
+        n = embeds.shape[1]
+        flat = self.encode(embeds.flatten(0, 1), ids.repeat_interleave(n, dim=0))
+        return flat.unflatten(0, (-1, n))

@@ -41,6 +41,8 @@ class InversionConfig:
             "<cat> on a <mug>"; the placeholder unless given.
         init_embedding: an embedding file whose vectors are the start instead.
         num_vectors, progressive: K of each word, and the K - 1 steps at which the second, third ... enter.
+        per_layer: vectors of its own for each of the UNet's n transformers, n x K in all (extended Textual
+            Inversion, Voynov et al. 2023); an ``init_embedding`` that has none starts all of them.
         per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped,
         mixing_prob: in this share of the prompts.
         templates: caption templates: object, style, photo, plain, ...
@@ -81,6 +83,7 @@ class InversionConfig:
     subject: str | None = None
     init_embedding: Path | None = None
     num_vectors: int = 1
+    per_layer: bool = False
     progressive: tuple[int, ...] = ()
     per_image_tokens: bool = False
     mixing_prob: float = 0.25
@@ -148,6 +151,11 @@ def check(config: InversionConfig) -> None:
     for word, init in config.more_words.items():
         if not (isinstance(word, str) and word.strip() and isinstance(init, str | None)):
             raise UserError(f"config more_words has {word!r}: {init!r}; give a name: init phrase, or null")
+    if config.per_layer and "pt" in config.formats:
+        raise UserError(
+            "the official .pt has no place for vectors of each layer; use formats=[safetensors], or "
+            "per_layer=false"
+        )
     if not config.init_scale > 0:
         raise UserError(f"init_scale is {config.init_scale}; use a factor above 0")
     if config.placeholder in config.more_words:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
 from ldm.io.runs import atomic_write
 from ldm.model import LatentDiffusion
@@ -230,5 +231,5 @@ def _contexts(
         learner.module.manager(own, looked_up, learner.step)
         for learner, own, looked_up in zip(learners, ids.split(unique), embeds.split(unique), strict=True)
     ]
-    ids, embeds = (torch.cat(parts) for parts in zip(*placed, strict=True))
-    return model.text.encode(embeds, ids)
+    ids, embeds = (join_contexts(parts) for parts in zip(*placed, strict=True))
+    return model.text.contexts(embeds, ids)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.sampling import sample, usual_batch
@@ -106,7 +107,9 @@ def _together(orders: Sequence[Order]) -> Sequence[Tensor]:
     if not draws:
         return [torch.empty(0)] * len(orders)
     first = orders[0]
-    cond = torch.cat([order.model.condition(list(order.prompts)) for order in orders if order.prompts])
+    cond = join_contexts(
+        [order.model.condition(list(order.prompts)) for order in orders if order.prompts]
+    )
     size = min(len(draws), usual_batch(first.model.image_size))
     while True:
         try:

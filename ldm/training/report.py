@@ -63,7 +63,7 @@ def finish(
     summary = {
         "pictures": len(training),
         "init": ", ".join(config.words[name] or "vocabulary mean" for name in names),
-        "vectors": sum(word.K for word in words),
+        "vectors": "; ".join(word.size for word in words),
         "steps": words[0].metadata.get("step", ""),
         "batch size": config.batch_size,
         "seed": config.seed,
@@ -80,8 +80,11 @@ def finish(
         prompts=prompts,
         curves=curves,
         nearest_words={
-            word.placeholder: nearest_words(word.vectors, model.text.token_table, decode, k=8)
+            f"{word.placeholder}, layer {i}" if word.layers else word.placeholder: nearest_words(
+                vectors, model.text.token_table, decode, k=8
+            )
             for word in words
+            for i, vectors in enumerate(word.vectors if word.layers else [word.vectors], start=1)
         },
         manifest=run.read_manifest(),
     )

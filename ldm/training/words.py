@@ -31,6 +31,7 @@ def add_words(model: LatentDiffusion, config: InversionConfig) -> None:
             init=init,
             init_scale=config.init_scale,
             num_vectors=config.num_vectors,
+            per_layer=config.per_layer,
             progressive=config.progressive or None,
             generator=generator(config.seed, word, "init"),
             compat=switches(config.compat),

@@ -12,22 +12,38 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.inversion.manager import EmbeddingManager, image_token
 
-PAD, END, VOCAB, WIDTH = 0, 2, 20, 5
+PAD, END, VOCAB, WIDTH, LAYERS = 0, 2, 20, 5, 3
 NAMES = ("S*", "*", "<a.b c>", "cat")
 
 
-def build(counts: list[int], progressive: list[list[int] | None] | None = None, seed: int = 0):
-    manager = EmbeddingManager(WIDTH, VOCAB, END)
+def build(
+    counts: list[int],
+    progressive: list[list[int] | None] | None = None,
+    seed: int = 0,
+    per_layer: list[bool] | None = None,
+):
+    manager = EmbeddingManager(WIDTH, VOCAB, END, layers=LAYERS)
     generator = torch.Generator().manual_seed(seed)
     # ids fall while names rise: order of adding and order of ids must not be confused
     for i, count in enumerate(counts):
-        vectors = torch.randn(count, WIDTH, generator=generator)
+        shape = (LAYERS, count, WIDTH) if per_layer and per_layer[i] else (count, WIDTH)
+        vectors = torch.randn(shape, generator=generator)
         manager.add(NAMES[i], VOCAB + 7 - i, vectors, progressive[i] if progressive else None)
     return manager
 
 
 def slow(manager: EmbeddingManager, ids: Tensor, embeds: Tensor, step: int | None):
+    """One layer after the other, if any word has vectors for each."""
+    if all(manager.vectors(name).ndim == 2 for name in manager.placeholders):
+        return slow_in_layer(manager, ids, embeds, step, 0)
+    placed = [slow_in_layer(manager, ids, embeds, step, layer) for layer in range(LAYERS)]
+    return placed[0][0], torch.stack([embeds for _, embeds in placed], dim=1)
+
+
+def slow_in_layer(manager: EmbeddingManager, ids: Tensor, embeds: Tensor, step: int | None, layer: int):
     """One list a row, as one would write it on paper."""
+    vectors = {name: manager.vectors(name, step) for name in manager.placeholders}
+    vectors = {name: v if v.ndim == 2 else v[layer] for name, v in vectors.items()}
     length = ids.shape[1]
     names = {token_id: name for name, token_id in manager.placeholders.items()}
     all_ids, all_embeds = [], []
@@ -35,7 +51,7 @@ def slow(manager: EmbeddingManager, ids: Tensor, embeds: Tensor, step: int | Non
         out: list[tuple[int, Tensor]] = []
         for token, embed in zip(row, row_embeds, strict=True):
             if token in names:
-                out += [(token, vector) for vector in manager.vectors(names[token], step)]
+                out += [(token, vector) for vector in vectors[names[token]]]
             else:
                 out.append((token, embed))
         end = next((i for i, (token, _) in enumerate(out) if token == END), None)
@@ -63,7 +79,8 @@ def cases(draw):
         row = draw(st.lists(token, min_size=0, max_size=length - 1)) + [END]
         rows.append(row + [draw(st.sampled_from((PAD, END)))] * (length - len(row)))
     step = draw(st.one_of(st.none(), st.integers(0, 10)))
-    return build(counts, growth), torch.tensor(rows), step
+    per_layer = draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
+    return build(counts, growth, per_layer=per_layer), torch.tensor(rows), step
 
 
 @settings(max_examples=200, deadline=None)
@@ -91,6 +108,31 @@ def test_a_step_for_each_row_equals_one_call_a_row() -> None:
     for i, step in enumerate((0, 2, 4)):
         one = manager(ids[i : i + 1], embeds[i : i + 1], step)
         assert both[0][i].equal(one[0][0]) and both[1][i].equal(one[1][0])
+
+
+def test_layers_are_told_apart_only_where_a_word_that_has_them_occurs_or_trains() -> None:
+    manager = build([1, 2], per_layer=[True, False])
+    plain, layered = torch.tensor([[1, VOCAB + 6, END, PAD]]), torch.tensor([[1, VOCAB + 7, END, PAD]])
+    embeds = torch.randn(1, 4, WIDTH)
+    assert manager(plain, embeds)[1].shape == (1, LAYERS, 4, WIDTH)
+    with torch.no_grad():
+        assert manager(plain, embeds)[1].shape == (1, 4, WIDTH)
+        assert manager(layered, embeds)[1].shape == (1, LAYERS, 4, WIDTH)
+    manager.train_only([NAMES[1]])
+    assert manager(plain, embeds)[1].shape == (1, 4, WIDTH)
+
+
+def test_each_layer_has_its_own_gradient() -> None:
+    manager = build([2], per_layer=[True])
+    _, embeds = manager(torch.tensor([[1, VOCAB + 7, END, PAD, PAD]]), torch.randn(1, 5, WIDTH))
+    embeds[:, 1].sum().backward()
+    grad = manager.parameter(NAMES[0]).grad
+    assert grad.equal(torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(LAYERS, 2, WIDTH))
+
+
+def test_vectors_for_another_number_of_layers_are_refused() -> None:
+    with pytest.raises(UserError, match=r"\(2, 1, 5\).*\(3, K, 5\)"):
+        build([1]).add("<new>", VOCAB + 9, torch.randn(LAYERS - 1, 1, WIDTH))
 
 
 def test_vectors_are_spliced_in_and_the_rest_moves_right() -> None:

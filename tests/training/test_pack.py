@@ -84,7 +84,9 @@ def steps(n: int) -> TrainerConfig:
 @pytest.fixture(scope="module")
 def jobs(pictures: Callable[[str], Path]) -> list[Job]:
     """Three that differ in all that a concept may have of its own."""
-    many = replace(BASE, placeholder="<a>", images=pictures("a"), num_vectors=2, trainer=steps(9))
+    many = replace(
+        BASE, placeholder="<a>", images=pictures("a"), num_vectors=2, per_layer=True, trainer=steps(9)
+    )  # fmt: skip
     few = replace(
         BASE, placeholder="<b>", images=pictures("b"), init="a red dog", trainer=steps(4),
         batch_size=3, seed=5, optim=OptimConfig(lr=3e-3, schedule="constant", clip_norm=0.01),

@@ -21,7 +21,8 @@ from ldm.io.embedding_formats.layouts import Reader, Writer
 
 @dataclass(frozen=True)
 class Format:
-    """One format. encoders: text encoders that its words have vectors for. several: words a file."""
+    """One format. encoders: text encoders that its words have vectors for. several: words a file.
+    per_layer: its words may have vectors for each layer of the denoiser."""
 
     name: str
     suffix: str
@@ -31,6 +32,7 @@ class Format:
     write: Writer
     encoders: int = 1
     several: bool = False
+    per_layer: bool = False
 
 
 def _has(*names: str) -> Callable[[Content], bool]:
@@ -77,7 +79,7 @@ FORMATS = (
            lambda content: content.container == "pickle",
            layouts.read_named, layouts.write_named("pickle"), several=True),
     Format("diffusers", ".safetensors", "ours, and diffusers", lambda _: True,
-           layouts.read_named, layouts.write_named("safetensors"), several=True),
+           layouts.read_named, layouts.write_named("safetensors"), several=True, per_layer=True),
 )
 
 #: (suffix, text encoders) -> the format that is written where none is asked for.

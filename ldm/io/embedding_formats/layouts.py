@@ -127,9 +127,9 @@ def write_a1111(container: str) -> Writer:
 
 # ------------------------------------------------------------------- diffusers: by name
 def read_named(content: Content, stem: str) -> list[Embedding]:
-    """``{placeholder: (K, D) or (D,)}``: ours and diffusers'."""
-    values = content.values
-    vectors = all(isinstance(v, Tensor) and v.ndim in (1, 2) for v in values.values())
+    """``{placeholder: (K, D) or (D,)}``: ours and diffusers'; in ours also (n, K, D)."""
+    values, most = content.values, 3 if _ours(content) else 2
+    vectors = all(isinstance(v, Tensor) and 1 <= v.ndim <= most for v in values.values())
     if not values or not vectors or len(values) > _MAX_WORDS:
         raise UserError("it holds no embedding: give a file with learned vectors, not a model's "
                         "checkpoint")
@@ -139,7 +139,7 @@ def read_named(content: Content, stem: str) -> list[Embedding]:
 
 
 def write_named(container: str) -> Writer:
-    """diffusers' layout, one (K, D) tensor a word."""
+    """diffusers' layout, one (K, D) tensor a word, or (n, K, D), which diffusers does not know."""
 
     def write(words: Sequence[Embedding]) -> list[Content]:
         if any(w.placeholder == "__metadata__" for w in words):

@@ -38,14 +38,14 @@ def width_in_words(*widths: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """One learned word. vectors: (K, D) float32 on the CPU. metadata: see
-    :func:`ldm.io.embeddings.provenance`.
+    """One learned word. vectors: (K, D) float32 on the CPU, or (n, K, D): K for each of the denoiser's n
+    cross-attention layers. metadata: see :func:`ldm.io.embeddings.provenance`.
 
     second: for SDXL alone, (K, D') float32 vectors of the second text encoder, else None.
     dtype: the type that the vectors were given in.
 
-    :class:`UserError` if the vectors are not K >= 1 finite rows, the two sets are not of one K, or
-    the placeholder is empty or cannot be printed.
+    :class:`UserError` if the vectors are not K >= 1 finite rows, the two sets are not of one shape but
+    for their width, or the placeholder is empty or cannot be printed.
     """
 
     placeholder: str
@@ -67,24 +67,35 @@ class Embedding:
         object.__setattr__(self, "vectors", _rows(name, self.vectors))
         if self.second is not None:
             object.__setattr__(self, "second", _rows(name, self.second))
-            if len(self.second) != self.K:
+            if self.second.shape[:-1] != self.vectors.shape[:-1]:
                 raise UserError(f"the embedding {name!r} has {self.K} vectors for the first text "
-                                f"encoder and {len(self.second)} for the second: it is damaged")
+                                f"encoder and {self.second.shape[-2]} for the second: it is damaged")
 
     @property
     def K(self) -> int:
         """Number of vectors, that is of tokens the word takes in a prompt."""
-        return self.vectors.shape[0]
+        return self.vectors.shape[-2]
 
     @property
     def D(self) -> int:
         """Width of the (first) text encoder's token embeddings."""
-        return self.vectors.shape[1]
+        return self.vectors.shape[-1]
+
+    @property
+    def layers(self) -> int | None:
+        """Layers of the denoiser that have vectors of their own; None: all read the same."""
+        return self.vectors.shape[0] if self.vectors.ndim == 3 else None
 
     @property
     def widths(self) -> tuple[int, ...]:
         """(D,), or (D, D') of SDXL's two text encoders."""
-        return (self.D,) if self.second is None else (self.D, self.second.shape[1])
+        return (self.D,) if self.second is None else (self.D, self.second.shape[-1])
+
+    @property
+    def size(self) -> str:
+        """How many vectors of which width, in words: ``2 of width 768 (Stable Diffusion v1)``."""
+        each = f", for each of {self.layers} layers" if self.layers else ""
+        return f"{self.K} of width {width_in_words(*self.widths)}{each}"
 
 
 def _utf8(text: str) -> str:
@@ -93,11 +104,12 @@ def _utf8(text: str) -> str:
 
 
 def _rows(name: str, vectors: Tensor) -> Tensor:
-    """A float32 copy (K, D) of (K, D) or (D,) finite numbers. Sizes are checked before values."""
+    """A float32 copy of finite numbers (n, K, D), (K, D) or (D,), the last as (1, D). Sizes are checked
+    before values."""
     vectors = vectors.detach()
     vectors = vectors[None] if vectors.ndim == 1 else vectors  # old diffusers files hold (D,)
     dense = vectors.layout is torch.strided and not vectors.is_meta
-    if vectors.ndim != 2 or 0 in vectors.shape or not vectors.is_floating_point() or not dense:
+    if vectors.ndim not in (2, 3) or 0 in vectors.shape or not vectors.is_floating_point() or not dense:
         raise UserError(f"the embedding {name!r} is no set of vectors: it has "
                         f"shape {tuple(vectors.shape)} and type {vectors.dtype}")
     if vectors.numel() > MAX_VALUES:
