@@ -87,7 +87,7 @@ def test_several_vectors_take_several_places(tiny_model: LatentDiffusion) -> Non
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_a_word_of_equal_vectors_for_each_layer_is_the_word_without_layers(tiny_model: LatentDiffusion) -> None:
+def test_equal_vectors_for_each_layer_are_a_word_without_layers(tiny_model: LatentDiffusion) -> None:
     z, _, t, _ = draw(tiny_model, 2)
     tiny_model.add_placeholder("S*", init="dog", num_vectors=2)
     n, prompts = tiny_model.unet.num_transformers, [PROMPT, "a S* and a cat"]
@@ -96,7 +96,8 @@ def test_a_word_of_equal_vectors_for_each_layer_is_the_word_without_layers(tiny_
     layers = tiny_model.condition([prompt.replace("S*", "<layers>") for prompt in prompts])
     assert n == 7 and layers.shape == (2, n, 12, 32)
     torch.testing.assert_close(layers, plain[:, None].expand_as(layers), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(tiny_model.eps(z, t, layers), tiny_model.eps(z, t, plain), rtol=1e-4, atol=1e-5)
+    own, shared = (tiny_model.eps(z, t, contexts) for contexts in (layers, plain))
+    torch.testing.assert_close(own, shared, rtol=1e-4, atol=1e-5)
 
 
 def test_each_transformer_reads_its_own_context(tiny_model: LatentDiffusion) -> None:

@@ -102,7 +102,10 @@ def read_file(path: Path | str) -> EmbeddingFile:
     try:
         content = read_content(path, head)
         known = recognise(content)
-        return EmbeddingFile(path, known, known.read(content, path.stem))
+        words = known.read(content, path.stem)
+        if any(word.layers for word in words) and not known.per_layer:
+            raise UserError(f"it holds no (K, D) vectors, which is what {known.name} is for")
+        return EmbeddingFile(path, known, words)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # readers raise nearly anything on broken bytes

@@ -54,6 +54,14 @@ def test_one_row_of_condition_serves_the_whole_batch(inputs):
     assert torch.equal(f(z_t, t, cond[:1], uncond[:1]), wide)
 
 
+def test_guidance_puts_contexts_of_each_layer_beside_one_for_all(inputs):
+    z_t, t, cond, uncond = inputs
+    layers = torch.stack([cond, 2 * cond], dim=1)
+    seen = []
+    guided(lambda z, t, c: seen.append(c) or z, 3.0)(z_t, t, layers, uncond)
+    assert seen[0].equal(torch.cat([torch.stack([uncond, uncond], dim=1), layers]))
+
+
 @pytest.mark.parametrize(
     ("cond", "uncond", "word"),
     [

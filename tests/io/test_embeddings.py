@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ldm.errors import UserError
 from ldm.io.embeddings import (
@@ -37,6 +38,22 @@ def test_our_file_keeps_vectors_and_provenance_bit_by_bit(tmp_path):
     again = load_embedding(path)
     assert_same(again, word())
     assert again.metadata == NOTES and (again.K, again.D) == (2, 8)
+
+
+def test_vectors_for_each_layer_are_kept_in_our_file_alone(tmp_path):
+    layered = Embedding("<cat>", torch.randn(4, 2, 8), NOTES)
+    assert (layered.layers, layered.K, layered.D, layered.widths) == (4, 2, 8, (8,))
+    assert layered.size == "2 of width 8, for each of 4 layers" and word().size == "2 of width 8"
+    again = load_embeddings(save_embeddings([layered, word("plain")], tmp_path / "a.safetensors"))
+    for a, b in zip(again, (layered, word("plain")), strict=True):
+        assert_same(a, b)
+    for name in ("b.pt", "b.bin", "b.png"):
+        with pytest.raises(UserError, match="<cat> has vectors for each of 4 layers.*safetensors"):
+            save_embeddings([layered], tmp_path / name)
+    save_file({"conv.weight": torch.zeros(4, 2, 8)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="holds no embedding"):
+        load_embedding(tmp_path / "foreign.safetensors")
+    assert not list(tmp_path.glob("b.*"))
 
 
 def test_one_file_holds_several_words_each_with_its_own_notes_in_order(tmp_path):

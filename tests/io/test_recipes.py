@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def test_every_value_comes_back_from_the_png_to_the_last_bit(png: Path) -> None:
     (word,) = found.embeddings
     assert word.placeholder == "<toy> 🧸" and torch.equal(word.vectors, VECTORS)
     assert word.metadata == {"file": "toy.safetensors", "sha256": "ab" * 32}
+
+
+def test_a_word_with_vectors_for_each_layer_comes_back(tmp_path: Path) -> None:
+    word = Embedding("<toy>", torch.randn(4, 2, 5), WORD.metadata)
+    path = write(tmp_path / "layers.png", to_text(replace(RECIPE, embeddings=(word,))))
+    assert torch.equal(load_recipe(path).embeddings[0].vectors, word.vectors)
 
 
 def test_it_can_be_read_with_the_eye(png: Path) -> None:

@@ -16,6 +16,7 @@ from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.runs import create_run
 from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.sampling import sample
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.inversion import TextualInversion, frozen_hash
@@ -87,11 +88,13 @@ def test_the_same_seed_learns_the_same_vector_and_another_another(
     assert not torch.equal(first, learn_word(tiny_model, concept, seed=1))
 
 
+@pytest.mark.parametrize("per_layer", [False, True])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path, per_layer: bool
 ) -> None:
     optim = OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=3)
-    whole = learn(tiny_model, concept, replace(BASE, optim=optim), run=create_run(tmp_path / "whole"))
+    config = replace(BASE, optim=optim, per_layer=per_layer)
+    whole = learn(tiny_model, concept, config, run=create_run(tmp_path / "whole"))
     cut = create_run(tmp_path / "cut")
 
     class Stop(Exception):
@@ -106,12 +109,12 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     TextualInversion.training_step = interrupt  # type: ignore[method-assign]
     try:
         with pytest.raises(Stop):
-            learn(tiny_model, concept, replace(BASE, optim=optim), run=cut)
+            learn(tiny_model, concept, config, run=cut)
     finally:
         TextualInversion.training_step = original  # type: ignore[method-assign]
     checkpoint = cut.path / "checkpoints" / "last.ckpt"
     assert checkpoint.stat().st_size < 100_000
-    config, run = replace(BASE, optim=optim), create_run(cut.path, resume=True)
+    run = create_run(cut.path, resume=True)
     resumed = learn(tiny_model, concept, config, run=run, resume=True)
     assert torch.equal(resumed.vectors, whole.vectors)
 
@@ -164,6 +167,35 @@ def test_the_regulariser_keeps_the_word_nearer_to_its_start(
         return float((vectors - tiny_model.manager.init_vectors("<toy>")).norm())
 
     assert distance(1e3) < 0.5 * distance(0.0)
+
+
+def test_each_layer_of_the_unet_learns_its_own_vectors(tiny_model: LatentDiffusion, concept: Concept) -> None:
+    before = frozen_hash(tiny_model)
+    vectors = learn_word(tiny_model, concept, num_vectors=2, progressive=(30,), per_layer=True)
+    start = tiny_model.manager.init_vectors("<toy>")
+    assert frozen_hash(tiny_model) == before
+    assert vectors.shape == start.shape == (tiny_model.unet.num_transformers, 2, 32)
+    assert start.equal(start[:1].expand_as(start)), "all layers start alike"
+    assert torch.equal(vectors[:, 1], start[:, 1])  # not in use within 20 steps
+    moved = (vectors - start)[:, 0]
+    assert moved.norm(dim=1).min() > 1e-3 and torch.pdist(moved).min() > 1e-3
+    images = sample(tiny_model, ["a photo of <toy>", "a photo of a cat"], steps=2, seed=0, progress=False)
+    assert images.shape == (2, 3, 16, 16) and images.isfinite().all()
+
+
+def test_a_word_without_layers_can_be_where_each_layer_starts(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
+) -> None:
+    word = Embedding("<toy>", torch.randn(2, 32), {})
+    path = save_embeddings(word, tmp_path / "start.safetensors")
+    learn_word(tiny_model, concept, init_embedding=path, per_layer=True)
+    start = tiny_model.manager.init_vectors("<toy>")
+    assert start.equal(word.vectors.expand(tiny_model.unet.num_transformers, -1, -1))
+
+
+def test_the_official_format_has_no_place_for_layers() -> None:
+    with pytest.raises(UserError, match="formats=.safetensors."):
+        check(replace(BASE, per_layer=True, formats=("pt",)))
 
 
 def test_progressive_vectors_enter_at_their_steps(
