@@ -43,6 +43,7 @@ class InversionConfig:
         num_vectors, progressive: K of each word, and the K - 1 steps at which the second, third ... enter.
         per_layer: vectors of its own for each of the UNet's n transformers, n x K in all (extended Textual
             Inversion, Voynov et al. 2023); an ``init_embedding`` that has none starts all of them.
+        shared_steps: steps before the layers part; until then their vectors move alike, as one.
         per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped,
         mixing_prob: in this share of the prompts.
         templates: caption templates: object, style, photo, plain, ...
@@ -84,6 +85,7 @@ class InversionConfig:
     init_embedding: Path | None = None
     num_vectors: int = 1
     per_layer: bool = False
+    shared_steps: int = 0
     progressive: tuple[int, ...] = ()
     per_image_tokens: bool = False
     mixing_prob: float = 0.25

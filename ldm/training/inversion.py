@@ -56,6 +56,7 @@ class TextualInversion(pl.LightningModule):
         model_lr: learning rate of UNet and text conditioner, which then train as well (pivotal tuning,
             appendix A): these two are what ``unfreeze_model`` trains in the official code. 0: frozen.
         vectors_only: keep nothing but the vectors in checkpoints (``CompatConfig``).
+        shared_steps: optimiser steps in which the layers of a word with vectors for each move alike.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class TextualInversion(pl.LightningModule):
         timesteps: TimestepConfig | None = None,
         model_lr: float = 0.0,
         vectors_only: bool = False,
+        shared_steps: int = 0,
     ) -> None:
         super().__init__()
         self.base_fingerprint = model.fingerprint()  # before a cast loses bits
@@ -81,7 +83,7 @@ class TextualInversion(pl.LightningModule):
         self.optim_config, self.lr, self.max_steps = optim_config, lr, max_steps
         self.regularization, self.summed_drift = regularization, summed_drift
         self.timesteps = timesteps or TimestepConfig()
-        self.model_lr, self.vectors_only = model_lr, vectors_only
+        self.model_lr, self.vectors_only, self.shared_steps = model_lr, vectors_only, shared_steps
         self.losses = LateLosses()
         self.strict_loading = False  # a run's checkpoint holds what trains, the manager as a rule
 
@@ -145,6 +147,19 @@ class TextualInversion(pl.LightningModule):
         self.losses.put(step, scalars)
         self.losses.report(self.trainer, wait=self.trainer.world_size > 1)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.share_gradients(self.global_step)
+
+    def share_gradients(self, step: int) -> None:
+        """While layers are to move alike, give all of them the mean of their gradients. They start alike, so
+        that together they first learn what one vector learns."""
+        if step >= self.shared_steps:
+            return
+        for name in self.manager.trained:
+            v_star = self.manager.parameter(name)
+            if v_star.ndim == 3 and v_star.grad is not None:
+                v_star.grad = v_star.grad.mean(dim=0, keepdim=True).repeat(len(v_star), 1, 1)
 
     def on_train_end(self) -> None:
         self.losses.report(self.trainer, wait=True)

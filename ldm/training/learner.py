@@ -101,6 +101,7 @@ class Learner:
         self._micro += 1
         if self._micro < self.config.trainer.accumulate:
             return
+        self.module.share_gradients(self.step)
         if self.config.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
         self.optimizer.step()

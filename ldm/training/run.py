@@ -295,6 +295,7 @@ def _module(
         timesteps=config.timesteps,
         model_lr=config.model_lr,
         vectors_only=quirks.vectors_only and not config.model_lr,
+        shared_steps=config.shared_steps,
     )
     return module
 

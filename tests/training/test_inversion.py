@@ -183,6 +183,18 @@ def test_each_layer_of_the_unet_learns_its_own_vectors(tiny_model: LatentDiffusi
     assert images.shape == (2, 3, 16, 16) and images.isfinite().all()
 
 
+def test_layers_that_move_alike_learn_what_one_vector_learns_and_then_part(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    one = learn_word(tiny_model, concept)
+    alike = learn_word(tiny_model, concept, per_layer=True, shared_steps=20)
+    assert alike.equal(alike[:1].expand_as(alike))
+    start = tiny_model.manager.init_vectors("<toy>")[0]
+    assert (alike[0] - one).norm() < 0.02 * (one - start).norm()
+    apart = learn_word(tiny_model, concept, per_layer=True, shared_steps=19)
+    assert torch.pdist(apart[:, 0]).min() > 0
+
+
 def test_a_word_without_layers_can_be_where_each_layer_starts(
     tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path
 ) -> None:
