@@ -19,7 +19,7 @@ EXAMPLE = """\
   ldm evaluate --embedding runs/my-run/embeddings.safetensors --images my-pictures/
   ldm evaluate base          # does the model draw what a prompt says? (200 prompts)
   ldm evaluate inversion     # does it learn 20 held-out concepts from 5 pictures each?
-  ldm evaluate inversion --set num_vectors=8 optim.lr=5e-3 trainer.max_steps=300 --out runs/evaluation/eight
+  ldm evaluate inversion --set per_layer=true --out runs/evaluation/layers  # vectors per layer
 """
 WHAT = ("embedding", "base", "inversion")
 #: pictures of each prompt, of the whole, of each concept

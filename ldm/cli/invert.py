@@ -13,6 +13,7 @@ from ldm.errors import UserError
 
 EXAMPLE = """\
   ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
+  ldm invert --images my-pictures/ --name "<cat-toy>" --init "cat toy" --per-layer --out runs/cat-toy
   ldm invert --resume --out runs/2025-01-31T12-00-00_cat-toy        # after an interruption
   ldm invert --concepts concepts.yaml --out runs/all --pack auto    # many words in one pass
 """
@@ -179,7 +180,8 @@ def invert(
         return
     for word in load_embeddings(out / "embeddings.safetensors"):
         plural = "s" if word.K > 1 else ""
-        common.heading(f"learned {word.placeholder}: {word.K} vector{plural} of width {word.D}")
+        each = f" for each of {word.layers} layers" if word.layers else ""
+        common.heading(f"learned {word.placeholder}: {word.K} vector{plural} of width {word.D}{each}")
     sample: list[str | Path] = ["ldm", "sample", "--model", *_model_words(config, out)]
     sample += ["--embedding", out / "embeddings.safetensors"]
     sample += ["--prompt", f"a photo of {config.called} on a red background", "--n", "8"]

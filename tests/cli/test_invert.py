@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import ldm
 from ldm.cli import invert, official
 from ldm.cli.invert import settings
 from ldm.cli.main import build_parser
@@ -51,6 +52,27 @@ def test_a_run_leaves_everything_and_says_how_to_draw(cli, model_folder, picture
     drawn = cli(*shlex.split(line)[1:], "--steps", 2, "--out", "out")
     assert drawn.code == 0, drawn.err
     assert len(list(Path("out").glob("*.png"))) == 9
+
+
+def test_a_word_of_several_layers_is_learned_looked_at_and_drawn_with(cli, model_folder, pictures):
+    result = cli(
+        "invert", "--model", model_folder, "--images", pictures, "--name", "<toy>", "--init", "cat",
+        "--per-layer", "--num-vectors", 2, "--set", "shared_steps=1", "--out", "run",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    word = load_embedding("run/embeddings.safetensors")
+    n = word.layers
+    assert n == ldm.load(model_folder).unet.num_transformers and word.vectors.shape == (n, 2, word.D)
+    assert f"learned <toy>: 2 vectors of width {word.D} for each of {n} layers" in result.out
+    shown = cli("inspect", "run/embeddings.safetensors", "--model", model_folder)
+    assert shown.code == 0, shown.err
+    assert f"layer {n}" in shown.out
+    line = next(line for line in result.out.splitlines() if line.strip().startswith("ldm sample"))
+    drawn = cli(*shlex.split(line)[1:], "--n", 1, "--steps", 2, "--out", "out")
+    assert drawn.code == 0, drawn.err
+    picture = next(path for path in sorted(Path("out").glob("*.png")) if path.name != "grid.png")
+    again = cli("sample", "--again", picture, "--model", model_folder, "--out", "again.png")
+    assert again.code == 0, again.err
 
 
 def test_a_run_is_resumed_from_its_folder_alone_and_ends_as_one_that_was_not_cut(
