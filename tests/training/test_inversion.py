@@ -210,6 +210,11 @@ def test_the_official_format_has_no_place_for_layers() -> None:
         check(replace(BASE, per_layer=True, formats=("pt",)))
 
 
+def test_steps_that_layers_share_are_refused_where_there_are_no_layers() -> None:
+    with pytest.raises(UserError, match="per_layer=true"):
+        check(replace(BASE, shared_steps=15))
+
+
 def test_progressive_vectors_enter_at_their_steps(
     tiny_model: LatentDiffusion, concept: Concept
 ) -> None:
