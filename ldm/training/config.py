@@ -159,7 +159,7 @@ def check(config: InversionConfig) -> None:
             "per_layer=false"
         )
     if config.shared_steps and not config.per_layer:
-        raise UserError("shared_steps is for words with vectors for each layer; add per_layer=true, or omit it")
+        raise UserError("shared_steps is of words with vectors for each layer; add per_layer=true or omit it")
     if not config.init_scale > 0:
         raise UserError(f"init_scale is {config.init_scale}; use a factor above 0")
     if config.placeholder in config.more_words:
