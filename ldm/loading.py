@@ -69,11 +69,14 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
         values, folder = load_yaml([path]), path.parent
     if legacy.is_official(values):
         values = legacy.model_sections(values)
+    if "model" not in values:
+        raise UserError(
+            f"{source} is not the config of a text-to-image model: it has no 'model:' section; give one of "
+            f"{', '.join(shipped())}, or a file that has one"
+        )
     for key in values:
         if key not in SECTIONS:
             raise unknown_key(str(key), SECTIONS, "")
-    if "model" not in values:
-        raise UserError(f"{source} has no 'model:' section; is it the config of a model?")
     return values, folder
 
 

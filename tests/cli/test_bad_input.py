@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ldm.cli import official
-from ldm.config import dump_yaml
+from ldm.config import ASSETS, dump_yaml
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.model import build
@@ -76,6 +76,11 @@ def test_a_checkpoint_that_is_none(refused, words, tmp_path):
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 half a file")
     refused(*words, "--checkpoint", tmp_path / "broken.ckpt", says="fetch it again")
     refused(*words, "--checkpoint", tmp_path / "none.ckpt", says="there is no file")
+
+
+def test_a_folder_of_another_kind_of_model(refused):
+    clip = ("sample", "--model", ASSETS / "emoji-clip", "--prompt", "a cat", "--out", "out")
+    assert "give one of emoji" in refused(*clip, says="not the config of a text-to-image model")
 
 
 def test_an_embedding_of_another_model(refused, model_folder, tmp_path):
