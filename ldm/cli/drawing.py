@@ -7,6 +7,7 @@ its PNG. So a picture that is there already is not drawn again, and any picture 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import re
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ldm.io.embeddings import Embedding
     from ldm.io.recipes import Edit, Recipe
     from ldm.model import LatentDiffusion
+
+log = logging.getLogger(__name__)
 
 MAX_PICTURES = 100_000
 #: Options that a picture's own recipe answers.
@@ -56,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="{} stands for the learned word; may be given several times",
+        help="{} stands for the learned word; may be given several times, with the word and without",
     )
     add(
         "--prompts-file",
@@ -69,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help="draw the very picture of this PNG again, by the recipe in it, and nothing else",
     )
-    add("--negative-prompt", metavar="TEXT", help="what to stay away from")
+    add("--negative-prompt", metavar="TEXT", help="what to stay away from; a learned word may be here alone")
     add("--n", type=int, help="pictures of each prompt and seed (default: 4, or 1 with --seeds)")
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help="(default: 0)")
@@ -168,13 +171,16 @@ def plan(
     """
     from ldm.io.recipes import Recipe
 
-    prompts = words.fill(model, prompts_of(args), [word.placeholder for word in learned])
+    prompts = [words.put(prompt, learned) for prompt in prompts_of(args)]
     negative = words.put(args.negative_prompt or "", learned)
     beside = f"{negative}\n{edit.invert or ''}" if edit else negative
+    words.check_used(model, [*prompts, beside], learned)
     seeds, n = seeds_of(args), args.n or (1 if args.seeds else 4)
     if len(prompts) * len(seeds) * n > MAX_PICTURES:
         raise UserError(f"that makes {len(prompts) * len(seeds) * n} pictures; ask for fewer at once")
     common.own_sampling(args, model)
+    if negative and args.scale == 1:
+        log.warning("the negative prompt has no effect at --scale 1; give a higher one")
     wanted = []
     for number, prompt in enumerate(prompts):
         used = tuple(words.used_in(model, f"{prompt}\n{beside}", learned))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from ldm.io.embeddings import Embedding
     from ldm.model import LatentDiffusion
+
+log = logging.getLogger(__name__)
 
 
 def load(paths: Sequence[Path]) -> list[Embedding]:
@@ -64,31 +67,41 @@ def check_fits(model: LatentDiffusion, word: Embedding, *, force: bool) -> None:
         )
 
 
-def fill(model: LatentDiffusion, prompts: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Prompts with the learned word in place of ``{}``.
+def put(text: str, words: Sequence[Embedding]) -> str:
+    """A prompt of any kind (to draw, negative, of an inversion) with the learned word in place of ``{}``.
 
     Raises:
-        UserError: a prompt without any of the learned words, or ``{}`` where it is not one word.
+        UserError: ``{}`` where there is not one word that it can stand for.
     """
-    filled = []
-    for prompt in prompts:
-        if "{}" in prompt and len(names) != 1:
-            what = f"one of {', '.join(names)}" if names else "a word, or give an --embedding"
-            raise UserError(f"{{}} in the prompt {prompt!r} does not say which word: write {what}")
-        text = prompt.replace("{}", names[0]) if names else prompt
-        ids = set(model.text.tokenizer.words(text))
-        if names and not ids & set(model.manager.placeholders.values()):
-            raise UserError(
-                f"the prompt {prompt!r} does not use the learned word; "
-                f"write {{}} or {' or '.join(names)} in it"
-            )
-        filled.append(text)
-    return filled
+    if "{}" not in text:
+        return text
+    if len(words) != 1:
+        names = ", ".join(word.placeholder for word in words)
+        what = f"one of {names}" if names else "a word, or give an --embedding"
+        raise UserError(f"{{}} in the prompt {text!r} does not say which word: write {what}")
+    return text.replace("{}", words[0].placeholder)
 
 
-def put(text: str, words: Sequence[Embedding]) -> str:
-    """A text that need not use a learned word, with the one there is in place of ``{}``."""
-    return text.replace("{}", words[0].placeholder) if len(words) == 1 else text
+def check_used(model: LatentDiffusion, texts: Sequence[str], words: Sequence[Embedding]) -> None:
+    """Refuse words, from :func:`load` and known to the model, that no text uses; warn of a file that is not
+    needed.
+
+    Any text will do: a word of the negative prompt alone, or one prompt of several, as in a grid with and
+    without the word.
+
+    Raises:
+        UserError: no text uses any of the words.
+    """
+    used = used_in(model, "\n".join(texts), words)
+    if words and not used:
+        names = " or ".join(word.placeholder for word in words)
+        raise UserError(
+            f"no prompt uses the learned word; write {{}} or {names} into a --prompt or the --negative-prompt"
+        )
+    needed = {word.metadata["sha256"] for word in used}
+    for word in words:
+        if word.metadata["sha256"] not in needed:
+            log.warning("no prompt uses %s, the word of %s", word.placeholder, word.metadata["file"])
 
 
 def used_in(model: LatentDiffusion, text: str, words: Sequence[Embedding]) -> list[Embedding]:

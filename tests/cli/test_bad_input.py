@@ -61,7 +61,7 @@ def test_a_prompt_without_the_placeholder(refused, words, model_folder, embeddin
     line = refused(*words, "--prompt", "a photo of a cat", says="no placeholder")
     assert "<toy>" in line
     sample = ("sample", "--model", model_folder, "--embedding", embedding, "--out", "out")
-    assert "<toy>" in refused(*sample, "--prompt", "a photo of a cat", says="does not use")
+    assert "<toy>" in refused(*sample, "--prompt", "a photo of a cat", says="no prompt uses")
 
 
 def test_a_checkpoint_of_another_model(refused, words, tiny_config, tmp_path):
