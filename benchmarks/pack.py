@@ -33,8 +33,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from ldm import loading
-from ldm.cli.common import merge
-from ldm.config import dump_yaml, resolve
+from ldm.config import dump_yaml, merge, resolve
 from ldm.io.runs import RunFolder, create_run
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig

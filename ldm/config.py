@@ -96,6 +96,32 @@ def _refuse_deep(path: Path) -> None:
                 raise UserError(f"config {path} is nested more than {MAX_DEPTH} levels deep; correct it")
 
 
+def merge(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merged key by key and level by level; the later one wins.
+
+    ``None`` in place of a mapping is an empty section: nothing is given there.
+    """
+    merged = dict(base)
+    for other in others:
+        for key, value in other.items():
+            old = merged.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping | None):
+                value = merge(old, value or {})
+            merged[key] = value
+    return merged
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a.b": x}`` as ``{"a": {"b": x}}``; keys whose value is ``None`` are left out."""
+    result: dict[str, Any] = {}
+    for dotted, value in values.items():
+        if value is not None:
+            for key in reversed(dotted.split(".")):
+                value = {key: value}
+            result = merge(result, value)
+    return result
+
+
 def dump_yaml(value: Mapping[str, Any]) -> str:
     """A config as YAML text, keys in their given order."""
     import yaml
@@ -124,13 +150,19 @@ def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     return UserError(f"unknown config key {where + key!r}; {hint}")
 
 
-def resolve(cls: type[T], values: Mapping[str, Any] | None, where: str = "") -> T:
+def resolve(
+    cls: type[T], values: Mapping[str, Any] | None, where: str = "", default: T | None = None
+) -> T:
     """Build the frozen dataclass ``cls`` from a mapping, checking every key and type.
+
+    A section of which only some keys are given keeps, for the others, what its field's default says: not
+    the defaults of the section's class.
 
     Args:
         cls: a dataclass; nested dataclasses and ``X | None`` are followed.
-        values: plain mapping, as ``load_yaml`` returns it.
+        values: plain mapping, as ``load_yaml`` returns it; ``None`` is an empty section.
         where: prefix for messages, such as ``"training."``.
+        default: gives the values of keys that are not given; the class's defaults if ``None``.
 
     Raises:
         UserError: an unknown key (with the nearest known one), a missing key, or a wrong type.
@@ -144,14 +176,22 @@ def resolve(cls: type[T], values: Mapping[str, Any] | None, where: str = "") -> 
     for key in values:
         if key not in fields:
             raise unknown_key(str(key), fields, where)
-    given = {k: _convert(v, hints[k], f"{where}{k}") for k, v in values.items()}
+    given = {k: _convert(v, hints[k], where + k, _default(fields[k], default)) for k, v in values.items()}
+    if default is not None:
+        return dataclasses.replace(default, **given)  # type: ignore[type-var]
     for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in given:
+        if _default(field) is dataclasses.MISSING and name not in given:
             raise UserError(f"config lacks {where + name!r}; add it")
     return cls(**given)
+
+
+def _default(field: dataclasses.Field[Any], of: Any = None) -> Any:
+    """A field's default: its value in ``of``, else the one it is declared with; ``MISSING`` if none."""
+    if of is not None:
+        return getattr(of, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 @functools.cache
@@ -160,7 +200,8 @@ def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
+    """``value`` as the type ``hint``; ``default`` fills the keys that a section leaves out."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -169,12 +210,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return None
         for arg in (a for a in args if a is not type(None)):
             try:
-                return _convert(value, arg, where)
+                return _convert(value, arg, where, default)
             except UserError as error:
                 failure = error
         raise failure
-    if dataclasses.is_dataclass(hint):
-        return resolve(hint, value, where + ".")  # type: ignore[arg-type]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return resolve(hint, value, where + ".", default if isinstance(default, hint) else None)
     if origin is typing.Literal:
         if value not in args:
             raise UserError(
@@ -187,6 +228,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         items = [_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value)]
         return tuple(items) if origin is tuple else items
     if origin is dict or hint is dict:
+        if value is None:  # an empty section
+            return {}
         if not isinstance(value, Mapping):
             raise UserError(f"config {where} is {value!r}; give a mapping")
         return dict(value)

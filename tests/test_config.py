@@ -186,6 +186,37 @@ def test_a_resolved_config_survives_yaml(tmp_path: Path) -> None:
     assert resolve(Outer, load_yaml([path])) == config
 
 
+@dataclass(frozen=True)
+class Special:
+    """A section whose default is not that of its class."""
+
+    inner: Inner = field(default_factory=lambda: Inner(0.5, "cosine"))
+    other: Literal["all"] | Inner = Inner(0.7, "cosine")
+    maybe: Inner | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "inner"),
+    [
+        ({}, Inner(0.5, "cosine")),
+        ({"inner": {}}, Inner(0.5, "cosine")),
+        ({"inner": None}, Inner(0.5, "cosine")),
+        ({"inner": {"rate": 1}}, Inner(1.0, "cosine")),
+        ({"inner": {"kind": "linear"}}, Inner(0.5, "linear")),
+    ],
+)
+def test_what_a_section_leaves_out_is_what_its_field_says(values: dict[str, Any], inner: Inner) -> None:
+    assert resolve(Special, values) == Special(inner)
+
+
+def test_a_section_of_a_union_or_of_none_keeps_what_it_leaves_out_too() -> None:
+    assert resolve(Special, {"other": {"rate": 1}}).other == Inner(1.0, "cosine")
+    assert resolve(Special, {"other": "all"}).other == "all"
+    assert resolve(Special, {"maybe": {"rate": 1}}).maybe == Inner(1.0, "linear")
+    assert resolve(Special, {"maybe": None}).maybe is None
+    assert resolve(Outer, {"steps": 1, "extra": None}).extra == {}
+
+
 # ------------------------------------------------------------------ import by name
 @pytest.mark.usefixtures("of_this_file")
 def test_instantiate_calls_the_target_with_its_params_and_extras() -> None:

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -111,28 +111,6 @@ def torch_device(name: str) -> str:
     if name == "cuda" and not found:
         raise UserError("no GPU that torch can use was found; leave out --device, or give cpu")
     return "cuda" if found and name != "cpu" else "cpu"
-
-
-def merge(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merged key by key and level by level; the later one wins."""
-    merged = dict(base)
-    for other in others:
-        for key, value in other.items():
-            old = merged.get(key)
-            both = isinstance(old, Mapping) and isinstance(value, Mapping)
-            merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a.b": x}`` as ``{"a": {"b": x}}``; keys whose value is ``None`` are left out."""
-    result: dict[str, Any] = {}
-    for dotted, value in values.items():
-        if value is not None:
-            for key in reversed(dotted.split(".")):
-                value = {key: value}
-            result = merge(result, value)
-    return result
 
 
 def slug(text: str, limit: int = 60) -> str:

@@ -39,7 +39,7 @@ def read_jobs(
     Raises:
         UserError: names the entry that something is wrong with.
     """
-    from ldm.config import load_yaml, resolve, unknown_key
+    from ldm.config import load_yaml, merge, resolve, unknown_key
     from ldm.loading import inversion_defaults
     from ldm.training.config import InversionConfig
     from ldm.training.jobs import Job
@@ -61,7 +61,7 @@ def read_jobs(
         word = entry["name"]
         given = {**{k: v for k, v in entry.items() if k != "name"}, "placeholder": word}
         try:
-            config = resolve(InversionConfig, common.merge(own, defaults, given, options))
+            config = resolve(InversionConfig, merge(own, defaults, given, options))
         except UserError as error:
             raise UserError(f"{where} ({word}): {error}") from None
         folder = common.slug(word)

@@ -145,7 +145,7 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
 
 def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.api import invert
-    from ldm.config import load_yaml
+    from ldm.config import load_yaml, merge
     from ldm.data.emoji import EmojiSprites
     from ldm.evaluation.heldout import evaluate_inversion
     from ldm.sampling import sample
@@ -165,7 +165,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
         samples=args.n,
         seed=args.seed,
         sampling=sampling,
-        invert_settings=common.merge(model.inversion_defaults, load_yaml([], args.set)) if args.set else None,
+        invert_settings=merge(model.inversion_defaults, load_yaml([], args.set)) if args.set else None,
     )
     _print(f"{args.concepts} held-out concepts", result.summary())
     _say_where(out, "contact_sheet.png")

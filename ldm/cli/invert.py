@@ -103,7 +103,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
     With ``--resume``, those of the run that is continued in place of the model's.
     """
-    from ldm.config import load_yaml
+    from ldm.config import load_yaml, merge
     from ldm.loading import inversion_defaults
 
     if args.resume:
@@ -115,17 +115,17 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
             if getattr(args, option) is None:
                 raise UserError(f"--{option} is missing; see the example of ldm invert --help")
         base = inversion_defaults(args.model or "emoji")
-    return common.merge(base, options(args))
+    return merge(base, options(args))
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """What the options and ``--set`` give, as a nested mapping."""
-    from ldm.config import load_yaml
+    from ldm.config import load_yaml, merge, nested
 
     given = {key: getattr(args, option, None) for option, key in KEYS.items()}
     given["images"] = str(args.images) if args.images else None
     given["trainer.accelerator"] = _accelerator(args.device)
-    return common.merge(common.nested(given), load_yaml([], args.set))
+    return merge(nested(given), load_yaml([], args.set))
 
 
 def _accelerator(device: str) -> str | None:

@@ -143,12 +143,12 @@ def run(args: argparse.Namespace) -> None:
 def official_values(args: argparse.Namespace) -> dict[str, Any] | None:
     """Files, options and overrides as one official config; ``None`` if they are in our form."""
     from ldm import legacy
-    from ldm.config import load_yaml
+    from ldm.config import load_yaml, merge
 
     values = load_yaml(args.base, args.overrides)
     if not legacy.is_official(values):
         return None
-    return common.merge(legacy.with_options(values, vars(args)), load_yaml([], args.overrides))
+    return merge(legacy.with_options(values, vars(args)), load_yaml([], args.overrides))
 
 
 def settings(
@@ -156,7 +156,7 @@ def settings(
 ) -> dict[str, Any]:
     """The model's own settings (or the resumed run's), the files, the options, the overrides."""
     from ldm import legacy
-    from ldm.config import load_yaml
+    from ldm.config import load_yaml, merge, nested
     from ldm.loading import inversion_defaults
 
     options = {key: getattr(args, option) for option, key in KEYS.items()}
@@ -170,9 +170,9 @@ def settings(
     if folder:
         base = load_yaml([folder / "config.yaml"])
     else:
-        base = inversion_defaults(common.merge(files, overrides).get("model", "emoji"))
+        base = inversion_defaults(merge(files, overrides).get("model", "emoji"))
         base["seed"] = SEED
-    return common.merge(base, files, common.nested(options), _devices(args.gpus), overrides)
+    return merge(base, files, nested(options), _devices(args.gpus), overrides)
 
 
 def _refuse_missing(values: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.config import unknown_key
+from ldm.config import merge, unknown_key
 from ldm.errors import UserError
 from ldm.legacy.table import FILE, TABLE, Choice, Inside, Node, Rules
 
@@ -68,8 +68,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     if found.pop("unfreeze_model", False):
         found["model_lr"] = rate
     found["formats"] = ["safetensors", "pt"]
-    _merge(found, {key: value for key, value in values.items() if key not in SECTIONS})
-    return found
+    return merge(found, {key: value for key, value in values.items() if key not in SECTIONS})
 
 
 def _choose_words(found: dict[str, Any]) -> None:
@@ -125,7 +124,7 @@ def _translate(params: Mapping[str, Any] | None, rules: Rules, where: str) -> di
         if isinstance(rule, str):
             _put(found, rule, value)
         elif isinstance(rule, Inside):
-            _merge(found, _translate(value, rule.rules, f"{place}."))
+            found = merge(found, _translate(value, rule.rules, f"{place}."))
         elif isinstance(rule, Choice):
             key = tuple(value) if isinstance(value, list) else value
             if key not in list(rule.values):  # a list: the value may be anything
@@ -138,7 +137,7 @@ def _translate(params: Mapping[str, Any] | None, rules: Rules, where: str) -> di
             if rule.key:
                 _put(found, rule.key, node)
             elif rule.key == "":
-                _merge(found, node["params"])
+                found = merge(found, node["params"])
     return found
 
 
@@ -165,14 +164,6 @@ def _put(found: dict[str, Any], key: str, value: Any) -> None:
             found[section] = {}
         found = found[section]
     found[last] = value
-
-
-def _merge(found: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, Mapping) and isinstance(found.get(key), dict):
-            _merge(found[key], value)
-        else:
-            found[key] = value
 
 
 # ------------------------------------------------------------------ the command line's options

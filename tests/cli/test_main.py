@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from ldm import __version__
-from ldm.cli.common import merge, nested, no_remains, slug
+from ldm.cli.common import no_remains, slug
 from ldm.cli.main import build_parser, guarded
+from ldm.config import merge, nested
 from ldm.errors import UserError
 
 COMMANDS = [
@@ -134,6 +135,7 @@ def test_settings_merge_level_by_level():
         "optim": {"lr": 0.1},
     }
     assert base["trainer"] == {"max_steps": 5, "devices": 1}
+    assert merge(base, {"trainer": None, "seed": None}) == {**base, "seed": None}  # an empty section
 
 
 def test_names_of_files_are_plain():

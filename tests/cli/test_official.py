@@ -1,7 +1,9 @@
 """The official command line on official files: from a checkpoint to an embedding that is read back."""
 
+import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import official_files as files
@@ -11,10 +13,12 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from ldm import legacy
 from ldm.cli import official
-from ldm.config import dump_yaml
+from ldm.config import dump_yaml, resolve
 from ldm.io.embeddings import load_embeddings
 from ldm.loading import load
+from ldm.training.config import InversionConfig
 
 # in our own keys, beside the official ones: random weights, few pictures to draw
 OURS = ("allow_untrained=true", "sample_steps=1", "samples_per_prompt=1", 'prompts=["a photo of {}"]',
@@ -90,6 +94,41 @@ def test_twenty_steps_by_the_official_command_line_and_the_vector_read_back(
     assert load(run / "configs" / f"{begun}-project.yaml", checkpoint).latent_shape == (4, 4, 4)
     assert main("-t", "-r", run, "lightning.trainer.max_steps=21") == 0
     assert load_embeddings(run / "embeddings.safetensors")[0].metadata["step"] == "21"
+
+
+@pytest.mark.parametrize("kind", ["object", "style", "empty", "null"])
+def test_every_logged_rate_of_an_official_run_is_base_times_batch(
+    main, yaml_file, checkpoint, photos, kind
+) -> None:
+    """The official files name no schedule: plain AdamW at a constant rate, whatever sections they have."""
+    values = files.ldm_inversion(tiny=True, style=kind == "style")
+    values["model"]["base_learning_rate"] = 0.003
+    words = ["trainer.max_steps=8", "data.params.batch_size=2", "trainer.log_every=1"]
+    if kind in ("empty", "null"):  # nothing but the rate is given
+        values["optim"], values["lightning"] = {} if kind == "empty" else None, {"trainer": None}
+    yaml_file.write_text(dump_yaml(values))
+    assert main("--base", yaml_file, "-t", "--actual_resume", checkpoint, "--data_root", photos,
+                "--init_word", "cat", *words, *OURS) == 0  # fmt: skip
+    (run,) = Path("logs").iterdir()
+    with (run / "logs/csv/metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    rates = {key: [float(row[key]) for row in rows if row[key]] for key in rows[0] if key.startswith("lr")}
+    assert rates and all(len(logged) == 8 for logged in rates.values())
+    assert all(rate == pytest.approx(2 * 0.003) for logged in rates.values() for rate in logged)
+
+
+@pytest.mark.parametrize("kind", ["object", "style", "unfrozen"])
+def test_a_file_that_names_no_steps_or_schedule_has_those_of_an_inversion(kind) -> None:
+    values = {
+        "object": files.ldm_inversion(), "style": files.ldm_inversion(style=True),
+        "unfrozen": files.sd1_inversion(unfrozen=True),
+    }[kind]  # fmt: skip
+    del values["lightning"]["trainer"]["max_steps"]
+    given = {**legacy.settings(values), "images": "p"}
+    config = resolve(InversionConfig, given)
+    usual = InversionConfig(images=Path("p"), placeholder="*")
+    assert config.trainer.max_steps == usual.trainer.max_steps == 5000
+    assert replace(config.optim, lr=0.005) == usual.optim and config.optim.schedule == "constant"
 
 
 def test_an_unfrozen_stable_diffusion_leaves_its_word_and_its_model(
