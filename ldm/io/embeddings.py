@@ -17,8 +17,9 @@ from pathlib import Path
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_head
 from ldm.io.embedding_formats import Format, recognise, to_write
-from ldm.io.embedding_formats.content import read_content, write_content
+from ldm.io.embedding_formats.content import Content, read_content, write_content
 from ldm.io.embedding_formats.layouts import join_encoders
+from ldm.io.embedding_formats.networks import kind_of_network
 from ldm.io.embedding_formats.word import Embedding, likely_base, width_in_words
 from ldm.io.runs import atomic_write
 
@@ -172,9 +173,10 @@ def save_embeddings(
     words = [replace(w, metadata={**w.metadata, "token_id": str(ids[w.placeholder])})
              if w.placeholder in ids else w for w in words]
     contents = chosen.write(words)
-    if any(recognise(content).read is not chosen.read for content in contents):
+    if not all(_reads_back(content, chosen) for content in contents):
         raise UserError(f"cannot write {path} as {chosen.name}: its readers take one of the names "
-                        f"{', '.join(w.placeholder for w in words)} for another format's; rename it")
+                        f"{', '.join(w.placeholder for w in words)} for another format's or for a part of "
+                        "a network; rename it")
     targets = [path, path.with_name(f"{path.stem}_2{path.suffix}")][: len(contents)]
     for target in targets:
         if target.exists() and not overwrite:
@@ -183,6 +185,18 @@ def save_embeddings(
         for target, content in zip(targets, contents, strict=True):
             write_content(content, files.enter_context(atomic_write(target)))
     return path
+
+
+def _reads_back(content: Content, chosen: Format) -> bool:
+    """Whether what is to be written is read as what it is: a word may be called as a part of a LoRA is."""
+    if content.container != "safetensors":
+        content = replace(content, notes={})  # they have no place for notes
+    if not content.ours and kind_of_network(content.values) or recognise(content).read is not chosen.read:
+        return False
+    try:
+        return bool(chosen.read(content, "word"))
+    except UserError:
+        return False
 
 
 def _check_together(words: Sequence[Embedding], path: Path) -> None:

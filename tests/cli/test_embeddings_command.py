@@ -236,3 +236,35 @@ def test_no_command_runs_what_a_file_wants_to_run(cli, refused, cat, model_folde
         result = cli("sample", "--model", model_folder, "--prompt", "a cat", "--out", "out", *words)
         assert result.code == 2 and result.err.count("\n") == 1
     assert not flag.exists()
+
+
+#: name of a tensor -> what the line says
+OTHERS = {
+    "lora_unet_mid.lora_down.weight": "is a LoRA",
+    "text_model.final_layer_norm.bias": "is a text encoder",
+    "t5xxl": "T5-XXL of Stable Diffusion 3 or FLUX",
+}
+COMMANDS = ["show", "convert", "merge", "sample", "edit", "inspect", "evaluate", "invert"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_what_holds_no_word(cli, cat, model_folder, pictures, tmp_path, command, name):
+    other = tmp_path / "other.safetensors"
+    save_file({name: torch.ones(4, 32)}, other)
+    model = ["--model", model_folder]
+    result = cli(*{
+        "show": ["embeddings", "show", other],
+        "convert": ["embeddings", "convert", other, "new.pt"],
+        "merge": ["embeddings", "merge", cat, other, "--out", "new.safetensors"],
+        "sample": ["sample", *model, "--embedding", other, "--prompt", "a {}", "--out", "new"],
+        "edit": ["edit", *model, "--embedding", other, "--prompt", "a {}", "--image", pictures / "0.png",
+                 "--out", "new"],
+        "inspect": ["inspect", *model, other],
+        "evaluate": ["evaluate", *model, "--embedding", other, "--images", pictures, "--out", "new"],
+        "invert": ["invert", *model, "--name", "<x>", "--images", pictures, "--out", "new",
+                   "--set", f"init_embedding={other}"],
+    }[command])  # fmt: skip
+    assert result.code == 2 and result.err.count("\n") == 1, result.err
+    assert OTHERS[name] in result.err and "other.safetensors" in result.err
+    assert not list(tmp_path.glob("new*"))

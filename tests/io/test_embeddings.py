@@ -50,7 +50,7 @@ def test_vectors_for_each_layer_are_kept_in_our_file_alone(tmp_path):
     for name in ("b.pt", "b.bin", "b.png"):
         with pytest.raises(UserError, match="<cat> has vectors for each of 4 layers.*safetensors"):
             save_embeddings([layered], tmp_path / name)
-    save_file({"conv.weight": torch.zeros(4, 2, 8)}, tmp_path / "foreign.safetensors")
+    save_file({"conv": torch.zeros(4, 2, 8)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="holds no embedding"):
         load_embedding(tmp_path / "foreign.safetensors")
     assert not list(tmp_path.glob("b.*"))

@@ -21,7 +21,9 @@ from torch.nn import ParameterDict
 from ldm.errors import UserError
 from ldm.io.checkpoints import is_safetensors, zip_grows
 from ldm.io.embedding_formats import picture
+from ldm.io.embedding_formats.networks import refuse_network
 
+NOTES = "textual-inversion"  # the "format" of our metadata in a safetensors file
 #: A pickled row of a table may drag the whole table along: 49,408 x 1,280 float32 are 253 MB.
 MAX_BYTES = 2**29
 
@@ -34,26 +36,44 @@ class Content:
     values: Mapping[str, Any]
     notes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def ours(self) -> bool:
+        """Whether this program wrote the file."""
+        return are_ours(self.notes)
+
+
+def are_ours(notes: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file is that of this program."""
+    return notes.get("format") == NOTES and "embeddings" in notes
+
 
 def read_content(path: Path, head: bytes) -> Content:
     """What the file at ``path`` that begins with ``head`` holds.
 
-    :class:`UserError` if it is too large or holds nothing named; if it is broken, nearly any error.
+    :class:`UserError` if it is too large, holds weights of a network or nothing named; if it is broken,
+    nearly any error.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError("it is too large for an embedding: give a file with learned vectors, not a "
-                        "model's checkpoint")
     if is_safetensors(head):
         return _read_safetensors(path)
+    _refuse_large(path)
     if picture.is_picture(head):
         return Content("picture", picture.read(path))
     return _read_pickle(path, zipped=head.startswith(b"PK"))
 
 
+def _refuse_large(path: Path) -> None:
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError("it is too large for an embedding: give a file with learned vectors, not a "
+                        "model's checkpoint")
+
+
 def _read_safetensors(path: Path) -> Content:
     with safe_open(str(path), framework="pt") as handle:
-        values = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        return Content("safetensors", values, dict(handle.metadata() or {}))
+        names, notes = list(handle.keys()), dict(handle.metadata() or {})
+        if not are_ours(notes):  # in ours every name is a word's
+            refuse_network(names)
+        _refuse_large(path)
+        return Content("safetensors", {name: handle.get_tensor(name) for name in names}, notes)
 
 
 def _read_pickle(path: Path, zipped: bool) -> Content:
@@ -65,7 +85,10 @@ def _read_pickle(path: Path, zipped: bool) -> Content:
         values = torch.load(handle, map_location="cpu", weights_only=True)  # a path's suffix counts
     if not isinstance(values, Mapping):
         raise UserError("it holds no embedding: give a file with learned vectors")
-    return Content("pickle", {str(k): v for k, v in values.items() if isinstance(k, str)})
+    named = {str(k): v for k, v in values.items() if isinstance(k, str)}
+    inner = named.get("state_dict")
+    refuse_network(map(str, inner) if isinstance(inner, Mapping) else named)
+    return Content("pickle", named)
 
 
 def _write_safetensors(content: Content, path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import ParameterDict
 
 from ldm.errors import UserError
-from ldm.io.embedding_formats.content import Content
+from ldm.io.embedding_formats.content import NOTES, Content
 from ldm.io.embedding_formats.word import Embedding
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 Reader = Callable[[Content, str], list[Embedding]]
 Writer = Callable[[Sequence[Embedding]], list[Content]]
 
-NOTES = "textual-inversion"  # the "format" of our metadata in a safetensors file
 NOTES_VERSION = 1
 #: The id of "*" where the official code looks for it, by width: BERT's, else CLIP's.
 _STAR_IDS = {1280: 1008}
@@ -128,7 +127,8 @@ def write_a1111(container: str) -> Writer:
 # ------------------------------------------------------------------- diffusers: by name
 def read_named(content: Content, stem: str) -> list[Embedding]:
     """``{placeholder: (K, D) or (D,)}``: ours and diffusers'; in ours also (n, K, D)."""
-    values, most = content.values, 3 if _ours(content) else 2
+    _refuse_t5(content)
+    values, most = content.values, 3 if content.ours else 2
     vectors = all(isinstance(v, Tensor) and 1 <= v.ndim <= most for v in values.values())
     if not values or not vectors or len(values) > _MAX_WORDS:
         raise UserError("it holds no embedding: give a file with learned vectors, not a model's "
@@ -160,7 +160,7 @@ def read_unnamed(key: str) -> Reader:
     """``{key: (K, D)}``. The word is called as our notes say, else as the file is."""
 
     def read(content: Content, stem: str) -> list[Embedding]:
-        _refuse_outputs(content)
+        _refuse_rest(content, key)
         name, notes = _only_note(content, stem)
         return [Embedding(name, _tensor(content, key), notes)]
 
@@ -180,7 +180,7 @@ def read_pair(first: str, second: str) -> Reader:
     """``{first: (K, 768), second: (K, 1280)}``, named as by :func:`read_unnamed`."""
 
     def read(content: Content, stem: str) -> list[Embedding]:
-        _refuse_outputs(content)
+        _refuse_rest(content, first, second)
         name, notes = _only_note(content, stem)
         return [Embedding(name, _tensor(content, first), notes, _tensor(content, second))]
 
@@ -215,11 +215,23 @@ def join_encoders(first: Embedding, second: Embedding) -> Embedding:
     return replace(first, second=second.vectors, metadata=second.metadata | first.metadata)
 
 
-def _refuse_outputs(content: Content) -> None:
+def _refuse_rest(content: Content, *read: str) -> None:
+    """Nothing that a file holds is left out without a word: what a layout has no place for is refused."""
     outputs = sorted(name for name in content.values if name.endswith("_out"))
     if outputs:
         raise UserError(f"it holds {', '.join(outputs)[:200]}, an output embedding, which replaces the "
                         "text encoder's result: only input embeddings can be used")
+    _refuse_t5(content)
+    more = sorted(k for k, v in content.values.items() if k not in read and isinstance(v, Tensor))
+    if more:
+        raise UserError(f"it holds {', '.join(more)[:200]} beside {' and '.join(read)}: a word that this "
+                        "program could use only in part")
+
+
+def _refuse_t5(content: Content) -> None:
+    if "t5xxl" in content.values and not content.ours:  # in ours it is a word's name
+        raise UserError("it holds t5xxl, vectors for the text encoder T5-XXL of Stable Diffusion 3 or FLUX: "
+                        "no model of this program has it, and without them it would be another word")
 
 
 def _tensor(content: Content, key: str) -> Tensor:
@@ -238,14 +250,10 @@ def _notes(words: Sequence[Embedding]) -> dict[str, str]:
             "embeddings": json.dumps(described, ensure_ascii=False)}
 
 
-def _ours(content: Content) -> bool:
-    return content.notes.get("format") == NOTES and "embeddings" in content.notes
-
-
 def _read_notes(content: Content) -> dict[str, dict[str, str]]:
     """Placeholder -> metadata; a foreign file's notes are those of every word in it."""
     notes = content.notes
-    if not _ours(content):
+    if not content.ours:
         return {name: dict(notes) for name in content.values}
     derived = {"placeholder", "K", "D"}  # the tensors themselves say these
     try:
@@ -261,6 +269,6 @@ def _read_notes(content: Content) -> dict[str, dict[str, str]]:
 
 def _only_note(content: Content, stem: str) -> tuple[str, dict[str, str]]:
     """Name and metadata of the one word in a file whose layout has no place for a name."""
-    if not _ours(content):
+    if not content.ours:
         return stem, dict(content.notes)
     return next(iter(_read_notes(content).items()), (stem, {}))
