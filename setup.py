@@ -45,6 +45,8 @@ DEV = [
     "matplotlib>=3.10",
     # the pictures of ldm train data --more
     "resvg_py>=0.2",
+    # HEIC pictures
+    "pillow-heif>=0.22",
 ]
 
 setup(
@@ -59,7 +61,7 @@ setup(
     package_data={"ldm": ["py.typed", "assets/**/*"]},
     include_package_data=True,
     install_requires=RUNTIME,
-    extras_require={"dev": DEV, "ray": ["ray>=2.40"]},
+    extras_require={"dev": DEV, "ray": ["ray>=2.40"], "heif": ["pillow-heif>=0.22"]},
     entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},
     zip_safe=False,
     classifiers=[

@@ -6,15 +6,23 @@ in four, by a sentence that also holds its own word.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from ldm.errors import UserError
+from ldm.io.files import read_text
 from ldm.text.templates import render, templates
 
+log = logging.getLogger(__name__)
+
+#: Endings of the files that hold captions, the first ones first.
+TEXTS = (".txt", ".caption")
 #: Sets with a slot for the picture's own word -> the set they are mixed with.
 _PLAIN_OF = {"dual": "object", "style-dual": "style"}
 
@@ -27,38 +35,66 @@ def contains_placeholder(text: str, placeholder: str) -> bool:
     return re.search(before + name + after, text) is not None
 
 
+def caption_files(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """Picture -> the text file beside it that holds its captions, where there is one.
+
+    Of ``cat.png`` that is ``cat.txt`` or ``cat.caption``, else ``cat.png.txt`` or ``cat.png.caption``, in
+    whatever letter case. If there are several, the first of these is taken, with a warning.
+    """
+    texts: dict[tuple[Path, str], list[str]] = defaultdict(list)
+    for folder in {path.parent for path in pictures}:
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    stem, suffix = os.path.splitext(entry.name)
+                    if suffix.lower() in TEXTS and entry.is_file():
+                        texts[folder, stem.lower()].append(entry.name)
+        except OSError:
+            continue  # whoever reads the pictures says what is wrong with their folder
+    found = {}
+    for path in pictures:
+        wanted = [path.stem + suffix for suffix in TEXTS] + [path.name + suffix for suffix in TEXTS]
+        stems = (path.stem.lower(), path.name.lower())
+        there = [name for stem in stems for name in texts.get((path.parent, stem), ())]
+        places = [name.lower() for name in wanted]
+        there.sort(key=lambda name: (name not in wanted, places.index(name.lower()), name))  # noqa: B023
+        if there:
+            found[path] = path.with_name(there[0])
+        if len(there) > 1:
+            log.warning("%s has several captions: %s is read, and %s is not", path, there[0],
+                        " and ".join(there[1:]))  # fmt: skip
+    return found
+
+
 def read_captions(
     paths: Sequence[Path], subject: str, words: Collection[str] = ()
 ) -> list[tuple[str, ...]]:
-    """The captions of every picture: the lines of ``name.txt`` beside ``name.*``.
+    """The captions of every picture: the lines of its text (see :func:`caption_files`).
 
     A caption names the concept by one of ``words``, the placeholders (the subject alone unless given),
     or by a slot ``{}``, which becomes the subject. :class:`UserError` names a file that is missing,
-    empty, no UTF-8 text, or holds a caption that does not name the concept (its loss would not reach v*).
+    empty, no text, or holds a caption that does not name the concept (its loss would not reach v*).
     """
-    words = words or (subject,)
-    return [_read_caption(path.with_suffix(".txt"), path, subject, words) for path in paths]
+    words, files = words or (subject,), caption_files(paths)
+    return [_read_caption(caption_of(path, files), subject, words) for path in paths]
 
 
 def has_captions(paths: Sequence[Path]) -> bool:
-    """Whether any of the pictures has a caption file beside it."""
-    return any(path.with_suffix(".txt").is_file() for path in paths)
+    """Whether any of the pictures has captions beside it."""
+    return bool(caption_files(paths))
 
 
-def _read_caption(
-    file: Path, picture: Path, subject: str, words: Collection[str]
-) -> tuple[str, ...]:
+def caption_of(picture: Path, files: Mapping[Path, Path]) -> Path:
+    """The captions of a picture, of ``caption_files``; :class:`UserError` if it has none."""
+    if picture not in files:
+        raise UserError(f"{picture} has no caption: write it into {picture.with_suffix('.txt').name}")
+    return files[picture]
+
+
+def _read_caption(file: Path, subject: str, words: Collection[str]) -> tuple[str, ...]:
     names = " or ".join(words)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{picture} has no caption: write it into {file.name}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the caption {file} is no UTF-8 text: save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"cannot read the caption {file}: {error.strerror}") from error
     captions = tuple(" ".join(line.split()).replace("{}", subject)
-                     for line in text.splitlines() if line.strip())
+                     for line in read_text(file, "caption").splitlines() if line.strip())
     if not captions:
         raise UserError(f"the caption {file} is empty: write a sentence with {names} into it")
     for caption in captions:

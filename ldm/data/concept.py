@@ -18,16 +18,18 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
+from ldm.data.captions import TEXTS, caption_files
+from ldm.data.decode import HEIF_SUFFIXES, SUFFIXES, decode, flatten, suffixes
 from ldm.errors import UserError
 from ldm.io.runs import file_sha256
 
 log = logging.getLogger(__name__)
 
-#: What is taken for a picture by its name. The content decides how it is decoded.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-                      ".avif", ".jp2", ".ppm", ".pgm", ".tga"})
-#: Pillow's decoders for these: none of them starts another program, as the one for EPS does.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+#: Files of a folder that are named when they are skipped; the rest is counted.
+_MOST_NAMED = 20
+_RAW = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"})
+_HEIF = "a HEIC picture: install pillow-heif by `pip install 'ldm[heif]'`, or convert it to JPEG"
+__all__ = ["SUFFIXES", "Concept", "concept_of", "list_pictures", "load_concept", "load_picture", "load_pil"]
 _FITS = ("crop", "pad", "squash")
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
             "lanczos": Image.Resampling.LANCZOS}
@@ -55,7 +57,7 @@ def list_pictures(
 ) -> list[Path]:
     """The pictures directly in ``folder``, sorted by name; anything else is warned about.
 
-    Hidden files and the caption ``name.txt`` of a picture ``name.*`` pass without a warning.
+    Hidden files and the captions of a picture (``ldm.data.captions.caption_files``) pass without a warning.
     every_file: all that is in the folder is taken for a picture. unsorted: in the file system's order
     (for both see ``CompatConfig``). :class:`UserError` if the folder does not exist, is a file, or
     holds no picture.
@@ -71,15 +73,38 @@ def list_pictures(
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
     if not unsorted:
         entries.sort()
-    pictures = [p for p in entries if every_file or (p.suffix.lower() in SUFFIXES and p.is_file())]
-    captions = {p.with_suffix(".txt") for p in pictures}
-    for other in entries:
-        if other not in captions and other not in pictures:
-            what = "a folder" if other.is_dir() else "not a picture of a known kind"
-            log.warning("skipped %s: %s", other, what)
+    known = suffixes()
+    pictures = [p for p in entries if every_file or (p.suffix.lower() in known and p.is_file())]
+    expected = {*pictures, *caption_files(pictures).values()}
+    skipped = [p for p in entries if p not in expected]
+    for other in skipped[:_MOST_NAMED]:
+        log.warning("skipped %s: %s", other, _why_skipped(other))
+    if len(skipped) > _MOST_NAMED:
+        log.warning("skipped %d more files that are no pictures", len(skipped) - _MOST_NAMED)
     if not pictures:
-        raise UserError(f"no pictures in {folder}: put 3 to 5 there (jpg, png, webp, gif, ...)")
+        needs = next((f": {p.name} is {_HEIF}" for p in skipped if p.suffix.lower() in HEIF_SUFFIXES), None)
+        raise UserError(f"no pictures in {folder}{needs or ': put 3 to 5 there (jpg, png, webp, gif, ...)'}")
     return pictures
+
+
+def _why_skipped(path: Path) -> str:
+    """What a file of a concept's folder is that is no picture, in words."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return "a folder"
+    if not path.exists():
+        return "a link to a file that is not there"
+    if not path.is_file():
+        return "a pipe or a device"
+    if suffix in HEIF_SUFFIXES:
+        return _HEIF
+    if suffix in TEXTS:
+        return f"a text that is no picture's: call it as the picture is called, with the ending {suffix}"
+    if suffix in _RAW:
+        return "a camera's raw file: convert it to JPEG"
+    if suffix in (".json", ".jsonl", ".csv"):
+        return "not a picture; captions are read from a text beside each picture, name.txt"
+    return "not a picture of a known kind"
 
 
 def load_concept(
@@ -98,7 +123,8 @@ def load_concept(
     size: side S in pixels. fit: "crop" scales the shorter side to S and keeps the middle, "pad"
     scales the longer side and fills up with ``background``, "squash" gives up the aspect.
     background: a colour by name or ``#rrggbb``, which transparent parts are laid on as well.
-    upright: turn pictures as their EXIF orientation says. interpolation: "bicubic", "bilinear" or
+    upright: turn pictures as their EXIF orientation says, and translate the colours of their ICC profile
+    to sRGB. interpolation: "bicubic", "bilinear" or
     "lanczos", with antialiasing. every_file, unsorted: of :func:`list_pictures`.
     :class:`UserError` for a folder without pictures or a picture that cannot be decoded.
     """
@@ -160,18 +186,10 @@ def load_picture(
 ) -> Tensor:
     """One file as (3, S, S) float32 in [-1, 1]; arguments as :func:`load_concept`.
 
-    :class:`UserError` that names the file if it is corrupt or no picture.
+    :class:`UserError` that names the file and what is wrong with it.
     """
     colour = _colour(background)
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            image.load()  # the first frame of an animation
-            flat = flatten(ImageOps.exif_transpose(image) if upright else image, colour)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no picture {path}: check the path") from error
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise UserError(f"cannot decode the picture {path}: it is corrupt or of an unknown kind; "
-                        "remove or replace it") from error
+    flat = decode(path, size, colour, upright)
     return to_tensor(fit_square(flat, size, fit, colour, interpolation))
 
 
@@ -187,7 +205,7 @@ def load_pil(
     """Pictures already in memory, as (N, 3, S, S); arguments as :func:`load_concept`."""
     colour = _colour(background)
     turned = (ImageOps.exif_transpose(image) if upright else image for image in images)
-    flat = (flatten(image, colour) for image in turned)
+    flat = (flatten(image, colour, managed=upright) for image in turned)
     return torch.stack([
         to_tensor(fit_square(image, size, fit, colour, interpolation)) for image in flat])
 
@@ -197,34 +215,6 @@ def _colour(name: str) -> tuple[int, int, int]:
         return ImageColor.getcolor(name, "RGB")[:3]  # type: ignore[index,return-value]
     except ValueError as error:
         raise UserError(f"unknown background colour {name!r}: give a name or #rrggbb") from error
-
-
-def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Any mode to 8-bit RGB: 16-bit and float greys scaled, transparency laid on a colour."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _grey8(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    canvas = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(canvas, image).convert("RGB")
-
-
-def _grey8(image: Image.Image) -> Image.Image:
-    """Greys of 16 or 32 bits or floats to 8 bits. Pillow's own conversion cuts them off at 255.
-
-    Their full scale is not recorded: it is 1 for floats up to 1, 255 for values up to that, and
-    else 65535.
-    """
-    values = np.asarray(image, dtype=np.float64)
-    top = np.nanmax(values) if values.size else 0.0
-    full = 65535.0
-    if image.mode == "F" and top <= 1:
-        full = 1.0
-    elif not image.mode.startswith("I;16") and top <= 255:
-        full = 255.0
-    scaled = np.nan_to_num(values).clip(0, full) * (255.0 / full)
-    return Image.fromarray(scaled.round().astype(np.uint8))
 
 
 def fit_square(

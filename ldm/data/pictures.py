@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
 from ldm.seeding import generator
 
 #: in a caption, stands for the name of a thing that only its portraits tell
@@ -88,23 +87,22 @@ class EmojiPictures:
 
 
 class FolderPictures:
-    """Pictures of a folder with ``name.txt`` captions beside them; mirrored half of the time.
+    """Pictures of a folder with captions beside them (``caption_files``); mirrored half of the time.
 
     Raises:
         UserError: no pictures, or a picture without its caption.
     """
 
     def __init__(self, root: str, image_size: int = 64, flip_p: float = 0.5) -> None:
+        from ldm.data.captions import caption_files, caption_of
         from ldm.data.concept import load_concept
+        from ldm.io.files import read_text
 
         concept = load_concept(Path(root), image_size)
         self.images, self.flip_p = concept.images, flip_p
-        self.captions: list[str] = []
-        for path in concept.paths:
-            caption = path.with_suffix(".txt")
-            if not caption.is_file():
-                raise UserError(f"{path.name} has no caption; write one into {caption.name}")
-            self.captions.append(" ".join(caption.read_text().split()))
+        files = caption_files(concept.paths)
+        texts = [read_text(caption_of(path, files), "caption") for path in concept.paths]
+        self.captions = [" ".join(text.split()) for text in texts]
 
     def batch(self, step: int, n: int, seed: int) -> Pictures:
         rng = generator(seed, "pictures", step)

@@ -67,7 +67,7 @@ class CompatConfig:
             code, a run that tunes the model too (``model_lr``) has whole checkpoints.
         weight_decay: AdamW decays v* (and an unfrozen model) by 0.01 x learning rate a step.
         squash: pictures are scaled to a square without regard to their aspect.
-        ignore_orientation: the EXIF orientation of photos is ignored.
+        ignore_orientation: the EXIF orientation and the colour profile of photos are ignored.
         every_file: everything in the folder, hidden files and captions too, is opened as a picture, and
             the first one that is none stops the run.
         unsorted: pictures come in the order in which the file system lists them.

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ldm.data.captions import PromptSource, contains_placeholder, has_captions, read_captions
+from ldm.data.concept import list_pictures
+from ldm.data.pictures import FolderPictures
 from ldm.errors import UserError
 from ldm.text.templates import DUAL, OBJECT, STYLE
 
@@ -106,3 +109,56 @@ def test_the_same_generator_gives_the_same_prompts_and_touches_no_global_state()
 def test_combinations_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UserError):
         PromptSource("*", **wrong)
+
+
+# ------------------------------------------------------------------------------- which file, which letters
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT", "A.txt", "a.caption", "a.Caption", "a.png.txt",
+                                  "a.png.caption", "a.PNG.txt"])
+def test_a_caption_is_read_by_every_name_that_tools_give_it(tmp_path, name, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / name).write_text("a photo of {}")
+    paths = list_pictures(tmp_path)
+    assert has_captions(paths) and read_captions(paths, "*") == [("a photo of *",)]
+    assert FolderPictures(str(tmp_path), 8).captions == ["a photo of {}"]
+    assert not caplog.records
+
+
+def test_of_several_captions_the_one_that_is_read_is_named(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.caption").write_text("old {}")
+    (tmp_path / "a.txt").write_text("new {}")
+    assert read_captions([tmp_path / "a.png"], "*") == [("new *",)]
+    assert "a.txt is read, and a.caption is not" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["b.txt", "a.text.txt", "metadata.jsonl", "a.json"])
+def test_a_text_that_is_no_caption_is_named(tmp_path, name, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / name).write_text("x")
+    assert not has_captions(list_pictures(tmp_path))
+    assert name in caplog.text
+
+
+ENCODINGS = {"utf-8": "Gänse von {}", "utf-8-sig": "Gänse von {}", "utf-16": "Gänse {} 鹅",
+             "cp1252": "Gänse von {}"}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_caption_in_any_usual_encoding_is_read_the_same_whatever_the_locale(
+        tmp_path, encoding, caplog, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(ENCODINGS[encoding].encode(encoding))
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+    monkeypatch.setattr("io.text_encoding", lambda *_: "ascii")
+    assert FolderPictures(str(tmp_path), 8).captions == [ENCODINGS[encoding]]
+    assert read_captions([tmp_path / "a.png"], "*") == [(ENCODINGS[encoding].replace("{}", "*"),)]
+    assert ("a.txt is not in UTF-8" in caplog.text) == (encoding == "cp1252")
+
+
+@pytest.mark.parametrize("content", [b"a \x81 {}", b"a {}\0\0", b"\xff\xfe\x00"])
+def test_what_is_no_text_is_refused(tmp_path, content):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(content)
+    for read in (lambda: read_captions([tmp_path / "a.png"], "*"), lambda: FolderPictures(str(tmp_path), 8)):
+        with pytest.raises(UserError, match="a.txt is no text"):
+            read()

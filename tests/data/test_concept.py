@@ -180,7 +180,7 @@ def test_other_files_are_skipped_with_a_warning_and_captions_and_hidden_ones_wit
     with caplog.at_level(logging.WARNING):
         assert [p.name for p in list_pictures(tmp_path)] == ["a.png"]
     said = [Path(r.args[0]).name for r in caplog.records]
-    assert said == ["b.txt", "notes.md", "phone.heic", "sub.png"]
+    assert said == ["b.txt", "notes.md", "photo.dng", "sub.png"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
