@@ -36,7 +36,7 @@ MAX_JPEG_PIXELS = 2**30
 _MAX_PROFILE = 2**22
 _SRGB = ImageCms.createProfile("sRGB")
 #: The mode of Pillow that a profile's colour space is about.
-_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 #: Pillow scales the samples of a PNG to 8 bits, but not its transparent sample: factor, right shift.
 _KEY_SCALES = {"L;2": (85, 0), "L;4": (17, 0), "RGB;16B": (1, 8)}
 
@@ -74,7 +74,8 @@ def decode(path: Path | str, side: int, background: tuple[int, int, int], uprigh
         try:
             with _open(handle) as image:
                 _bound(image, side)
-                scale = _KEY_SCALES.get(str(image.tile[0][3])) if image.tile else None
+                tile = getattr(image, "tile", None)
+                scale = _KEY_SCALES.get(str(tile[0][3])) if tile else None
                 image.load()  # the first frame of an animation
                 if scale:
                     _scale_key(image, *scale)
@@ -170,7 +171,7 @@ def flatten(
 def _to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
     """An opaque picture as RGB; a profile that does not belong to its kind of colours is left aside."""
     if image.mode == "LAB":
-        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), _SRGB, outputMode="RGB")
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     if not profile:
         return image if image.mode == "RGB" else image.convert("RGB")
     try:
@@ -178,8 +179,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Imag
             raise ValueError(f"more than {_MAX_PROFILE} bytes")
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _SPACES[source.profile.xcolor_space.strip()]
-        fitting = {"L": ("1", "L"), "CMYK": ("CMYK",), "RGB": ("1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV")}
-        if image.mode not in fitting[mode]:
+        colours = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV")
+        if image.mode not in {"L": ("1", "L"), "RGB": colours}.get(mode, (mode,)):
             raise ValueError(f"it is for {mode}, the picture is {image.mode}")
         translated = ImageCms.profileToProfile(
             image.convert(mode),

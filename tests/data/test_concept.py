@@ -174,7 +174,7 @@ def test_what_a_file_is_decides_its_content_not_its_name(tmp_path):
 def test_other_files_are_skipped_with_a_warning_and_captions_and_hidden_ones_without(
         tmp_path, caplog):
     quarters().save(tmp_path / "a.png")
-    for name in ("a.txt", ".DS_Store", "b.txt", "phone.heic", "notes.md"):
+    for name in ("a.txt", ".DS_Store", "b.txt", "photo.dng", "notes.md"):
         (tmp_path / name).write_text("x")
     (tmp_path / "sub.png").mkdir()
     with caplog.at_level(logging.WARNING):
