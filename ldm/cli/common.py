@@ -6,11 +6,10 @@ import argparse
 import logging
 import re
 import shlex
-import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,24 +132,29 @@ def quiet_libraries(verbose: bool) -> None:
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch)\b")
 
 
-@contextmanager
-def no_remains(path: Path) -> Iterator[None]:
-    """If the work inside fails, remove the folder ``path`` that it made, and parents it made.
+def output(
+    given: Path | None,
+    usual: str | Path,
+    *,
+    half: Callable[[Path], bool] | None = None,
+    deep: bool = False,
+) -> AbstractContextManager[Path]:
+    """The folder of ``--out``, claimed (``ldm.io.claims``); else a new one: ``usual``, ``usual-2``, ..."""
+    from ldm.io.claims import claimed, claimed_new
 
-    A folder that was there before is never touched, nor is one with a checkpoint to resume from.
-    """
-    missing = [p for p in (path, *path.parents) if not p.exists()]
-    try:
-        yield
-    except Exception:
-        if missing and not any(path.glob("checkpoints/*")):
-            shutil.rmtree(path, ignore_errors=True)
-            for parent in missing[1:]:
-                try:
-                    parent.rmdir()
-                except OSError:  # never made, or holds something else by now
-                    break
-        raise
+    if given is None:
+        return claimed_new(Path(usual), half=half, deep=deep)
+    return claimed(given, half=half, deep=deep)
+
+
+def no_checkpoint(run: Path) -> bool:
+    """Whether a run has come to no checkpoint: one that fails then leaves nothing worth keeping."""
+    return not any(run.glob("checkpoints/*"))
+
+
+def whole_or_nothing(_: Path) -> bool:
+    """Of a folder whose files are of use only together."""
+    return True
 
 
 def say(*lines: str) -> None:

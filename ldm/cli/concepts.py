@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
 from ldm.errors import UserError
+from ldm.io.runs import LIST_NAME
 
 if TYPE_CHECKING:
     from ldm.training.jobs import Job, Result
 
 SECTIONS = ("defaults", "concepts")
-#: in the folder of the runs: the list as it was resolved, from which ``--resume`` goes on
-KEPT_LIST = "concepts.yaml"
 ALL = slice(None)
 #: more rows than a screen has are read from the summary file
 MOST_ROWS = 40
@@ -105,18 +104,28 @@ def learn_list(
     jobs = read_jobs(args.concepts, options, args.model, args.part)
     if not jobs:
         raise UserError(f"{args.concepts} has fewer concepts than --part makes parts")
-    out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(args.concepts.stem)}"
-    if not args.resume and out.is_dir() and any(out.iterdir()):
+    usual = Path("runs", f"{common.stamp()}_{common.slug(args.concepts.stem)}")
+    with common.output(args.out, usual) as out:
+        _learn_in(out, jobs, args, command, learn)
+
+
+def _learn_in(
+    out: Path,
+    jobs: Sequence[Job],
+    args: argparse.Namespace,
+    command: str,
+    learn: Callable[[Sequence[Job], Path], list[Result]],
+) -> None:
+    from ldm.io.runs import holds_something, write_text
+    from ldm.training.jobs import SUMMARY, check_together, write_summary
+
+    if not args.resume and holds_something(out):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
     again = common.command(["ldm", command, "--resume", "--out", out])
     args.how_to_resume = lambda: f"continue with: {again}"
     common.quiet_libraries(args.verbose)
-
-    from ldm.io.runs import write_text
-    from ldm.training.jobs import SUMMARY, check_together, write_summary
-
     check_together(jobs)
-    write_text(out / KEPT_LIST, _as_list(jobs))
+    write_text(out / LIST_NAME, _as_list(jobs))
     results = learn(jobs, out)
     write_summary(results, out)
     failed = [result for result in results if result.status == "failed"]
@@ -153,8 +162,8 @@ def _table(results: Sequence[Result]) -> list[str]:
 
 def kept_list(args: argparse.Namespace) -> Path | None:
     """The list to learn: that of ``--concepts``, or with ``--resume`` the one that ``--out`` kept."""
-    if args.concepts is None and args.resume and args.out and (args.out / KEPT_LIST).is_file():
-        return args.out / KEPT_LIST
+    if args.concepts is None and args.resume and args.out and (args.out / LIST_NAME).is_file():
+        return args.out / LIST_NAME
     return args.concepts
 
 

@@ -12,6 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -207,6 +208,11 @@ def plan(
 
 
 # ------------------------------------------------------------------------------ drawing
+def output(args: argparse.Namespace) -> AbstractContextManager[Path]:
+    """The folder of the pictures, claimed: what is drawn stays, whatever happens."""
+    return common.output(args.out, Path("out", common.stamp()))
+
+
 def load_model(args: argparse.Namespace, recipe: Recipe | None = None) -> LatentDiffusion:
     """The model of the options, or of the recipe if they name none.
 
@@ -241,21 +247,18 @@ def draw_into(
 
     from ldm.io.images import save_png
     from ldm.io.recipes import MAX_BATCH, to_text
-    from ldm.io.runs import RunFolder
     from ldm.sampling import usual_batch
 
     size = min(args.batch_size or usual_batch(model.image_size), MAX_BATCH)
     args.how_to_resume = lambda: f"the same command with --out {common.command([out])} goes on"
-    with common.no_remains(out):
-        RunFolder(out).file("grid.png")  # a folder that cannot be made is found out before the work
-        missing = [one for one in wanted if not _is_there(one)]
-        for batch in (missing[i : i + size] for i in range(0, len(missing), size)):
-            images = _sample(model, [one.recipe for one in batch], source, x_T)
-            for row, (one, image) in enumerate(zip(batch, images, strict=True)):
-                recipe = replace(one.recipe, batch_row=row, batch_rows=len(batch))
-                save_png(image, one.path, to_text(recipe))
-        if args.grid:
-            _write_grid(wanted, args.columns, out / "grid.png")
+    missing = [one for one in wanted if not _is_there(one)]
+    for batch in (missing[i : i + size] for i in range(0, len(missing), size)):
+        images = _sample(model, [one.recipe for one in batch], source, x_T)
+        for row, (one, image) in enumerate(zip(batch, images, strict=True)):
+            recipe = replace(one.recipe, batch_row=row, batch_rows=len(batch))
+            save_png(image, one.path, to_text(recipe))
+    if args.grid:
+        _write_grid(wanted, args.columns, out / "grid.png")
     before = len(wanted) - len(missing)
     common.heading(f"{len(wanted)} pictures in {out}" + (f", {before} were there" if before else ""))
     if args.grid:
@@ -277,15 +280,13 @@ def draw_again(
     from ldm.io.images import save_png
     from ldm.io.recipes import to_text
 
-    out = args.out or Path("out") / common.stamp()
-    path = out / args.again.name
-    if path.resolve() == args.again.resolve():
+    if args.out and (args.out / args.again.name).resolve() == args.again.resolve():
         raise UserError(f"{args.again} would be overwritten by its copy; give another folder by --out")
     if recipe.size != model.image_size:
         raise UserError(f"the recipe is of a picture of {recipe.size} pixels, not {model.image_size}")
     images = _sample(model, [recipe] * recipe.batch_rows, source, x_T)
-    with common.no_remains(out):
-        save_png(images[recipe.batch_row], path, to_text(recipe))
+    with output(args) as out:
+        path = save_png(images[recipe.batch_row], out / args.again.name, to_text(recipe))
     common.heading(f"drawn again: {path}")
 
 
@@ -306,11 +307,17 @@ def _write_grid(wanted: Sequence[Wanted], columns: int | None, path: Path) -> No
 
 
 def _is_there(one: Wanted) -> bool:
+    from PIL import Image
+
     from ldm.io.recipes import load_recipe
 
     try:
-        return one.path.is_file() and load_recipe(one.path).same_picture(one.recipe)
-    except UserError:  # half a picture, or another program's
+        if not one.path.is_file() or not load_recipe(one.path).same_picture(one.recipe):
+            return False
+        with Image.open(one.path) as picture:
+            picture.load()  # to its end: the recipe stands before the pixels
+        return True
+    except (UserError, OSError, SyntaxError):  # half a picture, or another program's
         return False
 
 

@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> None:
     model = drawing.load_model(args)
     words.teach(model, learned, force=args.force)
     source = _source(args, model)
-    out = args.out or Path("out") / common.stamp()
-    wanted = drawing.plan(args, model, learned, out, _edit(args, source, learned))
-    drawing.draw_into(args, model, wanted, out, *_start(model, source, wanted[0].recipe))
+    with drawing.output(args) as out:
+        wanted = drawing.plan(args, model, learned, out, _edit(args, source, learned))
+        drawing.draw_into(args, model, wanted, out, *_start(model, source, wanted[0].recipe))
 
 
 def _check(args: argparse.Namespace) -> None:

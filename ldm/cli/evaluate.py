@@ -112,7 +112,7 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
     if args.out is None:
         _print(word.placeholder, evaluate(model, word, args.images, **settings))
         return
-    with common.no_remains(args.out):
+    with common.output(args.out, args.out):
         figures = evaluate(model, word, args.images, out=args.out, **settings)
         _write_csv(args.out / "table.csv", [_flat(figures)])
     _print(word.placeholder, figures)
@@ -126,7 +126,7 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
     out = args.out or Path("runs/evaluation/base")
     judge, sampling = _judge_and_sampling(args)
     holdout = _holdout(args.holdout)
-    with common.no_remains(out):
+    with common.output(out, out):
         result = evaluate_base(
             model,
             sample,
@@ -152,21 +152,24 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
 
     out = args.out or Path("runs/evaluation/inversion")
     judge, sampling = _judge_and_sampling(args)
-    result = evaluate_inversion(
-        model,
-        sample,
-        invert,
-        judge,
-        EmojiSprites.load(args.data),
-        _holdout(args.holdout),
-        out,
-        concepts=args.concepts,
-        pictures=args.pictures,
-        samples=args.n,
-        seed=args.seed,
-        sampling=sampling,
-        invert_settings=merge(model.inversion_defaults, load_yaml([], args.set)) if args.set else None,
-    )
+    sprites, holdout = EmojiSprites.load(args.data), _holdout(args.holdout)
+    settings = merge(model.inversion_defaults, load_yaml([], args.set)) if args.set else None
+    with common.output(out, out, deep=True):
+        result = evaluate_inversion(
+            model,
+            sample,
+            invert,
+            judge,
+            sprites,
+            holdout,
+            out,
+            concepts=args.concepts,
+            pictures=args.pictures,
+            samples=args.n,
+            seed=args.seed,
+            sampling=sampling,
+            invert_settings=settings,
+        )
     _print(f"{args.concepts} held-out concepts", result.summary())
     _say_where(out, "contact_sheet.png")
 

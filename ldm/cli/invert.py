@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,16 @@ def run(args: argparse.Namespace) -> None:
     from ldm.training.config import InversionConfig
 
     config = resolve(InversionConfig, settings(args))
-    out = args.out or Path("runs") / f"{common.stamp()}_{common.slug(config.placeholder)}"
-    again = common.command(["ldm", "invert", "--resume", "--out", out])
-    invert(args, config, out, again)
+    usual = Path("runs", f"{common.stamp()}_{common.slug(config.placeholder)}")
+    with run_folder(args.out, usual, config) as out:
+        invert(args, config, out, common.command(["ldm", "invert", "--resume", "--out", out]))
+
+
+def run_folder(given: Path | None, usual: Path, config: Any) -> AbstractContextManager[Path]:
+    """The run's folder, claimed where this process is the one that writes."""
+    if not config.trainer.writes:
+        return nullcontext(given or usual)
+    return common.output(given, usual, half=common.no_checkpoint, deep=True)
 
 
 def invert(
@@ -174,8 +181,7 @@ def invert(
 
     args.how_to_resume = how_to_resume
     common.quiet_libraries(args.verbose)
-    with common.no_remains(out) if config.trainer.writes else nullcontext():
-        run_inversion(config, out, resume=bool(args.resume), documents=documents)
+    run_inversion(config, out, resume=bool(args.resume), documents=documents)
     if not config.trainer.writes:
         return
     for word in load_embeddings(out / "embeddings.safetensors"):

@@ -119,7 +119,7 @@ def _debugged(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Resolve the config; train if asked to."""
-    from ldm.cli.invert import invert
+    from ldm.cli.invert import invert, run_folder
     from ldm.config import dump_yaml, resolve, to_plain
     from ldm.training.config import InversionConfig
 
@@ -134,10 +134,10 @@ def run(args: argparse.Namespace) -> None:
         sys.stderr.write("ldm: nothing was trained: add -t to train with this config\n")
         return
     begun, name = run_name(args, config.images)
-    out = folder or args.logdir / f"{begun}{name}"
     args.resume = folder
-    again = common.command(["python", "main.py", "-t", "-r", out])
-    invert(args, config, out, again, _documents(official, begun) if official and args.base else {})
+    documents = _documents(official, begun) if official and args.base else {}
+    with run_folder(folder, args.logdir / f"{begun}{name}", config) as out:
+        invert(args, config, out, common.command(["python", "main.py", "-t", "-r", out]), documents)
 
 
 def official_values(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ldm.cli import common, drawing, words
@@ -43,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
     learned = words.load(args.embedding or [])
     model = drawing.load_model(args)
     words.teach(model, learned, force=args.force)
-    out = args.out or Path("out") / common.stamp()
-    drawing.draw_into(args, model, drawing.plan(args, model, learned, out), out)
+    with drawing.output(args) as out:
+        drawing.draw_into(args, model, drawing.plan(args, model, learned, out), out)
 
 
 def _again(args: argparse.Namespace) -> None:

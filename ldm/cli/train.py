@@ -143,7 +143,7 @@ def run_data(args: argparse.Namespace) -> None:
 
     if args.more is not None and args.more.resolve() == args.out.resolve():
         raise UserError(f"{args.out} holds the first drawings: name another folder with --out")
-    with common.no_remains(args.out):
+    with common.output(args.out, args.out, half=common.whole_or_nothing):
         if args.more is None:
             prepare(args.out, args.packages)
         else:
@@ -173,7 +173,7 @@ def run_stage(args: argparse.Namespace) -> None:
         bank = pretrain.encode_latents(resolve(pretrain.LatentsStage, values), out)
         common.heading(f"{len(bank)} latents in {out}; their scale factor is {bank.scale_factor:.5f}")
         return
-    with common.no_remains(out):
+    with common.output(out, out, half=common.no_checkpoint, deep=True):
         written = _trained(args.stage, values, out, args.resume)
     common.heading(f"trained: {written}")
 
@@ -201,7 +201,7 @@ def run_export(args: argparse.Namespace) -> None:
         raise UserError(f"there is no folder {args.source}; give the run of ldm train diffusion")
     base = args.base or [args.source / "config.yaml"]
     config = resolve(pretrain.DiffusionStage, load_yaml(base, args.overrides))
-    with common.no_remains(args.out):
+    with common.output(args.out, args.out, half=common.whole_or_nothing):
         pretrain.export(config, args.source, args.out, args.checkpoint)
     _say_where(args.out)
 
@@ -217,7 +217,7 @@ def run_average(args: argparse.Namespace) -> None:
         raise UserError("--models takes two models or more")
     common.quiet_libraries(args.verbose)
     mean = average_models([ldm.load(name) for name in args.models])
-    with common.no_remains(args.out):
+    with common.output(args.out, args.out, half=common.whole_or_nothing):
         export_model(mean, args.out, dtype=torch.float16)
     _say_where(args.out)
 

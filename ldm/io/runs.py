@@ -16,6 +16,7 @@ import platform
 import re
 import secrets
 import shlex
+import socket
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ from ldm.errors import UserError
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+CONFIG_NAME = "config.yaml"
+LIST_NAME = "concepts.yaml"  # in the folder of a list of concepts: the list as it was resolved
+LOCK_NAME = ".ldm-lock"  # in a folder that is claimed (claims.py), or was when its process was killed
 _PACKAGES = ("ldm", "torch", "pytorch-lightning", "safetensors", "pillow", "numpy")
 
 _REASONS = {
@@ -48,10 +52,35 @@ _REASONS = {
 _TORCH_WRITER = r"inline_container\.cc|iostream error|PytorchStreamWriter"
 
 
+#: errors of a disk that has no room left
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
 # ------------------------------------------------------------------------- atomic writes
+#: of this machine, in the names of temporary files
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+#: temporary files of writes that go on now, and for every claimed folder the files made since (claims.py)
+writing: set[Path] = set()
+made: dict[Path, set[Path]] = {}
+_TEMPORARY = re.compile(r"\..*\.(?:([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}|[0-9a-f]{12})\.tmp(\.[^.]*)?")
+
+
 def _temporary(path: Path) -> Path:
     """A hidden, unused name beside ``path``; the suffix stays, writers choose a format by it."""
-    return path.with_name(f".{path.stem[:80]}.{secrets.token_hex(6)}.tmp{path.suffix}")
+    writer = f"{HOST}-{os.getpid():x}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.stem[:80]}.{writer}.tmp{path.suffix}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name that :func:`atomic_write` gives while it writes."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def writer_of(path: Path) -> tuple[str | None, int | None]:
+    """Machine and process of a temporary file, as far as its name tells."""
+    found = _TEMPORARY.fullmatch(path.name)
+    host, pid = (found[1], found[2]) if found else (None, None)
+    return host, None if pid is None else int(pid, 16)
 
 
 def _errno_of(error: BaseException | None) -> int | None:
@@ -98,6 +127,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _temporary(path)
+    writing.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()  # fails early, and tells the mode that this user's files have
@@ -106,7 +136,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, mode)  # safetensors makes its files private
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        new = not path.exists()
         os.replace(temporary, path)
+        for paths in made.values() if new else ():
+            paths.add(path.absolute())
         _sync_folder(path.parent)
     except UserError:
         raise
@@ -124,6 +157,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         except OSError:  # its folder is gone or is a file: nothing was written there
             pass
+        writing.discard(temporary)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -201,7 +235,7 @@ class RunFolder:
     def file(self, *parts: str) -> Path:
         """A path inside the run, its folder created. :class:`UserError` if that is not possible."""
         target = self.path.joinpath(*parts)
-        _make_folder(target.parent)
+        make_folder(target.parent)
         return target
 
     def write_manifest(
@@ -260,7 +294,8 @@ def _neutral(command: Sequence[str]) -> list[str]:
     return [Path(command[0]).name, *command[1:]] if command else []
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents. :class:`UserError` if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -270,21 +305,46 @@ def _make_folder(folder: Path) -> None:
 def create_run(out: Path | str, *, resume: bool = False) -> RunFolder:
     """Creates the folder ``out`` of a run and checks that it can be written.
 
-    Raises :class:`UserError` if it exists and holds something (unless ``resume``), if ``resume``
-    finds no manifest, if it is a file, or if nothing can be written there.
+    Whoever writes there claims it first (``ldm.io.claims``). Raises :class:`UserError` if it holds
+    something (with ``resume``: something that is no run, not even the beginning of one), if it is a file,
+    or if nothing can be written there.
     """
     path = Path(out).expanduser()
     if path.is_file():
         raise UserError(f"{path} is a file: choose another folder for the run")
     try:
-        used = path.is_dir() and any(path.iterdir())
+        used = holds_something(path)
     except OSError as error:
         raise write_error(path, error) or error from error
-    if resume and not (path / MANIFEST_NAME).is_file():
-        raise UserError(f"nothing to resume in {path}: it holds no {MANIFEST_NAME}")
+    begun = any((path / name).is_file() for name in (CONFIG_NAME, MANIFEST_NAME))
     if used and not resume:
         raise UserError(
-            f"the folder {path} is not empty: choose another one, or resume the run that is in it")
-    write_bytes(path / ".writable", b"")  # fail now, not after an hour of training
-    (path / ".writable").unlink(missing_ok=True)
+            f"the folder {path} is not empty: choose another one"
+            + (", or go on with the run that is in it by --resume" if begun else "")
+        )
+    if used and not begun:
+        raise UserError(
+            f"{path} holds something, but no run: there is no {CONFIG_NAME} in it; choose another folder"
+        )
+    _check_writable(path)  # fail now, not after an hour of training
     return RunFolder(path)
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a folder holds anything but a lock and what killed writes left."""
+    try:
+        return any(path.name != LOCK_NAME and not is_temporary(path) for path in folder.iterdir())
+    except FileNotFoundError:
+        return False
+
+
+def _check_writable(folder: Path) -> None:
+    make_folder(folder)
+    probe = _temporary(folder / "probe")
+    try:
+        with open(probe, "wb") as handle:
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise write_error(folder, error) or error from error
+    finally:
+        probe.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
+from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
 from ldm.model import LatentDiffusion
 from ldm.training.run import Inversion
@@ -62,6 +64,7 @@ class Learner:
         self.scheduler = configured["lr_scheduler"]["scheduler"]
         self.step, self.seconds = 0, 0.0
         self._resume = resume
+        self._claim = ExitStack()
         self._micro = 0  # batches since the last step, whose gradients are summed
         self._ids: dict[str, Tensor] = {}
 
@@ -74,11 +77,16 @@ class Learner:
         return ended and not self._micro
 
     def begin(self) -> None:
-        """Before its first step in a pack: load what it goes on from."""
+        """Before its first step in a pack: claim the run folder, load what it goes on from."""
+        self._claim.enter_context(claimed(self.run.path))
         path = self.run.path.joinpath(*CHECKPOINT)
         if self._resume and path.is_file():
             self._load(path)
         self._resume = False
+
+    def release(self) -> None:
+        """Leave the run folder to others."""
+        self._claim.close()
 
     def draw(self) -> Draw:
         """The next micro-batch; it is the same until :meth:`update`."""

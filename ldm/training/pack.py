@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from ldm.config import load_yaml, resolve
 from ldm.errors import UserError
 from ldm.inversion.compat import switches
+from ldm.io.claims import claimed
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run
 from ldm.model import LatentDiffusion
@@ -98,7 +100,9 @@ def learn_many(
             results[job.name] = _failed(job, run, error)
     named = {job.name: job for job in jobs}
     members = Pack(model, waiting, pack, precision)
-    with _bar(waiting, progress) as bar, freed_memory_kept():
+    with ExitStack() as claims, _bar(waiting, progress) as bar, freed_memory_kept():
+        for learner in waiting:
+            claims.callback(learner.release)
         while members.busy:
             form = trained_form(
                 model,
@@ -131,11 +135,11 @@ def _finished(job: Job, run: RunFolder) -> bool:
 def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> Inversion:
     concept, captions = read_pictures(job.config, model.image_size)
     check(job.config)
-    if not (resume and run.path.is_dir()):
-        create_run(run.path)
-    write_config(run, job.config)
-    with in_one_line(job.config.batch_size):
-        return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)
+    with claimed(run.path, half=lambda _: True, deep=True):
+        create_run(run.path, resume=resume)
+        write_config(run, job.config)
+        with in_one_line(job.config.batch_size):
+            return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)
 
 
 def _finish(left: Sequence[tuple[Job, Learner, UserError | None]]) -> Iterator[Result]:
@@ -148,6 +152,7 @@ def _finish(left: Sequence[tuple[Job, Learner, UserError | None]]) -> Iterator[R
             with in_one_line(job.config.batch_size):
                 done.append((job, learner, learner.task.learned(learner.step)))
         except UserError as error:
+            learner.release()
             yield _failed(job, learner.run, error)
     drawn = draw_together(at_the_end(learner.task.module.model, learner.config) for _, learner, _ in done)
     for (job, learner, words), pictures in zip(done, drawn, strict=True):
@@ -158,6 +163,8 @@ def _finish(left: Sequence[tuple[Job, Learner, UserError | None]]) -> Iterator[R
             yield _kept(job, learner.run, "learned")
         except UserError as error:
             yield _failed(job, learner.run, error)
+        finally:
+            learner.release()
 
 
 def _kept(job: Job, run: RunFolder, status: Literal["learned", "kept"] = "kept") -> Result:

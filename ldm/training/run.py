@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,12 @@ from ldm.config import dump_yaml, to_plain
 from ldm.data.captions import PromptSource, has_captions, read_captions
 from ldm.data.concept import Concept, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
+from ldm.errors import UserError
 from ldm.inversion.compat import switches
+from ldm.io.claims import claimed, is_claimed
 from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
-from ldm.io.runs import RunFolder, create_run, now, write_text
+from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
@@ -54,16 +57,19 @@ def run_inversion(
     Raises:
         UserError: anything wrong with the input; nothing is left half-written.
     """
-    loose = switches(config.compat).loose_weights
-    model = loading.load(config.model, config.checkpoint, strict=not loose)
-    concept, captions = read_pictures(config, model.image_size)
-    check(config)
-    run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
-    if config.trainer.writes:
-        write_config(run, config, documents)
-    return learn(
-        model, concept, config, captions=captions, run=run, resume=resume, progress=progress
-    )
+    if is_claimed(out.parent) and (out.parent / LIST_NAME).is_file():
+        raise UserError(f"the list in {out.parent} is being learned, with {out.name} in it: wait for its end")
+    with claimed(out, deep=True) if config.trainer.writes else nullcontext():
+        loose = switches(config.compat).loose_weights
+        model = loading.load(config.model, config.checkpoint, strict=not loose)
+        concept, captions = read_pictures(config, model.image_size)
+        check(config)
+        run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
+        if config.trainer.writes:
+            write_config(run, config, documents)
+        return learn(
+            model, concept, config, captions=captions, run=run, resume=resume, progress=progress
+        )
 
 
 def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tuple[str, ...]] | None]:
@@ -78,7 +84,8 @@ def write_config(
     run: RunFolder, config: InversionConfig, documents: Mapping[str, str] | None = None
 ) -> None:
     """Write ``config.yaml`` and ``documents`` (path in the folder -> content)."""
-    for name, text in {**(documents or {}), "config.yaml": dump_yaml(to_plain(config))}.items():
+    # the config first: with it, a run that is killed here can be gone on with
+    for name, text in {CONFIG_NAME: dump_yaml(to_plain(config)), **(documents or {})}.items():
         write_text(run.file(name), text)
 
 

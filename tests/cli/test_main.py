@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ldm import __version__
-from ldm.cli.common import no_remains, slug
+from ldm.cli.common import slug
 from ldm.cli.main import build_parser, guarded
 from ldm.config import merge, nested
 from ldm.errors import UserError
@@ -141,24 +141,3 @@ def test_settings_merge_level_by_level():
 def test_names_of_files_are_plain():
     assert slug("a photo of <cat-toy>, please/now") == "a-photo-of-cat-toy-please-now"
     assert slug("***") == "word"
-
-
-def test_a_failed_command_removes_only_the_folder_that_it_made(tmp_path):
-    for name, before in (("new/deep", False), ("old", True)):
-        out = tmp_path / name
-        if before:
-            out.mkdir()
-            (out / "mine").touch()
-        with pytest.raises(UserError), no_remains(out):
-            (out / "part").mkdir(parents=True)
-            raise UserError("stop")
-    assert not (tmp_path / "new").exists()
-    assert (tmp_path / "old" / "mine").exists()
-
-
-def test_a_failed_run_with_a_checkpoint_is_kept_to_be_resumed(tmp_path):
-    with pytest.raises(UserError), no_remains(tmp_path / "run"):
-        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
-        raise UserError("stop")
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

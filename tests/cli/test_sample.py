@@ -1,12 +1,15 @@
 """``ldm sample`` and ``ldm inspect``: files, reproducibility, placeholders, provenance."""
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import ldm.io.runs
 import ldm.sampling
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.images import save_png
@@ -232,3 +235,34 @@ def test_inspect_refuses_a_model_of_another_width(cli, model_folder, tmp_path):
     path = save_embeddings(Embedding("<x>", torch.ones(1, 768)), tmp_path / "x.safetensors")
     result = cli("inspect", path, "--model", model_folder)
     assert result.code == 2 and "768" in result.err
+
+
+def test_what_is_drawn_stays_when_a_later_write_fails(cli, model_folder, monkeypatch):
+    words = ["sample", "--model", model_folder, "--prompt", "a cat", "--n", 3]
+    words += ["--steps", 1, "--batch-size", 1]
+    real = ldm.io.runs.os.replace
+
+    def full(source, target):
+        if str(target).endswith(failing):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    for failing, left in (("_02.png", 2), ("grid.png", 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr("ldm.io.runs.os.replace", full)
+            result = cli(*words, "--out", failing)
+        assert result.code == 2 and "disk is full" in result.err and "\n" not in result.err.strip()
+        assert len(list(Path(failing).iterdir())) == left
+        assert cli(*words, "--out", failing).code == 0
+        assert len(list(Path(failing).iterdir())) == 4
+
+
+def test_a_cut_picture_is_drawn_again(cli, model_folder):
+    words = ["sample", "--model", model_folder, "--prompt", "a cat", "--n", 2, "--steps", 1, "--out", "out"]
+    assert cli(*words).code == 0
+    whole = pngs(Path("out"))
+    first = Path("out") / next(iter(whole))
+    first.write_bytes(first.read_bytes()[:-60])
+    result = cli(*words)
+    assert result.code == 0 and "1 were there" in result.out, result.err
+    assert pngs(Path("out")) == whole

@@ -123,11 +123,18 @@ def test_a_folder_in_use_is_refused_unless_resumed(tmp_path):
     assert create_run(tmp_path / "run", resume=True) == run
 
 
-def test_resuming_where_there_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="nothing to resume"):
+@pytest.mark.parametrize("left", [[], [".ldm-lock"], ["config.yaml"], ["config.yaml", "manifest.json"]])
+def test_resuming_goes_on_from_whatever_a_killed_run_left(tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_text("{}")
+    assert create_run(tmp_path, resume=True).path == tmp_path
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
+
+
+def test_resuming_in_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("")
+    with pytest.raises(UserError, match="no run"):
         create_run(tmp_path, resume=True)
-    with pytest.raises(UserError, match="nothing to resume"):
-        create_run(tmp_path / "none", resume=True)
 
 
 def test_a_file_in_the_way_and_a_full_disk_are_said_before_the_work(tmp_path, monkeypatch):
