@@ -7,18 +7,24 @@ DDIM inversion of App. A: what it returns goes into ``ldm.sample(..., x_T=...)``
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.data.concept import concept_of
+from ldm.data.decode import decode, flatten, turned_size, upright_size
 from ldm.diffusion import samplers
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
+
+log = logging.getLogger(__name__)
+
+BLACK = (0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +89,9 @@ def load_source(
         image: a file, a PIL picture (any size; EXIF applied, aspect kept), or a tensor
             (3, S, S) in [-1, 1].
         strength: see `Source`; by default 0.6, and 1 with a mask.
-        mask: white where to paint, black where to keep; cropped or padded as the picture is, so it
-            has the picture's aspect, or the square that is left of it. A tensor is (1, S, S) in
-            [0, 1].
+        mask: white where to paint, black where to keep; laid over the picture and cropped or padded with
+            it. One of another aspect is stretched to the picture's, with a warning; a square one is laid
+            over the square that is left of it. A tensor is (1, S, S) in [0, 1].
         keep_pixels: see `Source`.
         fit: "crop" keeps the middle square, "pad" fills up with ``background``, which
             transparent parts are laid on as well (in a mask: always black).
@@ -99,8 +105,32 @@ def load_source(
     pixels = _square(image, size, fit, background)
     if mask is None or isinstance(mask, Tensor):
         return Source(pixels, strength, mask, keep_pixels)
-    grey = _square(mask, size, fit, "black").mean(0, keepdim=True)
+    grey = _square(_over(mask, image, size), size, fit, "black").mean(0, keepdim=True)
     return Source(pixels, strength, (grey / 2 + 0.5).clamp(0, 1), keep_pixels)
+
+
+def _over(
+    mask: str | Path | Image.Image, image: str | Path | Image.Image | Tensor, size: int
+) -> str | Path | Image.Image:
+    """The mask, or where it has another aspect than the picture, one that is stretched to the picture's."""
+    width, height = (1, 1) if isinstance(image, Tensor) else _size(image)
+    mask_width, mask_height = _size(mask)
+    sides = abs(mask_width * height / width - mask_height), abs(mask_height * width / height - mask_width)
+    if min(sides) <= 1 or mask_width == mask_height:  # a pixel more or less is rounding
+        return mask
+    log.warning("the mask of %d x %d pixels has not the aspect of the picture, %d x %d: it is stretched",
+                mask_width, mask_height, width, height)  # fmt: skip
+    scale = 4 * size / max(width, height)
+    stretched = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if not isinstance(mask, Image.Image):
+        flat = decode(mask, size, BLACK, True)
+    else:
+        flat = flatten(ImageOps.exif_transpose(mask), BLACK)
+    return flat.resize(stretched, Image.Resampling.BICUBIC)
+
+
+def _size(image: str | Path | Image.Image) -> tuple[int, int]:
+    return turned_size(image) if isinstance(image, Image.Image) else upright_size(image)
 
 
 def _square(image: str | Path | Image.Image | Tensor, size: int, fit: str, background: str) -> Tensor:

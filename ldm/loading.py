@@ -21,14 +21,18 @@ from ldm.io.checkpoints import (
     is_weight_file,
     load_model_weights,
     prefer_ema,
+    public_names,
     read_state_dict,
 )
+from ldm.io.files import kind_of, read_head
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.recognize import recognize
 
 log = logging.getLogger(__name__)
 
 SECTIONS = ("model", "inversion")
+#: endings of weights; a file that has one is never read as a config
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 #: keys of a part's ``params`` that name files, which may lie beside the config
 FILES = ("vocab_file", "version", "tokenizer")
 
@@ -45,7 +49,8 @@ def _is_model(path: Path) -> bool:
 def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """The sections of a model's config, and the folder that its relative paths start from.
 
-    A checkpoint file and a diffusers folder have no config: theirs is told from the weights.
+    A checkpoint file may have a config beside it, ``model.yaml`` beside ``model.ckpt``; else its config is
+    told from the weights, as that of a diffusers folder.
 
     Raises:
         UserError: no such model, with the names of those that there are, or weights of another kind.
@@ -55,8 +60,12 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     else:
         path = Path(source)
         named = ASSETS / str(source) / "config.yaml"
+        beside = config_beside(path)
+        if beside is not None:
+            return _with_weights(beside, path), path.parent
         if diffusers_layout.is_folder(path) or is_weight_file(path):
             return _recognized(path), path.parent
+        _refuse_other_files(path)
         if path.is_dir():
             path = path / "config.yaml"
         elif not path.suffix and named.is_file():
@@ -80,6 +89,39 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     return values, folder
 
 
+def config_beside(path: Path) -> Path | None:
+    """The config of a checkpoint file that lies beside it under its name, as web UIs look for it."""
+    if not path.is_file() or not is_weight_file(path):
+        return None
+    for beside in (path.with_suffix(suffix) for suffix in (".yaml", ".yml")):
+        if beside.is_file():
+            values = load_yaml([beside])
+            if "model" in values or legacy.is_official(values):
+                return beside
+            log.warning("%s lies beside %s and is no config of a model: not read", beside, path.name)
+    return None
+
+
+def _with_weights(config: Path, weights: Path) -> dict[str, Any]:
+    """A config's sections, its checkpoint replaced."""
+    try:
+        values, _ = find(config)
+    except UserError as error:
+        raise UserError(f"{config}, which lies beside {weights.name}: {error}") from error
+    return {**values, "model": {**values["model"], "checkpoint": weights.name}}
+
+
+def _refuse_other_files(path: Path) -> None:
+    """:class:`UserError` that names what is there and is neither weights nor a config."""
+    if path.is_dir() or not path.exists() or path.suffix.lower() in (".yaml", ".yml"):
+        return
+    kind = kind_of(read_head(path))
+    if kind is None and path.suffix.lower() in WEIGHT_SUFFIXES:
+        kind = ("no checkpoint of torch or safetensors", "fetch it again")
+    if kind is not None:
+        raise UserError(f"{path} is {kind[0]}: {kind[1]}")
+
+
 def _recognized(path: Path) -> dict[str, Any]:
     """The config of a checkpoint file or a diffusers folder, which is its ``checkpoint``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(path).items()}
@@ -98,7 +140,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, Tensor]:
     """
     if path.is_dir():
         return diffusers_layout.read_state_dict(path)
-    state = read_state_dict(path)
+    state = public_names(read_state_dict(path), str(path))
     return prefer_ema(state, str(path)) if use_ema else state
 
 
@@ -145,6 +187,7 @@ def load(
         defaults = dict(values.get("inversion") or {})
         config = resolve(ModelConfig, values["model"], "model.")
         alone = not isinstance(config_or_path, Mapping) and is_weight_file(Path(config_or_path))
+        alone = alone and config_beside(Path(config_or_path)) is None  # type: ignore[arg-type]
         if alone and config.parameterization == "v" and parameterization is None:
             log.warning(
                 "%s is taken for Stable Diffusion 2 with v-prediction at 768 pixels; the base model of 512 "

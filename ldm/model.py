@@ -36,6 +36,8 @@ class ScheduleConfig:
     linear_start: float = 0.00085
     linear_end: float = 0.012
     kind: str = "linear"
+    betas: tuple[float, ...] = ()
+    zero_snr: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,7 @@ class LatentDiffusion(nn.Module):
         self.manager = EmbeddingManager(
             text.width, len(text.token_table), text.tokenizer.end_id, layers=unet.num_transformers
         )
-        self.schedule = Schedule(
-            schedule.timesteps, schedule.linear_start, schedule.linear_end, schedule.kind
-        )
+        self.schedule = Schedule(**vars(schedule))
         self.diffusion_loss = DiffusionLoss(
             self.schedule,
             parameterization,

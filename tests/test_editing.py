@@ -163,3 +163,41 @@ def test_one_start_noise_serves_several_prompts(tiny_model: LatentDiffusion) -> 
 
 def test_it_is_public() -> None:
     assert ldm.load_source is load_source and ldm.find_noise is find_noise
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize(("size", "mask_size"), [
+    ((40, 20), (30, 20)), ((40, 20), (20, 40)), ((20, 40), (30, 20)),
+    ((20, 20), (40, 20)), ((40, 20), (20, 10)), ((40, 20), (41, 20)),
+])
+def test_a_mask_of_any_aspect_paints_the_place_that_it_covers(
+    tiny_model: LatentDiffusion, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    size: tuple[int, int], mask_size: tuple[int, int], fit: str,
+) -> None:  # fmt: skip
+    """White over the right 6 tenths and lower half of the picture, which is blue there."""
+
+    def corner(size: tuple[int, int], mode: str, colour: object) -> Image.Image:
+        picture = Image.new(mode, size)
+        picture.paste(colour, (round(size[0] * 0.4), size[1] // 2, *size))  # type: ignore[arg-type]
+        return picture
+
+    photo, mask = corner(size, "RGB", "blue"), corner(mask_size, "L", 255)
+    photo.save(tmp_path / "photo.png")
+    mask.save(tmp_path / "mask.png")
+    for given in ((photo, mask), (tmp_path / "photo.png", tmp_path / "mask.png")):
+        source = load_source(tiny_model, given[0], mask=given[1], fit=fit)
+        assert source.mask is not None
+        blue = (source.image[2] + 1) / 2 * (source.image[0] < 0)  # not the white of padding
+        assert (source.mask[0] - blue).abs().mean() < 0.06
+    said = "stretched" in caplog.text
+    assert said == (abs(size[0] / size[1] - mask_size[0] / mask_size[1]) > 0.1)
+
+
+def test_a_square_mask_is_laid_over_the_square_that_is_left(
+    tiny_model: LatentDiffusion, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (4, 0, 8, 8))
+    source = load_source(tiny_model, Image.new("RGB", (40, 20)), mask=mask)
+    assert source.mask is not None and not caplog.records
+    assert (source.mask[0, :, :7] < 0.1).all() and (source.mask[0, :, 9:] > 0.9).all()

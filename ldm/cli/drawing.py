@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MAX_PICTURES = 100_000
 #: Options that a picture's own recipe answers.
 _OF_RECIPE = (
-    "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale", "sampler", "eta", "batch_size",
+    "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale", "sampler", "eta",
 )  # fmt: skip
 
 
@@ -274,19 +274,28 @@ def draw_again(
 ) -> None:
     """Draw the picture of ``--again``, in a batch of the size that it was drawn in.
 
+    A picture may come from anyone, so that no more are drawn at once than usual, or than ``--batch-size``.
+
     Raises:
         UserError: the picture would be overwritten, or is of another size.
     """
     from ldm.io.images import save_png
     from ldm.io.recipes import to_text
+    from ldm.sampling import usual_batch
 
     if args.out and (args.out / args.again.name).resolve() == args.again.resolve():
         raise UserError(f"{args.again} would be overwritten by its copy; give another folder by --out")
     if recipe.size != model.image_size:
         raise UserError(f"the recipe is of a picture of {recipe.size} pixels, not {model.image_size}")
-    images = _sample(model, [recipe] * recipe.batch_rows, source, x_T)
+    most = args.batch_size or usual_batch(model.image_size)
+    if recipe.batch_rows > most:
+        log.warning("the picture was drawn with %d others; %d are drawn now, which may round the last bits "
+                    "otherwise: --batch-size %d draws it as it was",
+                    recipe.batch_rows - 1, most, recipe.batch_rows)  # fmt: skip
+    images = _sample(model, [recipe] * min(recipe.batch_rows, most), source, x_T)
+    image = images[min(recipe.batch_row, most - 1)]
     with output(args) as out:
-        path = save_png(images[recipe.batch_row], out / args.again.name, to_text(recipe))
+        path = save_png(image, out / args.again.name, to_text(recipe))
     common.heading(f"drawn again: {path}")
 
 

@@ -47,7 +47,7 @@ def register(subparsers: Any) -> None:
         "--mask",
         type=Path,
         metavar="FILE",
-        help="white: paint, black: keep; a picture of the aspect of --image, or a square",
+        help="white: paint, black: keep; of the aspect of --image (another is stretched to it), or a square",
     )
     add(
         "--strength",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, JpegImagePlugin
 
 from ldm.errors import UserError
 from ldm.io.files import HEAD, kind_of, opened, unreadable
@@ -97,6 +97,31 @@ def decode(path: Path | str, side: int, background: tuple[int, int, int], uprigh
                                 f"({kind[1]})") from error  # fmt: skip
             raise UserError(f"cannot decode the picture {path}: it is corrupt or of an unknown kind; "
                             "remove or replace it") from error  # fmt: skip
+
+
+def upright_size(path: Path | str) -> tuple[int, int]:
+    """Width and height of a picture file as it is looked at; its pixels are not decoded.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with opened(path, "picture") as handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with _open(handle) as image:
+                return turned_size(image)
+        except UserError as error:
+            raise UserError(f"cannot use the picture {path}: {error}") from error
+        except Exception as error:
+            raise UserError(f"cannot decode the picture {path}: it is corrupt or of an unknown kind; "
+                            "remove or replace it") from error  # fmt: skip
+
+
+def turned_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture once it is turned as its EXIF orientation says."""
+    width, height = image.size
+    lying = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    return (height, width) if lying else (width, height)
 
 
 def _open(handle: BinaryIO) -> Image.Image:

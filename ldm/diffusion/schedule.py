@@ -9,6 +9,7 @@ checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -87,6 +88,19 @@ def _derive(betas: Tensor) -> dict[str, Tensor]:
     }
 
 
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Betas whose last step holds no signal (Lin et al. 2024, Alg. 1), (T,) float64.
+
+    sqrt(abar) is shifted so that it ends in 0 and scaled so that it begins as before. The last abar is
+    2^-24 in place of 0, as in diffusers, for identities that divide by it.
+    """
+    root = (1 - betas).cumprod(0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    abar = root.square()
+    abar[-1] = 2.0**-24
+    return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+
+
 class Schedule(nn.Module):
     """The tables of one discrete noise schedule, and the conversions that need them.
 
@@ -97,6 +111,8 @@ class Schedule(nn.Module):
         timesteps: T, at least 2.
         linear_start, linear_end: first and last beta, in (0, 1); unused by "cosine".
         kind: see `make_betas`. The defaults are those of the public text-to-image checkpoints.
+        betas: all T of them, in place of what the other arguments make.
+        zero_snr: rescale them by `zero_terminal_snr`.
     """
 
     betas: Tensor
@@ -119,18 +135,24 @@ class Schedule(nn.Module):
         linear_start: float = 0.00085,
         linear_end: float = 0.012,
         kind: str = "linear",
+        betas: Sequence[float] = (),
+        zero_snr: bool = False,
     ) -> None:
         super().__init__()
         if timesteps < 2:
             raise UserError(f"a schedule needs at least 2 timesteps, not {timesteps}")
-        betas = make_betas(kind, timesteps, linear_start, linear_end)
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise UserError(
-                f"betas must lie in (0, 1): linear_start {linear_start}, linear_end {linear_end}"
-            )
+        if betas and len(betas) != timesteps:
+            raise UserError(f"{len(betas)} betas for {timesteps} timesteps: give one for each")
+        given = torch.tensor(betas, dtype=torch.float64, device="cpu") if betas else None
+        table = make_betas(kind, timesteps, linear_start, linear_end) if given is None else given
+        if not bool(((table > 0) & (table < 1)).all()):
+            said = f": linear_start {linear_start}, linear_end {linear_end}" if given is None else ""
+            raise UserError(f"betas must lie in (0, 1){said}")
+        if zero_snr:
+            table = zero_terminal_snr(table)
         self.num_timesteps = timesteps
         self.kind = kind
-        self._tables = _derive(betas)  # float64, CPU; the buffers are their float32 copies
+        self._tables = _derive(table)  # float64, CPU; the buffers are their float32 copies
         for name, table in self._tables.items():
             # the copy goes to the default device, so that a model built on `meta` is all there
             self.register_buffer(name, torch.empty(timesteps), persistent=False)

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.io.containers import checked_head, is_safetensors, is_weights, is_zip
+from ldm.io.files import native, read_head
 from ldm.io.runs import atomic_write
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,10 @@ _NOT_WEIGHTS = re.compile(
     r"^(model_ema|embedding_manager|loss|optimizer_states|lr_schedulers|callbacks)\."
     r"|^first_stage_model\.loss\."
     r"|(^|\.)(position_ids|attn_mask)$"
+    r"|^cond_stage_model\.(transformer\.)?(logit_scale|(text|visual)_projection(\.weight)?)$"
     r"|^[a-z0-9_]+$"  # no dot: a buffer of the wrapper itself (betas, alphas_cumprod, logvar, ...)
 )
+_BARE_TOWER = re.compile(r"^cond_stage_model\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)")
 #: Classes that training frameworks pickle beside the weights. Each is replaced by an inert
 #: stand-in, so that such a file opens without running anything of what it names.
 _BYSTANDERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.",
@@ -68,12 +71,13 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     Nothing pickled is ever run. :class:`UserError` names a missing, corrupt or foreign file.
     """
     path = Path(path).expanduser()
-    head = read_head(path)
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
+    head = checked_head(path, "checkpoint")
     try:
-        found = dict(load_file(path)) if is_safetensors(head) \
-            else _read_pickle(path, zipped=head.startswith(b"PK"))
+        if is_safetensors(head):
+            with native(path) as name:
+                found = dict(load_file(name))
+        else:
+            found = _read_pickle(path, zipped=is_zip(head))
     except UserError:
         raise
     except Exception as error:  # readers raise nearly anything on broken bytes
@@ -94,8 +98,20 @@ def is_weight_file(path: Path) -> bool:
     """Whether a path is a file that begins as checkpoints do: safetensors, a zip, or an old pickle."""
     if not path.is_file() or path.suffix.lower() in (".yaml", ".yml"):
         return False
-    head = read_head(path)
-    return is_safetensors(head) or head.startswith((b"PK", b"\x80"))
+    return is_weights(read_head(path))
+
+
+def public_names(state: Mapping[str, Tensor], source: str = "the checkpoint") -> dict[str, Tensor]:
+    """``state`` under the names of the public layout: recent trainers leave CLIP's ``text_model.`` out.
+
+    Raises:
+        UserError: it has averages (EMA) of a UNet and no UNet: their names lack the dots.
+    """
+    names = {name: _BARE_TOWER.sub(f"{TEXT}transformer.text_model.", name) for name in state}
+    if any(name.startswith("model_ema.") for name in names) and not any(n.startswith(UNET) for n in names):
+        raise UserError(f"{source} holds only averages (EMA) of a training, whose names do not say which "
+                        "weights of the UNet they are: give the checkpoint that has both")  # fmt: skip
+    return {names[name]: tensor for name, tensor in state.items()}
 
 
 def prefer_ema(state: Mapping[str, Tensor], source: str = "the checkpoint") -> dict[str, Tensor]:
@@ -142,46 +158,24 @@ def in_precision(
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The metadata of a ``.safetensors`` file; empty for other formats. Errors as reading."""
     path = Path(path).expanduser()
-    if not is_safetensors(read_head(path)):
+    if not is_safetensors(checked_head(path)):
         return {}
     try:
-        with safe_open(str(path), framework="pt") as handle:
+        with native(path) as name, safe_open(name, framework="pt") as handle:
             return dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"cannot read {path}: it is corrupt or cut short; fetch it again") from error
 
 
-def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is safetensors: 8 bytes of length, then JSON."""
-    return head[8:9] == b"{"
-
-
-def read_head(path: Path) -> bytes:
-    """The first 64 bytes of a file; :class:`UserError` if there is none to read."""
-    try:
-        with open(path, "rb") as handle:
-            return handle.read(64)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: check the path") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
-
-
-def zip_grows(path: Path) -> bool:
-    """Whether a zip's parts are larger than the file; torch stores them as they are."""
-    with zipfile.ZipFile(path) as archive:
-        return sum(part.file_size for part in archive.infolist()) > path.stat().st_size
-
-
 def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
     """``torch.load(weights_only=True)``, mapped where possible; bystanders become inert."""
-    if zipped and zip_grows(path):
-        raise UserError(f"{path} is a compressed archive, not a file that torch wrote: unpack it")
+    # torch takes a file for safetensors by its ending, and several web sites give every model that one
+    misnamed = path.suffix == ".safetensors"
     with torch.serialization.safe_globals(_stand_ins(path) if zipped else []), \
-            warnings.catch_warnings():
+            native(path, rename=misnamed) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about broken files; those are errors
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        found = torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}: give one with a state_dict")
     return found

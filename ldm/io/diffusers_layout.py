@@ -207,7 +207,8 @@ def configured(model: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _configured(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
-    kind = scheduler.get("beta_schedule", "linear")
+    betas = [float(beta) for beta in scheduler.get("trained_betas") or ()]
+    kind = "linear" if betas else scheduler.get("beta_schedule", "linear")
     prediction = scheduler.get("prediction_type", "epsilon")
     if kind not in SCHEDULES or prediction not in PREDICTIONS:
         raise UserError(
@@ -225,10 +226,12 @@ def _configured(model: dict[str, Any], folder: Path) -> dict[str, Any]:
         "scale_factor": float(vae.get("scaling_factor", 0.18215)),
         "parameterization": PREDICTIONS[prediction],
         "schedule": {
-            "timesteps": int(scheduler.get("num_train_timesteps", 1000)),
+            "timesteps": len(betas) or int(scheduler.get("num_train_timesteps", 1000)),
             "linear_start": float(scheduler.get("beta_start", 0.0001)),
             "linear_end": float(scheduler.get("beta_end", 0.02)),
             "kind": SCHEDULES[kind],
+            "betas": betas,
+            "zero_snr": bool(scheduler.get("rescale_betas_zero_snr", False)),
         },
         "unet": {**model["unet"], "params": {**params, **_heads(unet, folder)}},
         "text": {**model["text"], "params": text},

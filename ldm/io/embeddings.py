@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.io.checkpoints import read_head
+from ldm.io.containers import checked_head
 from ldm.io.embedding_formats import Format, recognise, to_write
 from ldm.io.embedding_formats.content import Content, read_content, write_content
 from ldm.io.embedding_formats.layouts import join_encoders
@@ -99,7 +99,7 @@ def read_file(path: Path | str) -> EmbeddingFile:
     corrupt, oversized or foreign file, and for OneTrainer's output embeddings.
     """
     path = Path(path).expanduser()
-    head = read_head(path)
+    head = checked_head(path, "embedding")
     try:
         content = read_content(path, head)
         known = recognise(content)

@@ -138,23 +138,23 @@ def read_text(path: Path | str, what: str = "file", limit: int = MAX_TEXT) -> st
 
 
 @contextmanager
-def native(path: Path) -> Iterator[str]:
+def native(path: Path, *, rename: bool = False) -> Iterator[str]:
     """The path of a file to read, as libraries below Python take it: in UTF-8.
 
     A name from an old archive may be no UTF-8. On Linux the open file has another name, which is; a file
     that is mapped stays so afterwards. Elsewhere :class:`UserError` asks for another name.
+
+    Args:
+        rename: the other name in any case: this one's ending misleads a library.
     """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        pass
-    else:
+    if not rename and printable(path) == str(path):
         yield str(path)
         return
     with opened(path) as handle:
         name = f"/proc/self/fd/{handle.fileno()}"
         if not os.path.exists(name):
-            raise UserError(f"the name of {printable(path)} is not in UTF-8: rename the file or its folder")
+            raise UserError(f"{printable(path)} is a name that its reader does not take (no UTF-8, "
+                            "or the ending of another kind): rename it")  # fmt: skip
         yield name
 
 

@@ -9,6 +9,7 @@ mends broken encodings and HTML entities.
 from __future__ import annotations
 
 import json
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from tokenizers import Tokenizer as Backend
 from ldm.errors import UserError
 from ldm.text.tokenizer import PlaceholderTokenizer
 
+log = logging.getLogger(__name__)
+
+#: words that may be added where the size of the token table is not known
+MAX_ADDED = 10_000
 Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # token -> id; merges, the first ones first
 
 FRAMES = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
@@ -33,7 +38,7 @@ class ClipTokenizer(PlaceholderTokenizer):
     Args:
         max_length: length L of every row, frame and padding included.
         folder: with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; CLIP's own vocabulary
-            when not given.
+            when not given. Tokens that were added to it, as learned words are, become words.
         pad: the token that pads; the folder's own choice, else the end token, when not given.
         mend: read text as ``open_clip`` does.
         rows: of the model's token table.
@@ -80,6 +85,7 @@ class ClipTokenizer(PlaceholderTokenizer):
             pad_id=ids[pad],
             unknown_id=ids[end],
             rows=rows,
+            added=_added(Path(folder), ids, rows) if folder else None,
         )
         self.mend = mend
 
@@ -122,6 +128,37 @@ def _from_folder(folder: Path) -> Vocabulary:
             f"{folder} holds no CLIP vocabulary (tokenizer.json, or vocab.json and merges.txt: "
             f"{type(error).__name__}); check the folder"
         ) from error
+
+
+def _added(folder: Path, vocabulary: dict[str, int], rows: int | None) -> dict[str, list[int]]:
+    """Words that were added to a folder's vocabulary -> ids. One of several vectors has a token for each:
+    ``<cat>``, ``<cat>_1``, ``<cat>_2``, as diffusers saves it, and ``<cat>`` stands for all of them."""
+    found: dict[str, int] = {}
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokens = _read_json(folder / "tokenizer.json").get("added_tokens") or []
+            found |= {str(token["content"]): int(token["id"]) for token in tokens}
+        if (folder / "tokenizer_config.json").is_file():
+            decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+            found |= {str(token["content"]): int(number) for number, token in decoder.items()}
+        if (folder / "added_tokens.json").is_file():
+            tokens = _read_json(folder / "added_tokens.json")
+            found |= {str(token): int(number) for token, number in tokens.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"the added tokens of {folder} cannot be read ({type(error).__name__}); fetch the folder again"
+        ) from error
+    last = rows if rows is not None else len(vocabulary) + MAX_ADDED
+    new = {name: i for name, i in found.items() if name.strip() and name not in vocabulary}
+    known = {name: i for name, i in new.items() if len(vocabulary) <= i < last}
+    if len(known) < len(new):
+        log.warning("%s adds %s, for which the text encoder has no vectors: left out", folder,
+                    ", ".join(sorted(set(new) - set(known))[:5]))  # fmt: skip
+    words = {name: [i] for name, i in known.items()}
+    for name, ids in words.items():
+        while (further := f"{name}_{len(ids)}") in known:
+            ids.append(known[further])
+    return words
 
 
 def _pad_of(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ import copy
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class PlaceholderTokenizer:
         start_id, end_id, pad_id: the frame and the padding.
         unknown_id: id of what the vocabulary cannot spell; ``None`` if it can spell everything.
         rows: of the model's token table, where that is longer than the vocabulary.
+        added: words beyond the vocabulary that have a row of the table, found in any letter case -> their
+            ids, one or several.
     """
 
     def __init__(
@@ -53,12 +55,17 @@ class PlaceholderTokenizer:
         pad_id: int,
         unknown_id: int | None = None,
         rows: int | None = None,
+        added: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if max_length < 3:
             raise UserError(f"max_length {max_length} leaves no room for a word; give at least 3")
         self.max_length = max_length
         self.start_id, self.end_id, self.pad_id, self.unknown_id = start_id, end_id, pad_id, unknown_id
-        self._backend, self._tokens = backend, tuple(tokens)
+        found = (added or {}).items()
+        self._added = {_single_spaced(_normal(name)).lower(): list(ids) for name, ids in found}
+        firsts = {ids[0]: name for name, ids in self._added.items()}
+        beyond = range(len(tokens), max((i for ids in self._added.values() for i in ids), default=-1) + 1)
+        self._backend, self._tokens = backend, (*tokens, *(firsts.get(i, f"[{i}]") for i in beyond))
         self._first_private = max(len(self._tokens), rows or 0)
         self._placeholders: dict[str, int] = {}
         self._names: dict[int, str] = {}  # the reverse
@@ -133,14 +140,15 @@ class PlaceholderTokenizer:
 
     def vocabulary_id(self, text: str) -> int | None:
         """The id of a text that is exactly one token of the vocabulary; placeholders are left aside."""
-        ids = self._pieces(text)
+        ids = self._added.get(text.lower()) or self._pieces(text)
         return ids[0] if len(ids) == 1 and ids[0] != self.unknown_id else None
 
     def _cut(self, text: str) -> list[int]:
         """Ids of a text in which placeholders that are strings have been found."""
         if self._pattern is None:
             taken = set(self._taken.values())
-            self._pattern = _pattern([n for n, own in self._placeholders.items() if own not in taken])
+            own = [name for name, token_id in self._placeholders.items() if token_id not in taken]
+            self._pattern = _pattern(own, self._added)
         if self._pattern is None:
             return self._pieces(text)  # as it stands: Unicode normalisation differs among libraries
         text = _normal(text)
@@ -148,7 +156,8 @@ class PlaceholderTokenizer:
         begin = 0
         for match in self._pattern.finditer(text):
             ids += self._pieces(text[begin : match.start()])
-            ids.append(self._placeholders[_single_spaced(match.group())])
+            name = _single_spaced(match.group())
+            ids += [self._placeholders[name]] if name in self._placeholders else self._added[name.lower()]
             begin = match.end()
         return ids + self._pieces(text[begin:])
 
@@ -261,15 +270,17 @@ def _single_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _pattern(placeholders: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any placeholder, the longest first.
+def _pattern(placeholders: Iterable[str], any_case: Iterable[str] = ()) -> re.Pattern[str] | None:
+    """Matches any placeholder, and any of the other names in any letter case, the longest first.
 
     An end that is a letter, digit or underscore must be a word boundary: "cat" is not in "catalog",
     while "S*" is one even in "S*'s".
     """
     alternatives = []
-    for name in sorted(placeholders, key=len, reverse=True):
+    exact = set(placeholders)
+    for name in sorted(exact | set(any_case), key=lambda name: (-len(name), name)):
         before = r"(?<!\w)" if re.match(r"\w", name[0]) else ""
         after = r"(?!\w)" if re.match(r"\w", name[-1]) else ""
-        alternatives.append(before + r"\s+".join(map(re.escape, name.split())) + after)
+        found = before + r"\s+".join(map(re.escape, name.split())) + after
+        alternatives.append(found if name in exact else f"(?i:{found})")
     return re.compile("|".join(alternatives)) if alternatives else None

@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_model(refused, words, tiny_config, tmp_path):
 def test_a_checkpoint_that_is_none(refused, words, tmp_path):
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 half a file")
     refused(*words, "--checkpoint", tmp_path / "broken.ckpt", says="fetch it again")
-    refused(*words, "--checkpoint", tmp_path / "none.ckpt", says="there is no file")
+    refused(*words, "--checkpoint", tmp_path / "none.ckpt", says="there is no checkpoint")
 
 
 def test_a_folder_of_another_kind_of_model(refused):

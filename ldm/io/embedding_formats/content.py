@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch.nn import ParameterDict
 
 from ldm.errors import UserError
-from ldm.io.checkpoints import is_safetensors, zip_grows
+from ldm.io.containers import is_safetensors
 from ldm.io.embedding_formats import picture
 from ldm.io.embedding_formats.networks import refuse_network
+from ldm.io.files import native
 
 NOTES = "textual-inversion"  # the "format" of our metadata in a safetensors file
 #: A pickled row of a table may drag the whole table along: 49,408 x 1,280 float32 are 253 MB.
@@ -58,7 +59,7 @@ def read_content(path: Path, head: bytes) -> Content:
     _refuse_large(path)
     if picture.is_picture(head):
         return Content("picture", picture.read(path))
-    return _read_pickle(path, zipped=head.startswith(b"PK"))
+    return _read_pickle(path)
 
 
 def _refuse_large(path: Path) -> None:
@@ -68,7 +69,7 @@ def _refuse_large(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> Content:
-    with safe_open(str(path), framework="pt") as handle:
+    with native(path) as name, safe_open(name, framework="pt") as handle:
         names, notes = list(handle.keys()), dict(handle.metadata() or {})
         if not are_ours(notes):  # in ours every name is a word's
             refuse_network(names)
@@ -76,9 +77,7 @@ def _read_safetensors(path: Path) -> Content:
         return Content("safetensors", {name: handle.get_tensor(name) for name in names}, notes)
 
 
-def _read_pickle(path: Path, zipped: bool) -> Content:
-    if zipped and zip_grows(path):
-        raise UserError("it is a compressed archive, not a file that torch wrote: unpack it")
+def _read_pickle(path: Path) -> Content:
     with path.open("rb") as handle, warnings.catch_warnings(), \
             torch.serialization.safe_globals([ParameterDict]):
         warnings.simplefilter("ignore")  # about broken files; those are errors
