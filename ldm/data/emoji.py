@@ -84,7 +84,8 @@ class Concept:
     subgroup: str
 
 
-def _hex(code: str) -> str:
+def hex_code(code: str) -> str:
+    """Lower-case code points without fe0f."""
     return "-".join(part for part in code.lower().split("-") if part != "fe0f")
 
 
@@ -122,8 +123,8 @@ def members(
                 yield member.name, stream.read()
 
 
-def fitted(data: bytes) -> np.ndarray:
-    """Picture file -> (64, 64, 4) uint8 premultiplied RGBA whose object touches the edges."""
+def fitted(data: bytes, size: int = SPRITE_SIZE) -> np.ndarray:
+    """Picture file -> (size, size, 4) uint8 premultiplied RGBA whose object touches the edges."""
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     box = image.getchannel("A").point(lambda a: 255 if a > 24 else 0).getbbox()
     image = image.crop(box) if box else image
@@ -131,21 +132,21 @@ def fitted(data: bytes) -> np.ndarray:
     square = Image.new("RGBA", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     # Premultiplied first: the colour of transparent pixels must not bleed over the edge.
-    small = square.convert("RGBa").resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.LANCZOS)
+    small = square.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS)
     # RGBa cannot become an array; convert() would divide by alpha, so read the raw bytes.
-    pixels = np.frombuffer(small.tobytes(), np.uint8).reshape(SPRITE_SIZE, SPRITE_SIZE, 4)
+    pixels = np.frombuffer(small.tobytes(), np.uint8).reshape(size, size, 4)
     return np.minimum(pixels, pixels[..., 3:])  # LANCZOS rings: no colour above its own alpha
 
 
-def _names(path: Path) -> list[Concept]:
-    """Concepts of emojibase, in Unicode order; flags, components and skin tones left out."""
+def emoji_concepts(path: Path) -> list[Concept]:
+    """Concepts of the emojibase tarball, in Unicode order; flags, components and skin tones left out."""
     wanted = {f"package/{name}" for name in ("en/data.json", "meta/groups.json")}
     files = {name: json.loads(data) for name, data in members(path, wanted, "")}
     subgroups = files["package/meta/groups.json"]["subgroups"]
     entries = [e for e in files["package/en/data.json"] if e.get("group") in GROUPS]
     return [
         Concept(
-            _hex(e["hexcode"]),
+            hex_code(e["hexcode"]),
             normalize_label(e["label"]),
             tuple(dict.fromkeys(normalize_label(t) for t in e.get("tags", []))),
             GROUPS[e["group"]],
@@ -169,14 +170,14 @@ def prepare(root: Path, packages: Path | None = None, progress: bool = True) -> 
         for name, package in PACKAGES.items():
             tarballs[name] = tarball(package, packages, Path(folder))
             bar.advance(task)
-        concepts = _names(tarballs["names"])
+        concepts = emoji_concepts(tarballs["names"])
         known = {c.hex for c in concepts}
         drawn: dict[str, dict[str, np.ndarray]] = {}
         for style in STYLES:
             task = bar.add_task(f"resizing {style}", total=len(known))
             found = drawn.setdefault(style, {})
             for name, data in members(tarballs[style], None, PACKAGES[style].folder):
-                code = _hex(Path(name).stem)
+                code = hex_code(Path(name).stem)
                 if code in known:
                     found[code] = fitted(data)
                     bar.advance(task)
@@ -185,20 +186,69 @@ def prepare(root: Path, packages: Path | None = None, progress: bool = True) -> 
 
 
 def write(root: Path, concepts: Sequence[Concept], drawings: Sequence[Sequence[np.ndarray]]) -> Path:
-    """Write what :class:`EmojiSprites` reads: of every concept three drawings (64, 64, 4) uint8."""
+    """Write of every concept its drawings (S, S, 4) uint8 in the order of :data:`STYLES`."""
+    rows = np.array([(i, k) for i, several in enumerate(drawings) for k in range(len(several))])
+    sprites = np.stack([drawings[i][k] for i, k in rows])
+    return write_drawings(root, concepts, sprites, rows[:, 0], rows[:, 1], STYLES)
+
+
+def write_drawings(
+    root: Path,
+    concepts: Sequence[Concept],
+    sprites: np.ndarray,
+    concept: np.ndarray,
+    style: np.ndarray,
+    styles: Sequence[str],
+) -> Path:
+    """Write ``root/sprites.npz`` and ``root/concepts.json``.
+
+    ``sprites`` (M, S, S, 4) uint8 premultiplied RGBA; ``concept`` and ``style`` (M,): whose drawing each one is, an
+    index of ``concepts``, and in which style, an index of ``styles``.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    sprites = np.stack([np.stack(three) for three in drawings])
     with atomic_write(root / "sprites.npz") as path, open(path, "wb") as stream:
-        np.savez(stream, sprites=sprites)
+        np.savez(
+            stream,
+            sprites=sprites,
+            concept=concept.astype(np.int64),
+            style=style.astype(np.int64),
+            styles=np.array(styles),
+        )
     with atomic_write(root / "concepts.json") as path:
         path.write_text(json.dumps([asdict(c) for c in concepts], indent=0), encoding="utf-8")
     return root
 
 
 def read_concepts(root: Path) -> list[Concept]:
-    """All concepts of a prepared folder, in Unicode order."""
+    """All concepts of a prepared folder, in Unicode order; things that are no emoji come last."""
     rows = json.loads((root / "concepts.json").read_text(encoding="utf-8"))
     return [Concept(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+
+
+def read_sprites(
+    root: Path,
+) -> tuple[list[Concept], np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Concepts and what :func:`write_drawings` wrote: sprites (M, S, S, 4), concept and style (M,), styles."""
+    root = Path(root)
+    if not (root / "sprites.npz").is_file() or not (root / "concepts.json").is_file():
+        raise UserError(f"no prepared emoji in {root}: run ldm train data first")
+    with np.load(root / "sprites.npz") as archive:
+        arrays = dict(archive)
+    sprites = arrays["sprites"]
+    if "concept" not in arrays:  # (N, 3, 64, 64, 4), as it was written before there were more sets
+        n, k = sprites.shape[:2]
+        concept, style = np.divmod(np.arange(n * k), k)
+        return read_concepts(root), sprites.reshape(-1, *sprites.shape[2:]), concept, style, STYLES
+    styles = tuple(arrays["styles"].tolist())
+    return read_concepts(root), sprites, arrays["concept"], arrays["style"], styles
+
+
+def checked_groups(groups: Iterable[str] | None) -> set[str]:
+    """The groups asked for (None: all eight); an unknown one is a UserError."""
+    chosen = set(GROUPS.values()) if groups is None else set(groups)
+    if unknown := chosen - set(GROUPS.values()):
+        raise UserError(f"unknown emoji group {min(unknown)}: use {', '.join(GROUPS.values())}")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -226,24 +276,25 @@ class EmojiSprites:
         ``groups``: names to keep (None: all eight); ``exclude``, ``only``: hex codes to leave out
         or to keep.  An unknown group, an unprepared folder or an empty choice: UserError.
         """
-        root = Path(root)
-        chosen = set(GROUPS.values()) if groups is None else set(groups)
-        if unknown := chosen - set(GROUPS.values()):
-            raise UserError(f"unknown emoji group {min(unknown)}: use {', '.join(GROUPS.values())}")
-        if not (root / "sprites.npz").is_file() or not (root / "concepts.json").is_file():
-            raise UserError(f"no prepared emoji in {root}: run ldm.data.emoji.prepare first")
-        concepts = read_concepts(root)
+        chosen = checked_groups(groups)
+        concepts, sprites, concept, style, styles = read_sprites(root)
+        row = np.full((len(concepts), len(STYLES)), -1)  # where each style draws a concept first
+        for k, name in enumerate(STYLES):
+            if name in styles:
+                found, first = np.unique(concept[style == styles.index(name)], return_index=True)
+                row[found, k] = np.flatnonzero(style == styles.index(name))[first]
+        drawn = [i for i in range(len(concepts)) if (row[i] >= 0).all()]
         keep = [
             i
-            for i, c in enumerate(concepts)
-            if c.group in chosen and c.hex not in exclude and (only is None or c.hex in only)
+            for i in drawn
+            if concepts[i].group in chosen
+            and concepts[i].hex not in exclude
+            and (only is None or concepts[i].hex in only)
         ]
         if not keep:
             raise UserError("no emoji left: the groups and hex codes asked for exclude each other")
-        with np.load(root / "sprites.npz") as archive:
-            sprites = torch.from_numpy(archive["sprites"][keep])
-        labels = frozenset(c.label for c in concepts)
-        return cls(tuple(concepts[i] for i in keep), sprites, labels)
+        labels = frozenset(concepts[i].label for i in drawn)
+        return cls(tuple(concepts[i] for i in keep), torch.from_numpy(sprites[row[keep]]), labels)
 
     def __len__(self) -> int:
         return len(self.concepts)
@@ -259,7 +310,7 @@ class EmojiSprites:
 def load_holdout(path: Path) -> frozenset[str]:
     """Hex codes of a file with one a line; ``#`` starts a comment."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return frozenset(code for line in lines if (code := _hex(line.split("#")[0].strip())))
+    return frozenset(code for line in lines if (code := hex_code(line.split("#")[0].strip())))
 
 
 def choose_holdout(concepts: Iterable[Concept], seed: int = 0, count: int = 100) -> list[Concept]:
