@@ -44,7 +44,7 @@ DEV = [
     "ipykernel>=6.29",
     # the plot of benchmarks/growth.py
     "matplotlib>=3.10",
-    # the pictures of ldm train data --more
+    # the pictures of ldm train data --sets
     "resvg_py>=0.2",
     # HEIC pictures
     "pillow-heif>=0.22",

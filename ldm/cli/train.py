@@ -48,9 +48,10 @@ def _register_data(stages: Any) -> None:
         stages,
         "data",
         "fetch and prepare the emoji pictures",
-        "Fetch four packages of the npm registry with npm (150 MB) and prepare their pictures; then, with "
-        "--more, five others (8 MB) with further drawings of the same things.",
-        "  ldm train data\n  ldm train data --more --out data/emoji-more\n"
+        "Fetch packages of the npm registry with npm (150 MB) and prepare their pictures: one drawing of "
+        "every thing in each of the three main styles, or with --sets all drawings of many sets (20 MB more).",
+        "  ldm train data\n  ldm train data --sets all --out data/emoji-all\n"
+        "  ldm train data --vendor facebook --out data/facebook\n"
         "  ldm train data --packages folder-with-the-tgz-files",
     )
     parser.add_argument("--out", type=Path, default=Path("data/emoji"), metavar="DIR")
@@ -58,9 +59,14 @@ def _register_data(stages: Any) -> None:
         "--packages", type=Path, metavar="DIR", help="folder that holds the .tgz files already"
     )
     parser.add_argument(
-        "--more", nargs="?", type=Path, const=Path("data/emoji"), metavar="DIR",
-        help="write further drawings of the things that DIR (default: data/emoji) was prepared with",
-    )  # fmt: skip
+        "--sets", nargs="+", metavar="SET", help="keep all drawings of these sets (all: of every set)"
+    )
+    parser.add_argument(
+        "--vendor", metavar="NAME", help="a set to test with, which no model was trained on: facebook"
+    )
+    parser.add_argument(
+        "--size", type=int, default=64, metavar="PIXELS", help="side of the drawings (default: 64)"
+    )
     parser.set_defaults(run=run_data)
 
 
@@ -139,15 +145,27 @@ def split_base(args: argparse.Namespace) -> None:
 def run_data(args: argparse.Namespace) -> None:
     """Prepare the emoji."""
     from ldm.data.emoji import EmojiSprites, prepare
-    from ldm.data.emoji_more import prepare_more
+    from ldm.data.emoji_drawings import EmojiDrawings, prepare_drawings
+    from ldm.data.emoji_sets import SETS, VENDORS
 
-    if args.more is not None and args.more.resolve() == args.out.resolve():
-        raise UserError(f"{args.out} holds the first drawings: name another folder with --out")
+    if args.sets and args.vendor:
+        raise UserError("--sets are to train with, a --vendor to test with: give one of them")
+    if not 16 <= args.size <= 512:
+        raise UserError(f"--size {args.size}: use 16 to 512 pixels")
+    if unknown := set(args.sets or ()) - {*SETS, "all"}:
+        raise UserError(f"unknown set {min(unknown)}: use all, {', '.join(SETS)}")
+    if args.vendor and args.vendor not in VENDORS:
+        raise UserError(f"unknown vendor {args.vendor}: use {', '.join(VENDORS)}")
+    if args.size != 64 and not (args.sets or args.vendor):
+        raise UserError("--size goes with --sets or --vendor: the three main styles alone have 64 pixels")
     with common.output(args.out, args.out, half=common.whole_or_nothing):
-        if args.more is None:
-            prepare(args.out, args.packages)
-        else:
-            prepare_more(args.more, args.out, args.packages)
+        if args.sets or args.vendor:
+            chosen = [args.vendor] if args.vendor else list(SETS) if "all" in args.sets else args.sets
+            prepare_drawings(args.out, args.packages, chosen, args.size)
+            drawn = EmojiDrawings.load(args.out)
+            common.heading(f"{len(drawn)} drawings of {len(drawn.concepts)} things in {args.out}")
+            return
+        prepare(args.out, args.packages)
     common.heading(f"{len(EmojiSprites.load(args.out))} concepts in three styles in {args.out}")
 
 

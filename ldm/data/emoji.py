@@ -2,8 +2,8 @@
 
 Noto (Apache-2.0), Twemoji (CC-BY 4.0) and Fluent 3D (MIT) pictures, names and tags from emojibase
 (MIT).  :func:`prepare` fetches and resizes them once; :class:`EmojiSprites` reads the result;
-``ldm.data.emoji_compose`` draws training pictures from it; ``ldm.data.emoji_more`` fetches further
-drawings.
+``ldm.data.emoji_compose`` draws training pictures from it; ``ldm.data.emoji_drawings`` fetches many
+more sets into the same format.
 """
 
 import hashlib
@@ -202,8 +202,8 @@ def write_drawings(
 ) -> Path:
     """Write ``root/sprites.npz`` and ``root/concepts.json``.
 
-    ``sprites`` (M, S, S, 4) uint8 premultiplied RGBA; ``concept`` and ``style`` (M,): whose drawing each one is, an
-    index of ``concepts``, and in which style, an index of ``styles``.
+    ``sprites`` (M, S, S, 4) uint8 premultiplied RGBA; ``concept`` and ``style`` (M,): whose drawing each one
+    is, an index of ``concepts``, and in which style, an index of ``styles``.
     """
     root.mkdir(parents=True, exist_ok=True)
     with atomic_write(root / "sprites.npz") as path, open(path, "wb") as stream:
@@ -228,7 +228,7 @@ def read_concepts(root: Path) -> list[Concept]:
 def read_sprites(
     root: Path,
 ) -> tuple[list[Concept], np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Concepts and what :func:`write_drawings` wrote: sprites (M, S, S, 4), concept and style (M,), styles."""
+    """What :func:`write_drawings` wrote: concepts, sprites (M, S, S, 4), concept and style (M,), styles."""
     root = Path(root)
     if not (root / "sprites.npz").is_file() or not (root / "concepts.json").is_file():
         raise UserError(f"no prepared emoji in {root}: run ldm train data first")

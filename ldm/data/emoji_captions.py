@@ -8,7 +8,7 @@ blue background").  A model that learned them apart can put a new word into the 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,11 +161,10 @@ def fill(template: str, name: str) -> str:
     return f"{head}{name}{tail}"
 
 
-def _thing(name: str, style: str, scale: float, u: float, v: float, w: float) -> str:
-    """The first part of a caption; 60 % name the style, 40 % do not."""
+def _thing(name: str, styled: Sequence[str], scale: float, u: float, v: float, w: float) -> str:
+    """The first part of a caption; 60 % name the style (one of ``styled``), 40 % do not."""
     if u < 0.60:
-        choices = STYLE_WORDS[style]
-        word = choices[int(v * len(choices))]
+        word = styled[int(v * len(styled))]
         if w < 0.55:
             return f"{article(word)}{word} of {article(name)}{name}"
         if w < 0.80:
@@ -185,7 +184,8 @@ class Captioner:
     """Names of every concept, and captions from uniform numbers.
 
     ``labels`` (N,) normalised; ``tags`` and ``subgroups`` (N,) as prepared; ``reserved``: names
-    that may not appear as a synonym (every concept's own label, held-out ones too).
+    that may not appear as a synonym (every concept's own label, held-out ones too); ``words``: what
+    each style is called; ``always``: styles that every caption names.
     """
 
     NUMBERS = 7  # uniform numbers a caption takes
@@ -196,7 +196,10 @@ class Captioner:
         tags: Sequence[Sequence[str]],
         subgroups: Sequence[str],
         reserved: Iterable[str] = (),
+        words: Mapping[str, Sequence[str]] = STYLE_WORDS,
+        always: Collection[str] = (),
     ) -> None:
+        self.words, self.always = words, frozenset(always)
         taken = set(reserved) | set(labels)
         counts = Counter(tag for row in tags for tag in row)
         self.labels = list(labels)
@@ -226,7 +229,9 @@ class Captioner:
         """One caption from :attr:`NUMBERS` uniform numbers in [0, 1); ``name``: use this one."""
         a, b, c, d, e, f, g = numbers
         name = name or self.name(concept, a, b)
-        return _thing(name, style, scale, c, d, e) + _place(background, f, g)
+        if style in self.always:
+            c *= 0.60
+        return _thing(name, self.words[style], scale, c, d, e) + _place(background, f, g)
 
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.emoji import EmojiSprites
+from ldm.data.emoji import Concept, EmojiSprites
 from ldm.data.emoji_captions import STYLES, Background, Captioner
+from ldm.data.emoji_drawings import EmojiDrawings
 from ldm.data.emoji_scenes import SCENES, scene_bank
+from ldm.data.emoji_sets import SETS, VENDORS
 from ldm.data.pictures import UNNAMED
 from ldm.errors import UserError
 
@@ -45,13 +47,15 @@ KIND_SHARES = (0.70, 0.15, 0.15)
 @dataclass(frozen=True)
 class EmojiBatch:
     """``images`` (n, 3, S, S) float32 in [-1, 1]; ``background``: the colour's name where solid,
-    else None; ``concepts`` and ``styles`` (n,) int64 indices (of the sprites, of STYLES)."""
+    else None; ``concepts`` and ``styles`` (n,) int64 indices (of the sprites' concepts and of STYLES or
+    the drawings' styles); ``drawings`` (n,) int64: the same number is the same drawing."""
 
     images: Tensor
     captions: list[str]
     background: list[str | None]
     concepts: Tensor
     styles: Tensor
+    drawings: Tensor
 
 
 def _table(device: torch.device) -> Tensor:
@@ -118,14 +122,8 @@ class Composer:
         self.image_size, self.unnamed = image_size, unnamed
         self.device = torch.device(device)
         self.style_ids = torch.tensor([STYLES.index(s) for s in styles])
-        concepts = sprites.concepts
-        self.captioner = Captioner(
-            [c.label for c in concepts],
-            [c.tags for c in concepts],
-            [c.subgroup for c in concepts],
-            sprites.reserved,
-        )
-        self._pixels = sprites.sprites.to(self.device)
+        self.captioner = Captioner(*_words(sprites.concepts), sprites.reserved)
+        self._pixels = sprites.sprites.flatten(0, 1).to(self.device)
         self._bank = scene_bank(image_size).to(self.device)  # (scenes, variants, 3, S, S) uint8
         self._colours = _table(self.device)
 
@@ -137,6 +135,16 @@ class Composer:
 
     def draw(self, concepts: Tensor, styles: Tensor, generator: torch.Generator) -> EmojiBatch:
         """As :meth:`batch`, of given ``concepts`` and ``styles`` (n,) int64 on the CPU."""
+        return self._compose(concepts, styles, STYLES, concepts * len(STYLES) + styles, generator)
+
+    def _compose(
+        self,
+        concepts: Tensor,
+        styles: Tensor,
+        names_of_styles: Sequence[str],
+        drawings: Tensor,
+        generator: torch.Generator,
+    ) -> EmojiBatch:
         n = concepts.shape[0]
         u = torch.rand(n, 9 + Captioner.NUMBERS, generator=generator)
         unnamed = torch.rand(n, generator=generator) < self.unnamed if self.unnamed else torch.zeros(n)
@@ -149,18 +157,20 @@ class Composer:
             u[:, 5].contiguous(), torch.tensor(KIND_SHARES).cumsum(0)[:2], right=True
         )
         pixels, described = self._backgrounds(kinds, u[:, 6:9], generator)
-        chosen = self._pixels[concepts.to(self.device), styles.to(self.device)]
+        chosen = self._pixels[drawings.to(self.device)]
         where = scale.to(self.device), angle.to(self.device), centre.to(self.device)
         images = over(warp(chosen, *where, self.image_size), pixels)
         captions = [
-            self.captioner.caption(c, STYLES[s], size, place, numbers, UNNAMED if hidden else None)
+            self.captioner.caption(
+                c, names_of_styles[s], size, place, numbers, UNNAMED if hidden else None
+            )
             for c, s, size, place, numbers, hidden in zip(
                 concepts.tolist(), styles.tolist(), scale.tolist(), described, u[:, 9:].tolist(),
                 unnamed.tolist(), strict=True,
             )
         ]  # fmt: skip
         names = [b.words[0] if b.kind == "solid" else None for b in described]
-        return EmojiBatch(images, captions, names, concepts, styles)
+        return EmojiBatch(images, captions, names, concepts, styles, drawings)
 
     def _backgrounds(
         self, kinds: Tensor, u: Tensor, generator: torch.Generator
@@ -191,6 +201,51 @@ class Composer:
             words = ((COLOUR_NAMES[a],), (COLOUR_NAMES[a], COLOUR_NAMES[b]), phrases[s])[kind]
             described.append(Background(KINDS[kind], words))
         return pixels, described
+
+
+class DrawingComposer(Composer):
+    """Endless captioned pictures of all drawings of many sets.
+
+    A thing is drawn the oftener the more drawings there are of it: in proportion to their number to the
+    power 1 - ``balance`` (0: every drawing as often as another; 1: every thing).
+    """
+
+    def __init__(
+        self,
+        drawings: EmojiDrawings,
+        image_size: int = 64,
+        device: torch.device | str = "cpu",
+        unnamed: float = 0.0,
+        balance: float = 0.5,
+    ) -> None:
+        if not 0 <= balance <= 1:
+            raise UserError(f"balance {balance}: use 0 (drawings alike) to 1 (things alike)")
+        self.drawings = drawings
+        self.image_size, self.unnamed = image_size, unnamed
+        self.device = torch.device(device)
+        sets = {name: (SETS | VENDORS)[name] for name in drawings.styles}
+        words = {name: drawn.words for name, drawn in sets.items()}
+        always = [name for name, drawn in sets.items() if not drawn.painted]
+        self.captioner = Captioner(*_words(drawings.concepts), drawings.reserved, words, always)
+        self._pixels = drawings.sprites.to(self.device)
+        self._bank = scene_bank(image_size).to(self.device)
+        self._colours = _table(self.device)
+        self._often = drawings.concept.bincount().double().pow(-balance)[drawings.concept]
+
+    def batch(self, n: int, generator: torch.Generator) -> EmojiBatch:
+        return self.draw_drawings(
+            torch.multinomial(self._often, n, replacement=True, generator=generator), generator
+        )
+
+    def draw_drawings(self, chosen: Tensor, generator: torch.Generator) -> EmojiBatch:
+        """As :meth:`batch`, of given drawings (n,) int64 on the CPU."""
+        drawings = self.drawings
+        concepts, styles = drawings.concept[chosen], drawings.style[chosen]
+        return self._compose(concepts, styles, drawings.styles, chosen, generator)
+
+
+def _words(concepts: Sequence[Concept]) -> tuple[list[str], list[tuple[str, ...]], list[str]]:
+    return [c.label for c in concepts], [c.tags for c in concepts], [c.subgroup for c in concepts]
 
 
 def background_pixels(background: str, size: int = 64) -> Tensor:

@@ -1,7 +1,7 @@
 """Drawings of many sets: any number of every thing, each with the name of its set.
 
-:func:`prepare_drawings` fetches the sets of ``ldm.data.emoji_sets`` once; :class:`EmojiDrawings` reads the result, and
-so does ``EmojiSprites``, which takes the things that the three main sets all draw.
+:func:`prepare_drawings` fetches the sets of ``ldm.data.emoji_sets`` once; :class:`EmojiDrawings` reads the
+result, and so does ``EmojiSprites``, which takes the things that the three main sets all draw.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ldm.data.emoji import (
-
     PACKAGES,
     SPRITE_SIZE,
     Concept,
@@ -68,7 +67,7 @@ class EmojiDrawings:
         groups: Iterable[str] | None = None,
         exclude: Collection[str] = (),
         sets: Collection[str] | None = None,
-    ) -> "EmojiDrawings":
+    ) -> EmojiDrawings:
         """Read a prepared folder.
 
         Args:

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.emoji import Concept, EmojiSprites
+from ldm.data.emoji_drawings import EmojiDrawings
+from ldm.data.emoji_sets import SETS
+from ldm.errors import UserError
 
 RECOLOURED, STRETCHED, TURNED, JOINED = 0.6, 0.6, 0.4, 0.5  # shares of the things
-CHUNK = 256
+CHUNK = 256  # things at a time
 
 
 def imagine(
@@ -34,20 +37,55 @@ def imagine(
     return EmojiSprites(concepts, pixels, sprites.reserved | {name})
 
 
+def imagine_drawings(
+    drawings: EmojiDrawings, count: int, name: str, generator: torch.Generator, warp: float = 0.0
+) -> EmojiDrawings:
+    """``count`` new things, each made of drawings of one set whose colours are the things' own, so that
+    the words for its style stay true. All are called ``name``; see :func:`imagine`."""
+    painted = torch.tensor([SETS[style].painted for style in drawings.styles])
+    of_set = {int(k): (drawings.style == k).nonzero()[:, 0] for k in drawings.style.unique() if painted[k]}
+    if not of_set:
+        raise UserError("no set is left whose drawings can be changed: add one in the things' own colours")
+    models = torch.cat(list(of_set.values()))
+    pixels, styles = [], []
+    for done in range(0, count, CHUNK):
+        n = min(CHUNK, count - done)
+        u = torch.rand(n, 14, generator=generator)
+        first = models[(u[:, 12] * len(models)).long()]
+        styles.append(drawings.style[first])
+        partners = [of_set[int(k)] for k in styles[-1]]
+        second = torch.stack([p[int(x * len(p))] for p, x in zip(partners, u[:, 13].tolist(), strict=True)])
+        things, others = (drawings.sprites[i].permute(0, 3, 1, 2).float() / 255 for i in (first, second))
+        pixels.append(_changed(things, others, u[:, :12], 1, generator, warp)[:, 0])
+    concepts = tuple(Concept(f"fantasy-{i}", name, (), "fantasy", "") for i in range(count))
+    reserved = drawings.reserved | {name}
+    return EmojiDrawings(
+        concepts, torch.cat(pixels), torch.arange(count), torch.cat(styles), drawings.styles, reserved
+    )
+
+
 def _some(sprites: Tensor, n: int, generator: torch.Generator, warp: float) -> Tensor:
-    """(n, 3, 64, 64, 4) uint8 from sprites (N, 3, 64, 64, 4) uint8, premultiplied both."""
-    styles = sprites.shape[1]
+    """(n, 3, S, S, 4) uint8 from sprites (N, 3, S, S, 4) uint8, premultiplied both."""
     u = torch.rand(n, 12, generator=generator)
 
-    def pick(u: Tensor) -> Tensor:  # (n * styles, 4, 64, 64) in [0, 1]
+    def pick(u: Tensor) -> Tensor:  # (n * styles, 4, S, S) in [0, 1]
         chosen = sprites[(u * len(sprites)).long()].flatten(0, 1)
         return chosen.permute(0, 3, 1, 2).float() / 255
+
+    return _changed(pick(u[:, 0]), pick(u[:, 1]), u, sprites.shape[1], generator, warp)
+
+
+def _changed(
+    things: Tensor, others: Tensor, u: Tensor, styles: int, generator: torch.Generator, warp: float
+) -> Tensor:
+    """Change ``things`` (n * styles, 4, S, S) in [0, 1] by uniform numbers ``u`` (n, 12), some by joining
+    them with ``others`` of the same shape; (n, styles, S, S, 4) uint8."""
+    n = len(u)
 
     def each(x: Tensor) -> Tensor:  # per thing -> per sprite
         return x.repeat_interleave(styles, 0)
 
-    things = pick(u[:, 0])
-    joined = _join(things, pick(u[:, 1]), each(u[:, 2]), each(u[:, 3]))
+    joined = _join(things, others, each(u[:, 2]), each(u[:, 3]))
     things = torch.where(each(u[:, 4] < JOINED)[:, None, None, None], joined, things)
     things = _rotate_hue(things, each(torch.where(u[:, 5] < RECOLOURED, u[:, 6], 0.0)))
     stretch = torch.where(u[:, 7] < STRETCHED, 0.55 + 0.45 * u[:, 8], 1.0)

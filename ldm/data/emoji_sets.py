@@ -1,8 +1,8 @@
 """The sets of drawings: where each comes from, its licence, and what a caption calls its style.
 
-Left out: sets whose licence asks that what is made of them is shared alike (OpenMoji, EmojiOne 1), trade marks,
-single-colour sets, and second renderings of the same drawings.  The pictures of Facebook and of Apple are
-never trained on; Facebook's can be fetched as a test set (:data:`VENDORS`).
+Left out: sets whose licence asks that what is made of them is shared alike (OpenMoji, EmojiOne 1), trade
+marks, single-colour sets, and second renderings of the same drawings.  The pictures of Facebook and of
+Apple are never trained on; Facebook's can be fetched as a test set (:data:`VENDORS`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from ldm.data.emoji import PACKAGES, Package
 
 @dataclass(frozen=True)
 class DrawingSet:
-    """``words``: what captions call the style.  ``kind``: how its pictures are called (``codes`` of Unicode,
-    names of ``emoji``, or names of other ``icons``).  ``painted``: its colours are the things' own; where they
-    are not, every caption names the style.  ``sharp``: the same drawings as SVG, for more than 64 pixels."""
+    """A set of drawings.
+
+    ``words``: what captions call the style.  ``kind``: how its pictures are called (``codes`` of Unicode,
+    names of ``emoji``, or names of other ``icons``).  ``painted``: its colours are the things' own; where
+    they are not, every caption names the style.  ``sharp``: the same drawings as SVG, for more than 64
+    pixels.
+    """
 
     package: Package
     words: tuple[str, ...]
@@ -65,7 +69,9 @@ _TWEMOJI = _iconify("twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60
 _STREAMLINE = ("CC BY 4.0", "Streamline")
 SETS: dict[str, DrawingSet] = {
     "noto": DrawingSet(PACKAGES["noto"], ("emoji", "cartoon"), "codes", "Apache-2.0", "Google", sharp=_NOTO),
-    "twemoji": DrawingSet(PACKAGES["twemoji"], ("flat icon",), "codes", "CC BY 4.0", "Twitter, Inc and others", sharp=_TWEMOJI),
+    "twemoji": DrawingSet(
+        PACKAGES["twemoji"], ("flat icon",), "codes", "CC BY 4.0", "Twitter, Inc and others", sharp=_TWEMOJI
+    ),
     "fluent": DrawingSet(PACKAGES["fluent"], ("3d icon", "3d render"), "codes", "MIT", "Microsoft"),
 } | {
     name: DrawingSet(_PACKAGES[name], words, kind, *source, painted)

@@ -52,6 +52,9 @@ class EmojiPictures:
         unnamed: share of captions without the thing's name, for ``picture_word`` in training.
         fantasies: draw this many things that do not exist in place of the emoji; none has a name.
         warp: how much these are bent (``emoji_fantasy.imagine``).
+        sets: names of ``ldm.data.emoji_sets.SETS`` whose drawings are used, all that each has, or ``"all"``
+            (``None``: one drawing a thing and style of the three main sets).
+        balance: with ``sets``, how alike often things are drawn (``emoji_compose.DrawingComposer``).
     """
 
     def __init__(
@@ -63,26 +66,42 @@ class EmojiPictures:
         unnamed: float = 0.0,
         fantasies: int = 0,
         warp: float = 0.0,
+        sets: list[str] | str | None = None,
+        balance: float = 0.5,
     ) -> None:
         from ldm.data.emoji import EmojiSprites, load_holdout
-        from ldm.data.emoji_compose import Composer
-        from ldm.data.emoji_fantasy import imagine
+        from ldm.data.emoji_compose import Composer, DrawingComposer
+        from ldm.data.emoji_drawings import EmojiDrawings
+        from ldm.data.emoji_fantasy import imagine, imagine_drawings
+        from ldm.data.emoji_sets import VENDORS
 
         exclude = load_holdout(Path(holdout)) if holdout else frozenset()
-        sprites = EmojiSprites.load(Path(root), groups, exclude)
-        if fantasies:
-            sprites = imagine(sprites, fantasies, UNNAMED, generator(0, "fantasies"), warp)
-        self.composer = Composer(sprites, image_size, unnamed=unnamed)
+        rng = generator(0, "fantasies")
+        self.composer: Composer
+        if sets is None:
+            sprites = EmojiSprites.load(Path(root), groups, exclude)
+            if fantasies:
+                sprites = imagine(sprites, fantasies, UNNAMED, rng, warp)
+            self.composer = Composer(sprites, image_size, unnamed=unnamed)
+            self.drawings = sprites.sprites.flatten(0, 1)
+        else:
+            names = [sets] if isinstance(sets, str) and sets != "all" else sets
+            drawings = EmojiDrawings.load(Path(root), groups, exclude, None if names == "all" else names)
+            if kept_for_tests := set(drawings.styles) & set(VENDORS):
+                raise UserError(f"{min(kept_for_tests)} is a set to test with, never to train with")
+            if fantasies:
+                drawings = imagine_drawings(drawings, fantasies, UNNAMED, rng, warp)
+            self.composer = DrawingComposer(drawings, image_size, unnamed=unnamed, balance=balance)
+            self.drawings = drawings.sprites
 
     def batch(self, step: int, n: int, seed: int) -> Pictures:
         drawn = self.composer.batch(n, generator(seed, "pictures", step))
-        styles = self.composer.sprites.sprites.shape[1]
-        return Pictures(drawn.images, drawn.captions, drawn.concepts * styles + drawn.styles)
+        return Pictures(drawn.images, drawn.captions, drawn.drawings)
 
     def portraits(self, n: int) -> Iterator[Tensor]:
         from ldm.data.emoji_compose import portraits
 
-        for sprites in self.composer.sprites.sprites.flatten(0, 1).split(n):
+        for sprites in self.drawings.split(n):
             yield portraits(sprites, self.composer.image_size)
 
 

@@ -92,10 +92,24 @@ def test_packages_that_are_not_there_are_named(cli, tmp_path):
     result = cli("train", "data", "--packages", tmp_path / "packages", "--out", "data/emoji")
     assert result.code == 2 and ".tgz" in result.err
     assert not Path("data").exists()
-    result = cli("train", "data", "--more", "--out", "more")
-    assert result.code == 2 and "run `ldm train data` first" in result.err and not Path("more").exists()
-    result = cli("train", "data", "--more")
-    assert result.code == 2 and "--out" in result.err
+    result = cli("train", "data", "--sets", "all", "--packages", tmp_path / "packages", "--out", "data/all")
+    assert result.code == 2 and ".tgz" in result.err
+    assert not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--sets", "facebook"], "unknown set facebook"),
+        (["--vendor", "noto"], "unknown vendor noto"),
+        (["--sets", "all", "--vendor", "facebook"], "one of them"),
+        (["--sets", "all", "--size", "4"], "16 to 512"),
+        (["--size", "128"], "goes with --sets"),
+    ],
+)
+def test_sets_that_are_not_there_to_train_with_are_refused(cli, words, reason):
+    result = cli("train", "data", *words, "--out", "data/emoji")
+    assert result.code == 2 and reason in result.err and not Path("data").exists()
 
 
 @pytest.mark.parametrize("words", [["seed"], ["--seed", "1"]])
