@@ -49,7 +49,7 @@ def _register_data(stages: Any) -> None:
         "data",
         "fetch and prepare the emoji pictures",
         "Fetch packages of the npm registry with npm (150 MB) and prepare their pictures: one drawing of "
-        "every thing in each of the three main styles, or with --sets all drawings of many sets (20 MB more).",
+        "every thing in each of three styles, or with --sets all drawings of many sets (20 MB more).",
         "  ldm train data\n  ldm train data --sets all --out data/emoji-all\n"
         "  ldm train data --vendor facebook --out data/facebook\n"
         "  ldm train data --packages folder-with-the-tgz-files",
