@@ -36,6 +36,7 @@ from ldm.data.emoji import (
 from ldm.data.emoji_names import Names, held_out
 from ldm.data.emoji_sets import SETS, VENDORS, DrawingSet
 from ldm.errors import UserError
+from ldm.io.runs import atomic_write
 
 ICONS, CODES = "package/icons.json", "package/chars.json"
 SHORTCODES = tuple(
@@ -151,7 +152,8 @@ def prepare_drawings(
         np.array([styles.index(title) for _, title, _ in rows]),
         styles,
     )
-    (out / "ATTRIBUTION.md").write_text(attribution(styles), encoding="utf-8")
+    with atomic_write(out / "ATTRIBUTION.md") as path:
+        path.write_text(attribution(styles), encoding="utf-8")
     return out
 
 

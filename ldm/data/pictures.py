@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.seeding import generator
 
 #: in a caption, stands for the name of a thing that only its portraits tell
