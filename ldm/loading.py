@@ -158,6 +158,7 @@ def load(
     use_ema: bool = True,
     parameterization: str | None = None,
     image_size: int | None = None,
+    clip_skip: int | None = None,
     strict: bool = True,
 ) -> LatentDiffusion:
     """A frozen text-to-image model, ready to sample from and to invert into.
@@ -174,6 +175,8 @@ def load(
         use_ema: take the averaged weights (EMA) of the UNet where the file has them all.
         parameterization: what the UNet returns (eps, v, x0), if the config is to be overruled.
         image_size: pixels a side, if the config is to be overruled.
+        clip_skip: which of the last blocks of a CLIP text encoder is used, as web UIs count: 1 the last
+            one; by default the config's.
         strict: refuse weights that lack some of the model's or have others; else that is warned of, and
             what is missing is random, the same at every load (``CompatConfig.loose_weights``).
 
@@ -215,6 +218,7 @@ def load(
     state = in_precision(partial(read_weights, weights, use_ema), dtype)
     load_model_weights(model.parts, state, source=str(weights), strict=strict)
     model.inversion_defaults = defaults
+    model.text.use_clip_skip(clip_skip)
     return model.freeze().to(device)
 
 

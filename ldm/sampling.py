@@ -52,6 +52,7 @@ def sample(
     callback: Callable[[samplers.SamplerState], None] | None = None,
     source: Source | None = None,
     draws: Sequence[tuple[int, int]] | None = None,
+    clip_skip: int | None = None,
 ) -> Tensor:
     """Draw one picture a prompt.
 
@@ -70,6 +71,7 @@ def sample(
         source: a picture to draw from, see ``ldm.load_source``: SDEdit, or inpainting if it has a
             mask.
         draws: the (seed, i) of every picture, one a prompt, instead of ``seed``.
+        clip_skip: see ``ldm.load``; by default the model's.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1], or (B, C, h, w) latents.
@@ -84,11 +86,13 @@ def sample(
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise UserError("give at least one prompt")
-        cond = model.condition(prompts)
+        with model.text.skipping(clip_skip):
+            cond = model.condition(prompts)
     assert cond is not None
     n = len(cond)
     if uncond is None and scale != 1:
-        uncond = model.condition([negative_prompt])
+        with model.text.skipping(clip_skip):
+            uncond = model.condition([negative_prompt])
     if draws is None:
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         draws = [(seed, i) for i in range(n)]

@@ -90,7 +90,7 @@ def test_an_unknown_setting_of_invert_names_the_nearest(folder: Path) -> None:
 
 def test_the_signatures_that_users_rely_on() -> None:
     loading = ["config_or_path", "checkpoint", "device"]
-    loading += ["dtype", "use_ema", "parameterization", "image_size", "strict"]
+    loading += ["dtype", "use_ema", "parameterization", "image_size", "clip_skip", "strict"]
     assert list(inspect.signature(ldm.load).parameters) == loading
     assert list(inspect.signature(ldm.sample).parameters)[:11] == [
         "model", "prompts", "cond", "uncond", "steps", "sampler", "scale", "eta", "seed", "x_T", "decode",

@@ -89,6 +89,17 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help=f"ddim, plms or dpm++ {own.format('ddim')}")
 
 
+def add_clip_skip(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--clip-skip``."""
+    parser.add_argument(
+        "--clip-skip",
+        type=int,
+        metavar="N",
+        help="use the N-th last block of a CLIP text encoder, as web UIs count: 1 is the last one (default: "
+        f"{default})",
+    )
+
+
 def own_sampling(args: argparse.Namespace, model: LatentDiffusion) -> None:
     """Set the sampling options that were not given to what suits the model."""
     usual = {"steps": 50, "scale": 5.0, "sampler": "ddim"}

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MAX_PICTURES = 100_000
 #: Options that a picture's own recipe answers.
 _OF_RECIPE = (
-    "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale", "sampler", "eta",
+    "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale", "sampler", "eta", "clip_skip",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seeds", metavar="LIST", help="several, as in 1,2,5-8")
     common.add_sampling(parser)
     add("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
+    common.add_clip_skip(parser, "the one that the words were learned with, else the model's own")
     add("--batch-size", type=int, help="pictures drawn at once (default: 64, fewer of large ones)")
     add("--out", type=Path, metavar="DIR", help="folder of the pictures (default: out/<date>)")
     add("--grid", action=argparse.BooleanOptionalAction, default=True, help="grid.png with all pictures")
@@ -201,6 +202,7 @@ def plan(
                 version=f"ldm {__version__}",
                 embeddings=used,
                 edit=edit,
+                clip_skip=model.text.other_clip_skip,
             )
             name = f"{number:02d}_{common.slug(prompt)}_{seed}_{index:02d}.png"
             wanted.append(Wanted(out / name, recipe))

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         return
     learned = words.load(args.embedding or [])
     model = drawing.load_model(args)
-    words.teach(model, learned, force=args.force)
+    words.teach(model, learned, force=args.force, clip_skip=args.clip_skip)
     source = _source(args, model)
     with drawing.output(args) as out:
         wanted = drawing.plan(args, model, learned, out, _edit(args, source, learned))
@@ -182,5 +182,5 @@ def _again(args: argparse.Namespace) -> None:
     for option in _HOW:
         setattr(args, option, getattr(edit, option))
     model = drawing.load_model(args, recipe)
-    words.teach(model, recipe.embeddings)
+    words.teach(model, recipe.embeddings, clip_skip=recipe.clip_skip)
     drawing.draw_again(args, model, recipe, *_start(model, _source(args, model), recipe))

@@ -28,6 +28,7 @@ KEYS = {
     "per_layer": "per_layer",
     "batch_size": "batch_size",
     "seed": "seed",
+    "clip_skip": "clip_skip",
     "templates": "templates",
     "prompt": "prompts",
     "steps": "trainer.max_steps",
@@ -68,7 +69,12 @@ def register(subparsers: Any) -> None:
         help="vectors of its own for each cross-attention layer of the UNet: nearer to the pictures, but no "
         "other tool reads such a word",
     )
-    add("--templates", help="captions: object, style, photo, ... (default: object)")
+    add(
+        "--templates",
+        metavar="SET|FILE",
+        help="captions: object, style, photo, plain, or a text file of sentences with {} for the word, one a "
+        "line (default: object)",
+    )
     add(
         "--prompt",
         action="append",
@@ -76,6 +82,7 @@ def register(subparsers: Any) -> None:
         help="draw this on the way and at the end; {} is the word; may be given several times",
     )
     add("--seed", type=int)
+    common.add_clip_skip(parser, "the model's own")
     add("--precision", help="32-true, bf16-mixed, 16-mixed, or auto: bf16-mixed where the device has it")
     add("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<date>_<name>)")
     add("--resume", action="store_true", help="continue the run, or the runs of --concepts, in --out")

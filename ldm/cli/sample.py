@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         return
     learned = words.load(args.embedding or [])
     model = drawing.load_model(args)
-    words.teach(model, learned, force=args.force)
+    words.teach(model, learned, force=args.force, clip_skip=args.clip_skip)
     with drawing.output(args) as out:
         drawing.draw_into(args, model, drawing.plan(args, model, learned, out), out)
 
@@ -56,5 +56,5 @@ def _again(args: argparse.Namespace) -> None:
             f"ldm edit --again {args.again} --image FILE"
         )
     model = drawing.load_model(args, recipe)
-    words.teach(model, recipe.embeddings)
+    words.teach(model, recipe.embeddings, clip_skip=recipe.clip_skip)
     drawing.draw_again(args, model, recipe)

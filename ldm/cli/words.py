@@ -35,17 +35,22 @@ def load(paths: Sequence[Path]) -> list[Embedding]:
     return words
 
 
-def teach(model: LatentDiffusion, words: Sequence[Embedding], *, force: bool = False) -> None:
-    """Give a model learned words.
+def teach(
+    model: LatentDiffusion, words: Sequence[Embedding], *, force: bool = False, clip_skip: int | None = None
+) -> None:
+    """Give a model learned words, and the clip skip that they were learned with unless one is given.
 
     Raises:
-        UserError: a word that :func:`check_fits` refuses, or two words of one name.
+        UserError: a word that :func:`check_fits` refuses, two words of one name, or no such clip skip.
     """
+    from ldm.io.embeddings import learned_clip_skip
+
     for word in words:
         check_fits(model, word, force=force)
         if word.placeholder in model.manager.placeholders:
             raise UserError(f"two embeddings are called {word.placeholder!r}; give one of them")
         model.add_placeholder(word.placeholder, word.vectors)
+    model.text.use_clip_skip(learned_clip_skip(words) if clip_skip is None else clip_skip)
 
 
 def check_fits(model: LatentDiffusion, word: Embedding, *, force: bool) -> None:

@@ -108,23 +108,24 @@ class PromptSource:
     """Draws the prompt for picture i.
 
     subject: the word that is learned, or a text with several. kind: a template set
-    (``ldm.text.templates``); "dual" and "style-dual" need ``image_tokens``, one word a picture, and
-    use them with probability ``mixing_prob``, else the "object" or "style" set. captions: from
-    :func:`read_captions`, instead of templates. coarse_class: a word that templates put before the
-    subject.
+    (``ldm.text.templates``), or one's own sentences; "dual" and "style-dual" need ``image_tokens``, one
+    word a picture, and use them with probability ``mixing_prob``, else the "object" or "style" set; one's
+    own are then continued by "with" that word. captions: from :func:`read_captions`, instead of
+    templates. coarse_class: a word that templates put before the subject.
     """
 
     def __init__(
         self,
         subject: str,
         *,
-        kind: str = "object",
+        kind: str | Sequence[str] = "object",
         captions: Sequence[Sequence[str]] | None = None,
         image_tokens: Sequence[str] | None = None,
         mixing_prob: float = 0.25,
         coarse_class: str | None = None,
     ) -> None:
-        dual = kind in _PLAIN_OF
+        own = None if isinstance(kind, str) else tuple(f"{line} with {{}}" for line in kind)
+        dual = image_tokens is not None if own is not None else kind in _PLAIN_OF
         if captions is not None and image_tokens is not None:
             raise UserError("caption files and per-image words cannot be used together: choose one")
         if captions is None and dual != (image_tokens is not None):
@@ -135,8 +136,8 @@ class PromptSource:
         self.captions = captions
         self.image_tokens = image_tokens
         self.mixing_prob = mixing_prob if dual else 0.0
-        self._plain = templates(_PLAIN_OF.get(kind, kind))
-        self._dual = templates(kind) if dual else ()
+        self._plain = templates(_PLAIN_OF.get(kind, kind) if isinstance(kind, str) else kind)
+        self._dual = () if not dual else templates(kind) if own is None else own
 
     @property
     def naming(self) -> list[str]:

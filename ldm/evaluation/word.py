@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ldm.evaluation.features import Judge
 from ldm.evaluation.metrics import Share, Similarity
 from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
 from ldm.evaluation.setups import SampleFunction, Sampling, colour_prompt, draw
-from ldm.io.embeddings import Embedding
+from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json
 
@@ -74,7 +75,9 @@ def evaluate_embedding(
     model.add_placeholder(word, embedding.vectors)
     rows = [t.replace("{}", word) for t in (RECONSTRUCTION_PROMPT, *prompts) for _ in range(n)]
     rows += [colour_prompt(colour).replace("{}", word) for colour in colours]
-    drawn = draw(model, sample, rows, sampling, seed, "drawing" if progress else "")
+    clip_skip = learned_clip_skip([embedding])
+    with nullcontext() if clip_skip is None else model.text.skipping(clip_skip):
+        drawn = draw(model, sample, rows, sampling, seed, "drawing" if progress else "")
     training = clip.image_features(images)
     features = clip.image_features(drawn[: n * (1 + len(prompts))]).split(n)
     bare = clip.text_features([without_word(p) for p in prompts])

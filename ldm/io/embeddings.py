@@ -24,7 +24,8 @@ from ldm.io.embedding_formats.word import Embedding, likely_base, width_in_words
 from ldm.io.runs import atomic_write
 
 __all__ = [
-    "Embedding", "EmbeddingFile", "check_base_model", "check_width", "join_encoders", "likely_base",
+    "Embedding", "EmbeddingFile", "check_base_model", "check_width", "join_encoders", "learned_clip_skip",
+    "likely_base",
     "load_embedding", "load_embeddings", "provenance", "read_file", "save_embeddings", "width_in_words",
 ]
 
@@ -49,14 +50,17 @@ def provenance(
     templates: str | None = None,
     image_hashes: Iterable[str] = (),
     token_id: int | None = None,
+    clip_skip: int | None = None,
 ) -> dict[str, str]:
     """The metadata of an embedding that this project learned, as strings.
 
     base_model: the fingerprint (hex). step: optimiser steps done. init: the phrase it started
     from. templates: name of the template set. image_hashes: sha256 of every training picture.
     token_id: by which the official code finds the word in a prompt, where the model's vocabulary has one.
+    clip_skip: which of the text encoder's last blocks was used, where that is not the model's own choice.
     """
     known = {} if token_id is None else {"token_id": str(token_id)}
+    known |= {} if clip_skip is None else {"clip_skip": str(clip_skip)}
     return known | {
         "base_model": base_model,
         "step": str(step),
@@ -89,6 +93,16 @@ def check_base_model(embedding: Embedding, fingerprint: str) -> bool:
                     "%s...): expect other pictures", embedding.placeholder, learned_on[:12],
                     fingerprint[:12])
     return same
+
+
+def learned_clip_skip(embeddings: Iterable[Embedding]) -> int | None:
+    """The clip skip that words were learned with, where they say one; :class:`UserError` if it differs."""
+    found = {w.placeholder: w.metadata["clip_skip"] for w in embeddings if "clip_skip" in w.metadata}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{word!r} with {value}" for word, value in found.items())
+        raise UserError(f"the words were learned with different clip skips ({told}): choose one by clip_skip")
+    value = next(iter(found.values()), "")
+    return int(value) if value.isdecimal() and len(value) < 4 else None
 
 
 # ------------------------------------------------------------------------------ reading

@@ -25,6 +25,8 @@ from ldm.errors import UserError
 from ldm.io.embeddings import Embedding
 
 RECIPE_VERSION = 1
+#: Of a picture with a setting that versions before would ignore.
+_WITH_CLIP_SKIP = 2
 #: The chunk that says that the others are a recipe.
 _MARK = "recipe"
 #: Text chunks are looked for in this much of a file; a word of 77 vectors of width 1280 takes 0.5 MB.
@@ -74,6 +76,7 @@ class Recipe:
             may round differently in the last bit.
         embeddings: the learned words in its prompts; metadata has "file" and "sha256".
         edit: ``None`` if it was drawn from noise alone.
+        clip_skip: see ``ldm.load``; ``None``: the model's own.
         version: of the program that drew it.
     """
 
@@ -93,6 +96,7 @@ class Recipe:
     batch_rows: int = 1
     embeddings: tuple[Embedding, ...] = field(default=())
     edit: Edit | None = None
+    clip_skip: int | None = None
 
     def same_picture(self, other: Recipe) -> bool:
         """Whether both describe one picture, whatever was drawn beside it, by whichever version."""
@@ -107,6 +111,8 @@ def to_text(recipe: Recipe) -> dict[str, str]:
     text |= {_MARK: str(RECIPE_VERSION), "Software": recipe.version}
     if recipe.embeddings:
         text["embeddings"] = json.dumps([_word(word) for word in recipe.embeddings], ensure_ascii=False)
+    if recipe.clip_skip is not None:
+        text |= {_MARK: str(_WITH_CLIP_SKIP), "clip_skip": str(recipe.clip_skip)}
     if recipe.edit is not None:
         text["edit"] = json.dumps(asdict(recipe.edit), ensure_ascii=False)
     return text
@@ -158,7 +164,7 @@ def load_recipe(path: Path | str) -> Recipe:
             f"{path} does not say how it was drawn: it is not by this program, or another program "
             "has saved it since"
         )
-    if text[_MARK] != str(RECIPE_VERSION):
+    if text[_MARK] not in (str(RECIPE_VERSION), str(_WITH_CLIP_SKIP)):
         raise UserError(f"{path} has a recipe of version {text[_MARK][:20]!r}: use a newer ldm")
     try:
         return _from_text(text)
@@ -184,6 +190,7 @@ def _from_text(text: Mapping[str, str]) -> Recipe:
         batch_rows=int(text["batch_rows"]),
         embeddings=tuple(_words(json.loads(text.get("embeddings", "[]")))),
         edit=_edit(json.loads(text["edit"])) if "edit" in text else None,
+        clip_skip=int(text["clip_skip"]) if text[_MARK] == str(_WITH_CLIP_SKIP) else None,
     )
     if not (0 <= recipe.batch_row < recipe.batch_rows <= MAX_BATCH):
         raise ValueError("no such place in a batch")

@@ -66,13 +66,13 @@ def build_tower(
     )
 
 
-def encode(tower: Any, embeds: Tensor, skip: int) -> Tensor:
-    """Contexts (B, L, D) of token embeddings: all blocks but the last ``skip``, then the final norm."""
+def encode(tower: Any, embeds: Tensor, clip_skip: int) -> Tensor:
+    """Contexts (B, L, D) of token embeddings: the blocks up to the ``clip_skip``-th last, the final norm."""
     length = embeds.shape[1]
     mask = torch.full((length, length), -math.inf, device=embeds.device, dtype=embeds.dtype).triu(1)
     x = embeds + tower.positional_embedding[:length]
     blocks = tower.transformer.resblocks
-    for block in blocks[: len(blocks) - skip]:
+    for block in blocks[: len(blocks) + 1 - clip_skip]:
         x = block(x, attn_mask=mask)
     return tower.ln_final(x)
 
@@ -86,6 +86,7 @@ class OpenClipConditioner(TextConditioner):
         max_length: L, positions.
         vocab_size: rows of the token table.
         mlp_ratio: width of the feed-forward, in D.
+        clip_skip: the block whose output is used, counted from the last one, which is 1.
     """
 
     def __init__(
@@ -96,9 +97,12 @@ class OpenClipConditioner(TextConditioner):
         max_length: int = 77,
         vocab_size: int = 49408,
         mlp_ratio: float = 4.0,
+        clip_skip: int = 2,
     ) -> None:
         super().__init__()
         self.width, self.max_length = width, max_length
+        self.own_clip_skip, self.blocks = clip_skip, layers
+        self.use_clip_skip(clip_skip)
         self.tokenizer = ClipTokenizer(max_length, pad="!", mend=True, rows=vocab_size)  # "!" has id 0
         self.model: Any = build_tower(
             width, layers, heads, max_length, vocab_size, mlp_ratio, "gelu", projection=width
@@ -110,7 +114,8 @@ class OpenClipConditioner(TextConditioner):
         return self.model.token_embedding.weight
 
     def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
-        return encode(self.model, embeds, skip=1)
+        assert self.clip_skip is not None
+        return encode(self.model, embeds, self.clip_skip)
 
 
 class ClipConditioner(TextConditioner):
@@ -128,6 +133,7 @@ class ClipConditioner(TextConditioner):
             above, with its weights, if it has any; or ViT-L/14's public name, which changes nothing:
             no file is ever fetched.
         tokenizer: a local folder with a vocabulary of its own; ``version`` when that has one.
+        clip_skip: the block whose output is used, counted from the last one, which is 1.
 
     Raises:
         UserError: ``version`` is neither, or its config describes another kind of model.
@@ -145,6 +151,7 @@ class ClipConditioner(TextConditioner):
         pad: str | None = None,
         version: str | Path = VIT_L_14,
         tokenizer: str | Path | None = None,
+        clip_skip: int = 1,
     ) -> None:
         super().__init__()
         sizes: dict[str, Any] = {
@@ -167,6 +174,8 @@ class ClipConditioner(TextConditioner):
                 "nothing is downloaded: give a folder with config.json"
             )
         self.width, self.max_length = sizes["width"], sizes["max_length"]
+        self.own_clip_skip, self.blocks = clip_skip, sizes["layers"]
+        self.use_clip_skip(clip_skip)
         self.tokenizer = ClipTokenizer(
             self.max_length, folder=tokenizer, pad=pad, rows=sizes["vocab_size"]
         )
@@ -186,7 +195,8 @@ class ClipConditioner(TextConditioner):
         return self.tower.positional_embedding[0]
 
     def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
-        return encode(self.tower, embeds, skip=0)
+        assert self.clip_skip is not None
+        return encode(self.tower, embeds, self.clip_skip)
 
     def _load(self, path: Path) -> None:
         try:

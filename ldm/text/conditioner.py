@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +23,17 @@ class TextConditioner(nn.Module):
         tokenizer: text to ids.
         width: D of a token embedding and of the result.
         max_length: L, positions (pads included).
+        clip_skip: of CLIP's towers, which of the last blocks gives the context: 1 the last one, 2 the one
+            before it, as web UIs count; ``None`` for other encoders. :meth:`use_clip_skip` changes it.
+        own_clip_skip: the one that the model was trained with.
     """
 
     tokenizer: PlaceholderTokenizer
     width: int
     max_length: int
+    clip_skip: int | None = None
+    own_clip_skip: int | None = None
+    blocks: int = 0
 
     @property
     def token_table(self) -> Tensor:
@@ -55,6 +64,34 @@ class TextConditioner(nn.Module):
         table = self.token_table
         ids = carry(ids, table.device)
         return nn.functional.embedding(torch.where(ids < len(table), ids, 0), table)
+
+    def use_clip_skip(self, clip_skip: int | None) -> None:
+        """Take contexts from another block from now on; ``None`` goes back to the model's own.
+
+        Raises:
+            UserError: this is no CLIP text encoder, or it has no such block.
+        """
+        if clip_skip is not None and self.own_clip_skip is None:
+            raise UserError(f"clip_skip is {clip_skip}, but this model's text encoder is no CLIP: omit it")
+        if clip_skip is not None and not 1 <= clip_skip <= self.blocks:
+            raise UserError(f"clip_skip is {clip_skip}; give 1 (the last block) to {self.blocks} (the first)")
+        self.clip_skip = self.own_clip_skip if clip_skip is None else clip_skip
+
+    @contextmanager
+    def skipping(self, clip_skip: int | None) -> Iterator[None]:
+        """Contexts from another block within; ``None``: from the one that is used already."""
+        before = self.clip_skip
+        if clip_skip is not None:
+            self.use_clip_skip(clip_skip)
+        try:
+            yield
+        finally:
+            self.clip_skip = before
+
+    @property
+    def other_clip_skip(self) -> int | None:
+        """``clip_skip`` where it is not the model's own, which nobody needs to be told."""
+        return None if self.clip_skip == self.own_clip_skip else self.clip_skip
 
     def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
         """Contexts (B, L, D) of token embeddings (B, L, D), without positions, and their ids."""

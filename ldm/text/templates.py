@@ -1,8 +1,13 @@
 """The caption templates of Textual Inversion (Gal et al. 2022, supplementary; official code).
 
 A template is a sentence with ``{}`` where the placeholder goes, and a dual one has a second ``{}``
-for the word of one training image. Repeats are kept: they are drawn more often.
+for the word of one training image. Repeats are kept: they are drawn more often. One's own are a list of
+sentences, or a text file with one a line.
 """
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 from ldm.errors import UserError
 
@@ -72,6 +77,10 @@ STYLE = tuple(
 DUAL = tuple(f"{line} with {{}}" for line in PHOTO)
 STYLE_DUAL = tuple(f"{line} with {{}}" for line in STYLE)
 
+#: how web UIs write the slot
+_FOREIGN_SLOT = "[name]"
+MAX_BYTES = 2**20
+
 SETS: dict[str, tuple[str, ...]] = {
     "plain": PLAIN,
     "photo": PHOTO,
@@ -82,16 +91,56 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def templates(kind: str) -> tuple[str, ...]:
-    """A set by name.
+def read_templates(path: str | Path) -> tuple[str, ...]:
+    """The sentences of a text file: one a line, without blank lines and those that begin with #.
+
+    Raises:
+        UserError: no such file, a file that cannot be one, or sentences that :func:`templates` refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no template set and no file {str(path)!r}; choose one of {', '.join(SETS)}, or give a list of "
+            "sentences or a text file with {} for the word"
+        )
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"the templates {path} are larger than 1 MB: give a text file of sentences")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise UserError(f"cannot read the templates {path}: {why}") from error
+    own = tuple(line.replace(_FOREIGN_SLOT, "{}") for line in lines if line and not line.startswith("#"))
+    try:
+        return templates(own)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def described(kind: str | Sequence[str]) -> str:
+    """A set's name, or what tells one's own sentences from others, for an embedding's notes."""
+    if isinstance(kind, str):
+        return kind
+    return f"{len(kind)} own, sha256 {hashlib.sha256(chr(10).join(kind).encode()).hexdigest()[:16]}"
+
+
+def templates(kind: str | Sequence[str]) -> tuple[str, ...]:
+    """A set by name, or one's own sentences, looked at.
 
     "object" (81 sentences, 57 of them different, as in the official code), "photo" (its first 27,
     the paper's), "style" (19), "dual" (27) and "style-dual" (19) with an image's own word, "plain"
     ("a photo of a {}").
 
     Raises:
-        UserError: there is no such set.
+        UserError: there is no such set, or a sentence of one's own has not the one slot ``{}``.
     """
+    if not isinstance(kind, str):
+        for line in kind:
+            if line.count("{}") != 1:
+                raise UserError(f"the template {line!r} needs {{}} once, where the word goes")
+        if not kind:
+            raise UserError("there are no templates: give at least one sentence with {} for the word")
+        return tuple(kind)
     if kind not in SETS:
         raise UserError(f"no template set {kind!r}; choose one of {', '.join(SETS)}")
     return SETS[kind]

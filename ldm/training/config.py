@@ -10,7 +10,7 @@ from ldm.data.captions import contains_placeholder
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.compat import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
-from ldm.text.templates import templates
+from ldm.text.templates import SETS, read_templates, templates
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 from ldm.training.timesteps import TimestepConfig
@@ -30,6 +30,8 @@ class InversionConfig:
     Attributes:
         model: a shipped model's name, a model folder or YAML, or the mapping itself.
         checkpoint: weights instead of the model's own.
+        clip_skip: which of the last blocks of a CLIP text encoder is used, as web UIs count: 1 the last one;
+            ``None``: the model's own.
         images: folder of 3-5 pictures.
         placeholder: the new word, any string.
         init: a phrase to start from; ``None`` starts at the vocabulary's mean.
@@ -46,7 +48,8 @@ class InversionConfig:
         shared_steps: steps before the layers part; until then their vectors move alike, as one.
         per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped,
         mixing_prob: in this share of the prompts.
-        templates: caption templates: object, style, photo, plain, ...
+        templates: caption templates: a set (object, style, photo, plain, ...), or one's own sentences with
+            ``{}`` for the word: a list, or a text file with one a line, whose sentences then stand here.
         coarse_class: a word that templates put before the placeholder ("a photo of a cat S*").
         captions: use ``name.txt`` files; ``None``: if there are any.
         regularization: weight of the squared distance to the init.
@@ -78,6 +81,7 @@ class InversionConfig:
     placeholder: str
     model: Any = "emoji"
     checkpoint: str | None = None
+    clip_skip: int | None = None
     init: str | None = None
     init_scale: float = 1.0
     more_words: dict = field(default_factory=dict)
@@ -89,7 +93,7 @@ class InversionConfig:
     progressive: tuple[int, ...] = ()
     per_image_tokens: bool = False
     mixing_prob: float = 0.25
-    templates: str = "object"
+    templates: str | tuple[str, ...] = "object"
     coarse_class: str | None = None
     captions: bool | None = None
     regularization: float = 0.0
@@ -120,6 +124,13 @@ class InversionConfig:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=5000))
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
+    def __post_init__(self) -> None:
+        own = self.templates
+        if not isinstance(own, str):
+            templates(own)
+        elif own not in SETS:  # the sentences themselves: the file may change before the run is resumed
+            object.__setattr__(self, "templates", read_templates(own))
+
     @property
     def words(self) -> dict[str, str | None]:
         """Every new word and its init phrase, ``placeholder`` first."""
@@ -146,7 +157,6 @@ class InversionConfig:
 
 def check(config: InversionConfig) -> None:
     """Refuse what would only fail, or silently learn nothing, after minutes of work."""
-    templates(config.templates)
     config.timesteps.check()
     if config.sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")

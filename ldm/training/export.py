@@ -36,6 +36,9 @@ def export_model(model: LatentDiffusion, out: Path, dtype: torch.dtype | None = 
         words = Path(params["vocab_file"]).read_text(encoding="utf-8")
         write_text(out / "vocab.txt", words)
         config = replace(config, text={**config.text, "params": {**params, "vocab_file": "vocab.txt"}})
+    if (clip_skip := model.text.other_clip_skip) is not None:  # what it was tuned with is its own
+        params = {**(config.text.get("params") or {}), "clip_skip": clip_skip}
+        config = replace(config, text={**config.text, "params": params})
     sections = {"model": to_plain(config)}
     if model.inversion_defaults:
         sections["inversion"] = model.inversion_defaults

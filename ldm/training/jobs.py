@@ -20,6 +20,7 @@ from ldm.training.config import InversionConfig
 SHARED = (
     "model",
     "checkpoint",
+    "clip_skip",
     "checkpointing",
     "trainer.precision",
     "trainer.accelerator",

@@ -85,6 +85,8 @@ def learn_many(
     precision = torch.autocast(device.type, torch.bfloat16, enabled=trainer.compute_precision != "32-true")
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
+    if jobs[0].config.clip_skip is not None:
+        model.text.use_clip_skip(jobs[0].config.clip_skip)
     model.fingerprint()  # once, for all twins
     model.to(device)
     results: dict[str, Result] = {}

@@ -25,6 +25,7 @@ from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
+from ldm.text.templates import described
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.export import export_model
@@ -61,7 +62,7 @@ def run_inversion(
         raise UserError(f"the list in {out.parent} is being learned, with {out.name} in it: wait for its end")
     with claimed(out, deep=True) if config.trainer.writes else nullcontext():
         loose = switches(config.compat).loose_weights
-        model = loading.load(config.model, config.checkpoint, strict=not loose)
+        model = loading.load(config.model, config.checkpoint, strict=not loose, clip_skip=config.clip_skip)
         concept, captions = read_pictures(config, model.image_size)
         check(config)
         run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
@@ -207,10 +208,12 @@ def prepare(
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
     model.manager.keep_end, model.manager.edits_ids = not quirks.end_falls_off, quirks.edits_ids
+    if config.clip_skip is not None:
+        model.text.use_clip_skip(config.clip_skip)
     add_words(model, config)
     image_words = add_image_words(model, config, len(concept)) if config.per_image_tokens else None
     kind = config.templates
-    if image_words:
+    if image_words and isinstance(kind, str):
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
     prompts = PromptSource(
         config.subject or ("*" if quirks.star_prompts else word),
@@ -258,9 +261,10 @@ def prepare(
             step=step,
             seed=config.seed,
             init=config.words[name],
-            templates="captions" if captions else config.templates,
+            templates="captions" if captions else described(config.templates),
             image_hashes=hashes,
             token_id=token_ids[name],
+            clip_skip=model.text.other_clip_skip,
         )
 
     keeper = pictures = None

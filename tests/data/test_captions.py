@@ -162,3 +162,12 @@ def test_what_is_no_text_is_refused(tmp_path, content):
     for read in (lambda: read_captions([tmp_path / "a.png"], "*"), lambda: FolderPictures(str(tmp_path), 8)):
         with pytest.raises(UserError, match="a.txt is no text"):
             read()
+
+def test_templates_of_ones_own_are_drawn_alone_and_continued_by_the_pictures_word():
+    own = ("my {} at home", "{} asleep")
+    drawn = Counter(PromptSource("<x>", kind=own).prompts([0] * 200, rng()))
+    assert drawn.keys() == {"my <x> at home", "<x> asleep"}
+    source = PromptSource("<x>", kind=own, image_tokens=["<x>_0", "<x>_1"], mixing_prob=0.5)
+    drawn = Counter(source.prompts([1] * 400, rng()))
+    plain = {"my <x> at home", "<x> asleep"}
+    assert drawn.keys() == plain | {f"{line} with <x>_1" for line in plain}

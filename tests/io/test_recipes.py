@@ -86,7 +86,8 @@ def word(**values: object) -> str:
 @pytest.mark.parametrize(("key", "value"), [
     ("seed", "one"), ("seed", "9" * 10_000), ("steps", ""), ("scale", "nan"), ("eta", "inf"),
     ("batch_rows", "1000000000"), ("batch_row", "4"), ("batch_row", "-1"), ("prompt", None),
-    ("recipe", "2"), ("edit", "[]"), ("edit", "{}"), ("embeddings", "{"), ("embeddings", "5"),
+    ("recipe", "2"), ("recipe", "3"), ("edit", "[]"), ("edit", "{}"),
+    ("embeddings", "{"), ("embeddings", "5"),
     ("embeddings", "[" * 100_000), ("embeddings", word(K=10**9)), ("embeddings", word(K=-1, D=-2)),
     ("embeddings", word(float32="!!")), ("embeddings", word(float32="AAAA")), ("embeddings", word(K="1")),
     ("embeddings", word(float32=base64.b64encode(b"\xff" * 8).decode())), ("embeddings", word(name=" ")),

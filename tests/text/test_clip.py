@@ -128,6 +128,32 @@ def position_ids() -> dict[str, Tensor]:
     return {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(20)[None]}
 
 
+@pytest.mark.parametrize("clip_skip", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2])
+def test_clip_skip_counts_hidden_states_from_the_last_one(
+    one: ClipConditioner, two: OpenClipConditioner, version: int, clip_skip: int
+) -> None:
+    text = one if version == 1 else two
+    theirs, names = reference("quick_gelu" if version == 1 else "gelu"), ClipConditioner(**TINY)
+    names.tower.load_state_dict((one.tower if version == 1 else two.model).state_dict(), strict=False)
+    theirs.load_state_dict(their_weights(names))
+    ids = text.tokenize(PROMPTS)
+    with torch.no_grad():
+        states = theirs(ids, output_hidden_states=True).hidden_states
+        with text.skipping(clip_skip):
+            assert_close(contexts(text), theirs.final_layer_norm(states[-clip_skip]))
+    assert text.clip_skip == text.own_clip_skip == version
+    built = type(text)(**TINY, clip_skip=clip_skip)
+    assert built.clip_skip == clip_skip and built.other_clip_skip is None
+
+
+@pytest.mark.parametrize("clip_skip", [0, -1, 4, 100])
+def test_a_clip_skip_that_leaves_no_block_is_refused(one: ClipConditioner, clip_skip: int) -> None:
+    with pytest.raises(UserError, match=r"give 1 \(the last block\) to 3"):
+        one.use_clip_skip(clip_skip)
+    assert one.clip_skip == 1
+
+
 def test_a_copy_of_the_conditioner_is_independent(one: ClipConditioner) -> None:
     twin = copy.deepcopy(one)
     with torch.no_grad():

@@ -1,9 +1,21 @@
 """The paper's caption templates: how many, how they read, and what render refuses."""
 
+from pathlib import Path
+
 import pytest
 
 from ldm.errors import UserError
-from ldm.text.templates import DUAL, OBJECT, SETS, STYLE, STYLE_DUAL, render, templates
+from ldm.text.templates import (
+    DUAL,
+    OBJECT,
+    SETS,
+    STYLE,
+    STYLE_DUAL,
+    described,
+    read_templates,
+    render,
+    templates,
+)
 
 
 def test_counts_are_the_official_ones() -> None:
@@ -44,3 +56,33 @@ def test_render_puts_words_in_whatever_they_contain() -> None:
 def test_render_refuses_a_wrong_number_of_slots(template: str, image_token: str | None) -> None:
     with pytest.raises(UserError, match="times"):
         render(template, "S*", image_token)
+
+
+# ------------------------------------------------------------------------------ one's own
+def test_a_file_holds_one_sentence_a_line_with_either_slot(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("\ufeff# for toys\na toy {}\n\n  {}'s portrait \r\na photo of [name]\n", encoding="utf-8")
+    own = read_templates(path)
+    assert own == ("a toy {}", "{}'s portrait", "a photo of {}") == templates(list(own))
+    assert described(own) == described(list(own)) != described(own[:2]) and described("style") == "style"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a photo of a cat\n", "'a photo of a cat' needs {} once"),
+        (b"{} and {}\n", "needs {} once"),
+        (b"[filewords]\n", "needs {} once"),
+        (b"# nothing\n\n", "at least one sentence"),
+        (b"\xff\xfe{\x00", "no text in UTF-8"),
+        (b"a {}\n" * 2**19, "larger than 1 MB"),
+        (None, "no template set and no file"),
+    ],
+)
+def test_a_file_that_holds_no_templates_is_one_line(tmp_path: Path, content: bytes | None, says: str) -> None:
+    path = tmp_path / "own.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_templates(path)
+    assert says in str(raised.value) and "own.txt" in str(raised.value) and "\n" not in str(raised.value)
