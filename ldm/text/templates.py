@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.io.files import read_text
 
 # "<medium>" stands for what the picture is; sentences without it are the same in every set
 _SUBJECT = (
@@ -79,7 +80,6 @@ STYLE_DUAL = tuple(f"{line} with {{}}" for line in STYLE)
 
 #: how web UIs write the slot
 _FOREIGN_SLOT = "[name]"
-MAX_BYTES = 2**20
 
 SETS: dict[str, tuple[str, ...]] = {
     "plain": PLAIN,
@@ -98,18 +98,12 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
         UserError: no such file, a file that cannot be one, or sentences that :func:`templates` refuses.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"no template set and no file {str(path)!r}; choose one of {', '.join(SETS)}, or give a list of "
             "sentences or a text file with {} for the word"
         )
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"the templates {path} are larger than 1 MB: give a text file of sentences")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise UserError(f"cannot read the templates {path}: {why}") from error
+    lines = [line.strip() for line in read_text(path, "template file").splitlines()]
     own = tuple(line.replace(_FOREIGN_SLOT, "{}") for line in lines if line and not line.startswith("#"))
     try:
         return templates(own)

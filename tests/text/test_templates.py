@@ -74,8 +74,8 @@ def test_a_file_holds_one_sentence_a_line_with_either_slot(tmp_path: Path) -> No
         (b"{} and {}\n", "needs {} once"),
         (b"[filewords]\n", "needs {} once"),
         (b"# nothing\n\n", "at least one sentence"),
-        (b"\xff\xfe{\x00", "no text in UTF-8"),
-        (b"a {}\n" * 2**19, "larger than 1 MB"),
+        (b"\xff\xfe{\x00\x00", "no text in UTF-8"),
+        (b"a {}\n" * 2**19, "too large for a template file"),
         (None, "no template set and no file"),
     ],
 )
