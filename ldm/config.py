@@ -11,9 +11,11 @@ import difflib
 import functools
 import importlib
 import inspect
+import os
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +40,8 @@ TARGETS = frozenset(
     }
 )
 
+#: bytes of a file's name that are no UTF-8, as Python has them
+_SURROGATES = re.compile("[\ud800-\udfff]")
 #: bounds of a YAML file; the official ones have 4 kB and 10 levels, a list of 100,000 concepts 150 MB
 MAX_BYTES, MAX_DEPTH = 2**28, 100
 
@@ -54,7 +58,8 @@ def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dic
     merged = OmegaConf.create()
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"config {path} does not exist; give the path of a YAML file")
+            what = "is a folder, a pipe or a device" if path.exists() else "does not exist"
+            raise UserError(f"config {path} {what}; give the path of a YAML file")
         try:
             _refuse_deep(path)
             # every node takes a byte or more: a long list passes, what aliases blow up does not
@@ -75,7 +80,7 @@ def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dic
         plain = OmegaConf.to_container(merged, resolve=True)
     except Exception as error:
         raise UserError(f"config: {_reason(error)}") from None
-    return typing.cast(dict[str, Any], plain)
+    return typing.cast(dict[str, Any], _unicode(plain, _to_text))
 
 
 def _reason(error: Exception) -> str:
@@ -126,7 +131,25 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
     """A config as YAML text, keys in their given order."""
     import yaml
 
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_unicode(dict(value), _to_bytes), sort_keys=False, allow_unicode=True)
+
+
+def _unicode(value: Any, change: Callable[[Any], Any]) -> Any:
+    """``change`` of every key and value. YAML holds Unicode, and a file's name may be other bytes: in Python
+    a string with lone surrogates, in YAML binary."""
+    if isinstance(value, Mapping):
+        return {change(k): _unicode(v, change) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_unicode(v, change) for v in value]
+    return change(value)
+
+
+def _to_bytes(value: Any) -> Any:
+    return os.fsencode(value) if isinstance(value, str) and _SURROGATES.search(value) else value
+
+
+def _to_text(value: Any) -> Any:
+    return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import shlex
@@ -166,6 +167,13 @@ def no_checkpoint(run: Path) -> bool:
 def whole_or_nothing(_: Path) -> bool:
     """Of a folder whose files are of use only together."""
     return True
+
+
+def print_anything() -> None:
+    """Print an escape for what the console has no letter for (names of files, words), not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(*lines: str) -> None:

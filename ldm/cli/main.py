@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from ldm._version import __version__
 from ldm.cli import cluster, common, edit, embeddings, evaluate, inspect, invert, sample, train
 from ldm.errors import UserError
+from ldm.io.files import printable
 
 EXAMPLE = """\
 example:
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status (0, 2 for bad input, 130 if interrupted)."""
+    common.print_anything()
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     overrides = [item for item in rest if "=" in item and not item.startswith("-")]
@@ -104,7 +106,7 @@ def _interrupted(args: argparse.Namespace) -> int:
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"ldm: {record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+        return f"ldm: {record.levelname.lower()}: {' '.join(printable(record.getMessage()).split())}"
 
 
 def _log_to_stderr(verbose: bool) -> None:

@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status as ``ldm.cli.main.main`` does."""
     from ldm.cli.main import guarded
 
+    common.print_anything()
     parser = build_parser()
     words, overrides = split_overrides(parser, sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(words)

@@ -21,6 +21,7 @@ from ldm.io.embedding_formats.content import Content, read_content, write_conten
 from ldm.io.embedding_formats.layouts import join_encoders
 from ldm.io.embedding_formats.networks import kind_of_network
 from ldm.io.embedding_formats.word import Embedding, likely_base, width_in_words
+from ldm.io.files import unicode_name
 from ldm.io.runs import atomic_write
 
 __all__ = [
@@ -117,7 +118,7 @@ def read_file(path: Path | str) -> EmbeddingFile:
     try:
         content = read_content(path, head)
         known = recognise(content)
-        words = known.read(content, path.stem)
+        words = known.read(content, unicode_name(path.stem))
         if any(word.layers for word in words) and not known.per_layer:
             raise UserError(f"it holds no (K, D) vectors, which is what {known.name} is for")
         return EmbeddingFile(path, known, words)

@@ -158,6 +158,13 @@ def native(path: Path, *, rename: bool = False) -> Iterator[str]:
         yield name
 
 
+def unicode_name(name: str) -> str:
+    """A file's name as text. Old archives of Windows hold names in its own letters, not in UTF-8."""
+    if printable(name) == name:
+        return name
+    return os.fsencode(name).decode("cp1252", "replace")
+
+
 def printable(text: Path | str) -> str:
     """``text`` with an escape such as ``\\udce9`` for each byte of a file name that is no UTF-8."""
     return str(text).encode("utf-8", "backslashreplace").decode()

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding
+from ldm.io.files import printable
 
 RECIPE_VERSION = 1
 #: Of a picture with a setting that versions before would ignore.
@@ -115,7 +116,7 @@ def to_text(recipe: Recipe) -> dict[str, str]:
         text |= {_MARK: str(_WITH_CLIP_SKIP), "clip_skip": str(recipe.clip_skip)}
     if recipe.edit is not None:
         text["edit"] = json.dumps(asdict(recipe.edit), ensure_ascii=False)
-    return text
+    return {key: printable(value) for key, value in text.items()}  # a file's name may be no Unicode
 
 
 def _word(word: Embedding) -> dict[str, Any]:

@@ -182,8 +182,11 @@ def write_bytes(path: Path | str, data: bytes) -> Path:
 
 
 def write_text(path: Path | str, text: str) -> Path:
-    """Writes ``text`` as UTF-8 to ``path`` atomically. Errors as :func:`atomic_write`."""
-    return write_bytes(path, text.encode("utf-8"))
+    """Writes ``text`` as UTF-8 to ``path`` atomically. Errors as :func:`atomic_write`.
+
+    A byte of a file's name that is no UTF-8 is written as the escape that JSON has for it, ``\\udce9``.
+    """
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> Path:

@@ -181,6 +181,13 @@ def test_a_file_is_read_whatever_its_name_and_ending(
     assert read_metadata(path) == {}
 
 
+def test_a_word_that_is_called_as_its_file_is_has_a_name_of_letters(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    save_file({"emb_params": torch.ones(2, 4)}, tmp_path / "plain.file")
+    (tmp_path / "plain.file").rename(path)
+    assert read_file(path).words[0].placeholder == "café"
+
+
 def test_a_pickle_of_something_else_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(pickle.dumps({"a": 1}, protocol=2))
     for read in READERS.values():

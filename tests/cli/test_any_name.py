@@ -1,0 +1,122 @@
+"""Names of files and folders that are not UTF-8, as old archives leave them, and consoles of few letters."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from ldm.cli import official
+from ldm.cli.main import main
+from ldm.config import dump_yaml
+from ldm.io.embeddings import load_embedding
+
+LATIN = os.fsdecode(b"caf\xe9")  # "café" in Latin-1, a lone byte in UTF-8
+
+
+@pytest.fixture
+def odd(tmp_path: Path, model_folder: Path, pictures: Path) -> Path:
+    """A folder whose name is no UTF-8, with the model and pictures of such names in it."""
+    folder = tmp_path / LATIN
+    folder.mkdir()
+    model_folder.rename(folder / f"m{LATIN}")
+    pictures.rename(folder / f"p{LATIN}")
+    picture = folder / f"p{LATIN}" / "0.png"
+    picture.rename(picture.with_name(f"{LATIN}.png"))
+    return folder
+
+
+def test_a_word_is_learned_resumed_drawn_and_looked_at(cli: Callable, odd: Path) -> None:
+    run, model = odd / "run", odd / f"m{LATIN}"
+    words = ["invert", "--model", model, "--images", odd / f"p{LATIN}", "--name", "<toy>"]
+    for more in (["--steps", 2, "--out", run, *words[1:]], ["--resume", "--out", run, "--steps", 4]):
+        result = cli("invert", *more)
+        assert result.code == 0, result.err
+    assert load_embedding(run / "embeddings.safetensors").metadata["step"] == "4"
+    word = ["--model", model, "--embedding", run / "embeddings.safetensors"]
+    drawn = cli("sample", *word, "--prompt", "a {}", "--n", 1, "--steps", 1, "--out", odd / "out")
+    assert drawn.code == 0, drawn.err
+    assert cli("inspect", run / "embeddings.safetensors", "--model", model).code == 0
+    picture = next((odd / "out").glob("00*.png"))
+    again = cli("sample", "--again", picture, "--model", model, "--out", odd / "again")
+    assert again.code == 0, again.err
+    edited = cli("edit", "--image", odd / f"p{LATIN}" / f"{LATIN}.png", *word, "--prompt", "a {}", "--n", 1,
+                 "--steps", 1, "--out", odd / "edited")  # fmt: skip
+    assert edited.code == 0, edited.err
+
+
+def test_a_list_of_concepts_is_learned(cli: Callable, odd: Path) -> None:
+    entries = [{"name": f"<{i}>", "images": f"{odd}/p{LATIN}"} for i in range(2)]
+    (odd / f"{LATIN}.yaml").write_text(dump_yaml({"concepts": entries}))
+    words = ["--model", odd / f"m{LATIN}", "--concepts", odd / f"{LATIN}.yaml"]
+    result = cli("invert", *words, "--out", odd / "all")
+    assert result.code == 0, result.err
+    again = cli("invert", "--resume", "--out", odd / "all")
+    assert again.code == 0, again.err
+
+
+def test_the_official_command_line(cli: Callable, odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"model": str(odd / f"m{LATIN}"), "placeholder": "<toy>", "images": str(odd / f"p{LATIN}")}
+    (odd / "a.yaml").write_text(dump_yaml(base))
+    monkeypatch.chdir(odd)
+    assert official.main(["--base", "a.yaml", "-t", "-n", "x", "-l", str(odd / "logs")]) == 0
+
+
+def test_a_config_says_such_a_name_and_reads_it_back(tmp_path: Path) -> None:
+    from ldm.config import load_yaml
+
+    (tmp_path / "a.yaml").write_text(dump_yaml({"images": LATIN, "list": [LATIN], "deep": {LATIN: LATIN}}))
+    yaml.safe_load((tmp_path / "a.yaml").read_text())
+    assert load_yaml([tmp_path / "a.yaml"]) == {"images": LATIN, "list": [LATIN], "deep": {LATIN: LATIN}}
+
+
+# ------------------------------------------------------------------------------ consoles
+class Console(io.TextIOWrapper):
+    """A terminal of an encoding, which refuses what it has no letter for, as Windows' and containers' do."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, errors="strict")
+
+    def text(self) -> str:
+        self.flush()
+        return self.buffer.getvalue().decode(self.encoding)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_whatever_is_printed_is_printed_on_every_console(
+    encoding: str, odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, run = str(odd / f"m{LATIN}"), str(odd / "run")
+    name = "<猫 é 🙂>"
+    lines = [
+        ["invert", "--model", model, "--images", str(odd / f"p{LATIN}"), "--name", name, "--steps", "1",
+         "--out", run],
+        ["embeddings", "show", f"{run}/embeddings.safetensors"],
+        ["inspect", "--model", model, f"{run}/embeddings.safetensors"],
+        ["sample", "--model", model, "--prompt", "猫 é 🙂", "--n", "1", "--steps", "1", "--out", f"{odd}/猫"],
+        ["sample", "--model", model, "--embedding", f"{odd}/猫🙂.pt", "--prompt", "x"],
+        ["invert", "--help"],
+    ]  # fmt: skip
+    for words in lines:
+        out, err = Console(encoding), Console(encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        assert status == (2 if "x" in words else 0), err.text()
+        assert "Traceback" not in err.text()
+        assert (out if status == 0 else err).text()
+
+
+def test_pictures_of_such_names_are_named_in_warnings(cli: Callable, odd: Path) -> None:
+    Image.new("RGB", (8, 8)).save(odd / f"p{LATIN}" / "x.png")
+    (odd / f"p{LATIN}" / f"{LATIN}.xyz").touch()
+    result = cli("invert", "--model", odd / f"m{LATIN}", "--images", odd / f"p{LATIN}", "--name", "<toy>",
+                 "--steps", 1, "--out", odd / "run")  # fmt: skip
+    assert result.code == 0 and "\\udce9.xyz" in result.err
