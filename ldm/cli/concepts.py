@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
 from ldm.errors import UserError
-from ldm.io.runs import LIST_NAME
+from ldm.io.runs import CONFIG_NAME, LIST_NAME
 
 if TYPE_CHECKING:
     from ldm.training.jobs import Job, Result
@@ -125,6 +125,8 @@ def _learn_in(
     args.how_to_resume = lambda: f"continue with: {again}"
     common.quiet_libraries(args.verbose)
     check_together(jobs)
+    if args.resume:
+        _refuse_another_list(out, jobs)
     write_text(out / LIST_NAME, _as_list(jobs))
     results = learn(jobs, out)
     write_summary(results, out)
@@ -137,6 +139,29 @@ def _learn_in(
         first = failed[0]
         raise UserError(f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "
                         f"({first.error}); put it right, then: {again}")
+
+
+def _refuse_another_list(out: Path, jobs: Sequence[Job]) -> None:
+    """Refuse a list that lacks a concept which was begun in ``out``, or learns it by other settings.
+
+    Raises:
+        UserError: names the concept.
+    """
+    from ldm.training.resume import OF_INVERSIONS, changes
+
+    if not (out / LIST_NAME).is_file():
+        return
+    now = {job.name: job.config for job in jobs}
+    for job in read_jobs(out / LIST_NAME, {}):
+        word = job.config.placeholder
+        if not (out / job.name / CONFIG_NAME).is_file():
+            continue
+        if job.name not in now:
+            raise UserError(f"{out} holds {word} too, which this list lacks: give the whole list, or no list")
+        differ = changes(job.config, now[job.name], OF_INVERSIONS)
+        if differ:
+            raise UserError(f"{word} was begun in {out} with other settings: {', '.join(differ)}; leave them "
+                            "as they are, or choose another folder")
 
 
 def _as_list(jobs: Sequence[Job]) -> str:

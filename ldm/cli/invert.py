@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm.cli import common, concepts
 from ldm.errors import UserError
+from ldm.io.runs import CONFIG_NAME
 
 EXAMPLE = """\
   ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
@@ -108,19 +109,21 @@ def register(subparsers: Any) -> None:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """The run's settings as a mapping: the model's own, then options, then ``--set``.
 
-    With ``--resume``, those of the run that is continued in place of the model's.
+    With ``--resume``, those of the run that is continued, if it has been begun, in place of the model's.
     """
     from ldm.config import load_yaml, merge
     from ldm.loading import inversion_defaults
 
-    if args.resume:
-        if args.out is None:
-            raise UserError("--resume needs --out: give the folder of the run to continue")
-        base = load_yaml([args.out / "config.yaml"])
-    else:
+    if args.resume and args.out is None:
+        raise UserError("--resume needs --out: give the folder of the run to continue")
+    kept = args.out / CONFIG_NAME if args.resume else None
+    if kept is not None and kept.is_file():
+        base = load_yaml([kept])
+    else:  # also a run that was killed before it could leave any settings
         for option in ("images", "name"):
             if getattr(args, option) is None:
-                raise UserError(f"--{option} is missing; see the example of ldm invert --help")
+                where = f"there is no run in {args.out} yet, and " if kept else ""
+                raise UserError(f"{where}--{option} is missing; see the example of ldm invert --help")
         base = inversion_defaults(args.model or "emoji")
     return merge(base, options(args))
 
@@ -182,9 +185,9 @@ def invert(
         raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
 
     def how_to_resume() -> str:
-        if (out / "checkpoints" / "last.ckpt").is_file():
+        if (out / CONFIG_NAME).is_file():
             return f"continue with: {again}"
-        return "it had not come to its first checkpoint; start it again"
+        return "nothing was begun; give the same command again"
 
     args.how_to_resume = how_to_resume
     common.quiet_libraries(args.verbose)

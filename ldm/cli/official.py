@@ -18,6 +18,7 @@ from typing import Any
 
 from ldm.cli import common
 from ldm.errors import UserError
+from ldm.io.runs import CONFIG_NAME
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
     from ldm.config import dump_yaml, resolve, to_plain
     from ldm.training.config import InversionConfig
 
-    folder = resumed_folder(args.resume) if args.resume else None
+    folder = resumed_folder(args.resume, begin=bool(args.base)) if args.resume else None
     official = official_values(args)
     values = settings(args, folder, official)
     if official is not None:
@@ -168,8 +169,8 @@ def settings(
         files = legacy.settings(official)
         options = {key: getattr(args, o) for o, key in KEYS.items() if o not in legacy.OPTIONS}
         overrides = {key: value for key, value in overrides.items() if key not in legacy.SECTIONS}
-    if folder:
-        base = load_yaml([folder / "config.yaml"])
+    if folder and (folder / CONFIG_NAME).is_file():
+        base = load_yaml([folder / CONFIG_NAME])
     else:
         base = inversion_defaults(merge(files, overrides).get("model", "emoji"))
         base["seed"] = SEED
@@ -225,10 +226,14 @@ def _devices(gpus: str | None) -> dict[str, Any]:
     return {"trainer": {"accelerator": "gpu", "devices": len(ids)}}
 
 
-def resumed_folder(path: Path) -> Path:
-    """The run's folder of ``-r``: itself, or that of a checkpoint in it."""
+def resumed_folder(path: Path, begin: bool = False) -> Path:
+    """The run's folder of ``-r``: itself, or that of a checkpoint in it.
+
+    Raises:
+        UserError: no run was begun there, and there are no settings to ``begin`` one.
+    """
     folder = path.parent.parent if path.is_file() else path
-    if not (folder / "config.yaml").is_file():
+    if not begin and not (folder / CONFIG_NAME).is_file():
         raise UserError(f"there is no run in {folder}; give its folder, or a checkpoint in it, to -r")
     return folder
 

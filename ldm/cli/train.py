@@ -181,8 +181,6 @@ def run_stage(args: argparse.Namespace) -> None:
     common.quiet_libraries(args.verbose)
 
     def how_to_resume() -> str:
-        if pretrain.last_checkpoint(out) is None:
-            return "it had not come to its first checkpoint; start it again"
         words = ["--base", *args.base, "--out", out, "--resume", *args.overrides]
         return f"continue with: {common.command(['ldm', 'train', args.stage, *words])}"
 

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.io.containers import checked_head, is_safetensors, is_weights, is_zip
 from ldm.io.files import native, read_head
 from ldm.io.runs import atomic_write
+from ldm.io.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +289,7 @@ def save_checkpoint(
         tensors[name] = stored.contiguous()
     notes = {"format_version": FORMAT_VERSION, "fingerprint": _digest(tensors, exact=False)}
     with atomic_write(path) as temporary:
-        save_file(tensors, str(temporary), metadata={**notes, **(metadata or {})})
+        save_tensors(tensors, temporary, {**notes, **(metadata or {})})
     return Path(path)
 
 

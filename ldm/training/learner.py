@@ -7,7 +7,9 @@ samples: the gradient of a concept's v* is then the one that it would have had a
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -22,10 +24,10 @@ from ldm.errors import UserError
 from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
 from ldm.model import LatentDiffusion
-from ldm.training.run import Inversion
+from ldm.training.resume import is_whole, refuse_fewer_steps
+from ldm.training.run import Inversion, packed_checkpoints
 
-#: of a packed concept, in its run folder; what Lightning's ``last.ckpt`` is to a run of its own
-CHECKPOINT = ("checkpoints", "packed.pt")
+log = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
@@ -79,9 +81,8 @@ class Learner:
     def begin(self) -> None:
         """Before its first step in a pack: claim the run folder, load what it goes on from."""
         self._claim.enter_context(claimed(self.run.path))
-        path = self.run.path.joinpath(*CHECKPOINT)
-        if self._resume and path.is_file():
-            self._load(path)
+        if self._resume:
+            self._load()
         self._resume = False
 
     def release(self) -> None:
@@ -165,22 +166,36 @@ class Learner:
                 "scheduler": self.scheduler.state_dict(),
                 "monitor": self.task.monitor.state_dict(),
             }
-        path = self.run.file(*CHECKPOINT)
+        path, before = packed_checkpoints(self.run.path)
+        if path.is_file():
+            os.replace(path, before)
         with atomic_write(path) as temporary, open(temporary, "wb") as stream:
             torch.save(state, stream)  # to a stream: a path would be stored in the file
 
-    def _load(self, path: Path) -> None:
-        """Go on from a checkpoint.
+    def _load(self) -> None:
+        """Go on from the newest checkpoint that is whole, if there is any.
 
         Raises:
-            UserError: it is damaged, or of another base model.
+            UserError: all are damaged, or of another base model, or it has made more steps already.
         """
+        there = [path for path in packed_checkpoints(self.run.path) if path.is_file()]
+        for number, path in enumerate(there):
+            if is_whole(path):
+                if number:
+                    log.warning("%s is damaged: going on from %s", there[0], path.name)
+                self._take(path)
+                return
+        if there:
+            raise UserError(f"{there[0]} is damaged; remove it, and the word is learned anew")
+
+    def _take(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.module.on_load_checkpoint(state)
             self.module.manager.load_state_dict(state["manager"])
             if self.module.vectors_only:
                 return
+            refuse_fewer_steps(self.run.path, state["step"], self.config.trainer.max_steps)
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.task.monitor.load_state_dict(state["monitor"])

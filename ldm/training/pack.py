@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.config import load_yaml, resolve
 from ldm.errors import UserError
 from ldm.inversion.compat import switches
 from ldm.io.claims import claimed
@@ -32,7 +31,7 @@ from ldm.training.fit import attention_kernel
 from ldm.training.frozen import trained_form
 from ldm.training.hardware import device_of
 from ldm.training.jobs import Job, Result, check_together
-from ldm.training.learner import CHECKPOINT, Learner, joint_gradients
+from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import (
     USABLE,
     free_bytes,
@@ -43,6 +42,7 @@ from ldm.training.memory import (
     too_large,
 )
 from ldm.training.pictures import at_the_end, draw_together, on_the_way
+from ldm.training.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
 from ldm.training.run import Inversion, prepare, read_pictures, write_config
 
 log = logging.getLogger(__name__)
@@ -125,13 +125,12 @@ def learn_many(
 
 
 def _finished(job: Job, run: RunFolder) -> bool:
-    """Whether the job's word has been learned; a run of other settings is refused."""
-    finished = run.manifest_path.is_file() and "finished" in run.read_manifest()
-    if finished or run.path.joinpath(*CHECKPOINT).is_file():
-        made_with = resolve(InversionConfig, load_yaml([run.path / "config.yaml"]))
-        if made_with != job.config:
-            raise UserError(f"{run.path} was made with other settings; remove it to learn the word anew")
-    return finished
+    """Whether the job's word has been learned, with no more steps wanted since; refuses other settings."""
+    refuse_changes(run.path, job.config, OF_INVERSIONS)
+    kept = kept_config(run.path, InversionConfig)
+    if kept is None or not run.manifest_path.is_file() or "finished" not in run.read_manifest():
+        return False
+    return job.config.trainer.max_steps <= kept.trainer.max_steps
 
 
 def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> Inversion:
@@ -139,6 +138,7 @@ def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> 
     check(job.config)
     with claimed(run.path, half=lambda _: True, deep=True):
         create_run(run.path, resume=resume)
+        refuse_other_inputs(run, model, concept)
         write_config(run, job.config)
         with in_one_line(job.config.batch_size):
             return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)

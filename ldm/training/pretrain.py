@@ -34,6 +34,7 @@ from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.hardware import working_precision
 from ldm.training.optim import OptimConfig
 from ldm.training.picture_word import PictureWords
+from ldm.training.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
 from ldm.training.timesteps import TimestepConfig
 
 #: for pictures on the way: other batch sizes are not worth compiling
@@ -115,28 +116,31 @@ class DiffusionStage:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run folder, to resume from."""
-    path = folder / "checkpoints" / "last.ckpt"
-    return path if path.is_file() else None
+    """The newest whole checkpoint of a run folder, to resume from."""
+    found = whole_checkpoint(folder)
+    return found.path if found else None
 
 
 def start(folder: Path, config: Any, resume: bool) -> Path | None:
     """Make the run folder, write its config, and find what to resume from.
 
     Raises:
-        UserError: the folder already holds a run and ``resume`` is false, or several devices are
-            asked for.
+        UserError: the folder already holds a run and ``resume`` is false, or the run cannot go on with
+            these settings, or several devices are asked for.
     """
     if config.trainer.processes > 1:
         raise UserError("this stage trains on one device; leave out trainer.devices and trainer.nodes")
-    checkpoint = last_checkpoint(folder)
+    checkpoint = whole_checkpoint(folder)
     if checkpoint is not None and not resume:
         raise UserError(
             f"{folder} already holds a run; add --resume to continue it or choose another --out"
         )
+    if resume:
+        refuse_changes(folder, config, OF_STAGES)
+        refuse_fewer_steps(folder, checkpoint.step if checkpoint else 0, config.trainer.max_steps)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", dump_yaml(to_plain(config)))
-    return checkpoint
+    return checkpoint.path if checkpoint else None
 
 
 def train_autoencoder(config: AutoencoderStage, folder: Path, resume: bool = False) -> Path:

@@ -21,7 +21,7 @@ from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.errors import UserError
 from ldm.inversion.compat import switches
 from ldm.io.claims import claimed, is_claimed
-from ldm.io.embeddings import Embedding, provenance, save_embeddings
+from ldm.io.embeddings import Embedding, load_embeddings, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
 from ldm.model import LatentDiffusion
@@ -34,6 +34,13 @@ from ldm.training.frozen import trained_form
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
 from ldm.training.pictures import at_the_end, draw, on_the_way
+from ldm.training.resume import (
+    OF_INVERSIONS,
+    refuse_changes,
+    refuse_fewer_steps,
+    refuse_other_inputs,
+    whole_checkpoint,
+)
 from ldm.training.words import add_image_words, add_words, held_words, refuse_cut_prompts
 
 log = logging.getLogger(__name__)
@@ -60,17 +67,47 @@ def run_inversion(
     """
     if is_claimed(out.parent) and (out.parent / LIST_NAME).is_file():
         raise UserError(f"the list in {out.parent} is being learned, with {out.name} in it: wait for its end")
+    if resume:  # looked at before anything is written
+        refuse_changes(out, config, OF_INVERSIONS)
     with claimed(out, deep=True) if config.trainer.writes else nullcontext():
         loose = switches(config.compat).loose_weights
         model = loading.load(config.model, config.checkpoint, strict=not loose, clip_skip=config.clip_skip)
         concept, captions = read_pictures(config, model.image_size)
         check(config)
         run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
+        if resume:
+            refuse_other_inputs(run, model, concept)
+            last = whole_checkpoint(out)
+            if last is None and is_packed(out):
+                return _as_pack(model, config, out, progress)
+            refuse_fewer_steps(out, last.step if last else 0, config.trainer.max_steps)
         if config.trainer.writes:
             write_config(run, config, documents)
         return learn(
             model, concept, config, captions=captions, run=run, resume=resume, progress=progress
         )
+
+
+def is_packed(out: Path) -> bool:
+    """Whether a run was begun in a pack: it can go on there alone, exactly as it began."""
+    return any(path.is_file() for path in packed_checkpoints(out))
+
+
+def packed_checkpoints(out: Path) -> tuple[Path, Path]:
+    """Of a concept learned in a pack, what Lightning's are to a run of its own: the last, the one before."""
+    return out / "checkpoints" / "packed.pt", out / "checkpoints" / "packed-before.pt"
+
+
+def _as_pack(model: LatentDiffusion, config: InversionConfig, out: Path, progress: bool) -> Embedding:
+    """Go on with one member of a pack, as a pack of one."""
+    from ldm.training.jobs import Job
+    from ldm.training.pack import learn_many
+
+    jobs = [Job(out.name, config)]
+    (result,) = learn_many(model, jobs, out.parent, pack=1, resume=True, progress=progress)
+    if result.error:
+        raise UserError(result.error)
+    return load_embeddings(out / "embeddings.safetensors")[0]
 
 
 def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tuple[str, ...]] | None]:
@@ -109,7 +146,8 @@ def learn(
     record = run if config.trainer.writes else None
     task = prepare(model, concept, config, captions=captions, run=record)
     config, quirks = task.config, switches(config.compat)
-    last = _last(run) if run is not None and resume else None
+    whole = whole_checkpoint(run.path) if run is not None and resume else None
+    last = whole.path if whole else None
     if last is not None and task.module.vectors_only:
         task.module.take_vectors(last)
         last = None
@@ -317,8 +355,3 @@ def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfi
 
     every, columns = config.trainer.image_every, len(config.prompts)
     return ImageLogger(samples, run.path / "images", every, columns=columns)
-
-
-def _last(run: RunFolder) -> Path | None:
-    path = run.path / "checkpoints" / "last.ckpt"
-    return path if path.is_file() else None

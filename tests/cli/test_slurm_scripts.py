@@ -58,8 +58,5 @@ def test_all_devices_of_the_job_share_the_batch_and_the_run_goes_on(tmp_path: Pa
     words = ("run", "--images", "my photos", "--name", "<cat>")
     allocation = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
     args = parsed(run("ddp.sbatch", tmp_path, *words, **allocation))
-    assert not args.resume and args.images == Path("my photos")
+    assert args.resume and args.images == Path("my photos")  # also where there is no run yet
     assert {"trainer.nodes=2", "trainer.devices=4", "trainer.strategy=ddp"} <= set(args.set)
-    (tmp_path / "run/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/checkpoints/last.ckpt").touch()
-    assert parsed(run("ddp.sbatch", tmp_path, *words, **allocation)).resume

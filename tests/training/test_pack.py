@@ -190,7 +190,8 @@ def test_a_run_folder_is_that_of_a_run_of_its_own(
         for run in (tmp_path / "packed" / "run", tmp_path / "alone")
     )
     lightning = {"checkpoints/last.ckpt", "checkpoints/step=4.ckpt"}
-    assert packed - own == {"checkpoints/packed.pt", "config.yaml"}  # `learn` is given no config to write
+    before = "checkpoints/packed-before.pt"
+    assert packed - own == {"checkpoints/packed.pt", before, "config.yaml"}  # `learn` writes no config
     assert own - packed == lightning
     assert (tmp_path / "packed" / "run" / "checkpoints" / "packed.pt").stat().st_size < 20_000
     manifests = [json.loads((run / "manifest.json").read_text())
@@ -411,20 +412,51 @@ def test_an_interrupted_pack_goes_on_from_the_checkpoints(
 
 
 def test_a_run_of_other_settings_or_a_damaged_checkpoint_is_not_gone_on_from(
-    model: LatentDiffusion, jobs: list[Job], tmp_path: Path
-) -> None:
+    model: LatentDiffusion, jobs: list[Job], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def again(job: Job) -> str:
         (result,) = learn_many(model, [job], tmp_path, resume=True, progress=False)
         return str(result.error)
 
-    first = with_trainer(jobs[0], max_steps=4)
+    monkeypatch.setattr(logging.getLogger("ldm"), "propagate", True)
+    first = with_trainer(jobs[0], max_steps=6, checkpoint_every=3)
     learn_many(model, [first], tmp_path, progress=False)
-    assert "other settings" in again(replace(first, config=replace(first.config, seed=1)))
-    (tmp_path / "many" / "manifest.json").write_text("{}")  # as if it had not finished
+    learned = word_of(first, tmp_path)
+    kept = (tmp_path / "many" / "config.yaml").read_text()
+    assert "seed is 23, not 1" in again(replace(first, config=replace(first.config, seed=1)))
+    assert "3 steps" not in again(first) and (tmp_path / "many" / "config.yaml").read_text() == kept
+    manifest = json.loads((tmp_path / "many" / "manifest.json").read_text())
+    del manifest["finished"]
+    (tmp_path / "many" / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "many" / "checkpoints" / "packed.pt").write_bytes(b"PK damaged")
+    assert again(first) == "None"  # from the one before, which is of step 3
+    assert torch.equal(word_of(first, tmp_path), learned)
+    assert "packed.pt is damaged: going on from packed-before.pt" in caplog.text
+    (tmp_path / "many" / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("packed.pt", "packed-before.pt"):
+        (tmp_path / "many" / "checkpoints" / name).write_bytes(b"PK damaged")
     assert "is damaged" in again(first)
     (result,) = learn_many(model, [first], tmp_path, progress=False)
     assert "not empty" in str(result.error)
+
+
+def test_a_finished_word_is_trained_further_when_more_steps_are_wanted(
+    model: LatentDiffusion, jobs: list[Job], tmp_path: Path
+) -> None:
+    job = jobs[1]  # of a constant rate
+    learn_many(model, [with_trainer(job, max_steps=4)], tmp_path / "further", progress=False)
+    (result,) = learn_many(
+        model, [with_trainer(job, max_steps=6)], tmp_path / "further", resume=True, progress=False
+    )
+    assert (result.status, result.steps) == ("learned", 6)
+    learn_many(model, [with_trainer(job, max_steps=6)], tmp_path / "whole", progress=False)
+    assert torch.equal(word_of(job, tmp_path / "further"), word_of(job, tmp_path / "whole"))
+    assert "max_steps: 6" in (tmp_path / "further" / job.name / "config.yaml").read_text()
+    (result,) = learn_many(
+        model, [with_trainer(job, max_steps=5)], tmp_path / "further", resume=True, progress=False
+    )
+    assert (result.status, result.steps) == ("kept", 6)
 
 
 # ------------------------------------------------------------------ jobs and results

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn import ParameterDict
 
 from ldm.errors import UserError
@@ -23,6 +22,7 @@ from ldm.io.containers import is_safetensors
 from ldm.io.embedding_formats import picture
 from ldm.io.embedding_formats.networks import refuse_network
 from ldm.io.files import native
+from ldm.io.tensors import save_tensors
 
 NOTES = "textual-inversion"  # the "format" of our metadata in a safetensors file
 #: A pickled row of a table may drag the whole table along: 49,408 x 1,280 float32 are 253 MB.
@@ -91,7 +91,7 @@ def _read_pickle(path: Path) -> Content:
 
 
 def _write_safetensors(content: Content, path: Path) -> None:
-    save_file(dict(content.values), str(path), content.notes)
+    save_tensors(content.values, path, content.notes)
 
 
 def _write_pickle(content: Content, path: Path) -> None:
