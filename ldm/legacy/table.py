@@ -93,6 +93,8 @@ def _word(params: dict[str, Any]) -> dict[str, Any]:
         found["progressive"] = [PROGRESSIVE_SCALE * i for i in range(1, k)]
     if not found.get("init_embedding"):
         found.pop("init_embedding", None)
+    elif found["inits"]:  # the official code loads the file over what the words gave
+        found["inits"] = []
     return found
 
 

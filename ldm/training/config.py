@@ -41,7 +41,7 @@ class InversionConfig:
             Those that no prompt holds are left out, with a warning.
         subject: what ``{}`` stands for in templates, caption files and ``prompts``, such as
             "<cat> on a <mug>"; the placeholder unless given.
-        init_embedding: an embedding file whose vectors are the start instead.
+        init_embedding: an embedding file whose ``num_vectors`` vectors are the start instead.
         num_vectors, progressive: K of each word, and the K - 1 steps at which the second, third ... enter.
         per_layer: vectors of its own for each of the UNet's n transformers, n x K in all (extended Textual
             Inversion, Voynov et al. 2023); an ``init_embedding`` that has none starts all of them.

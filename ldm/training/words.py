@@ -40,7 +40,11 @@ def add_words(model: LatentDiffusion, config: InversionConfig) -> None:
 
 def _start(config: InversionConfig, model: LatentDiffusion, word: str) -> Tensor | None:
     """The vectors of ``init_embedding``: those of the word itself; for the placeholder else those of the
-    file's only one."""
+    file's only one.
+
+    Raises:
+        UserError: the config says another start, or another number of vectors, than the file.
+    """
     if config.init_embedding is None:
         return None
     found = {other.placeholder: other for other in load_embeddings(config.init_embedding)}
@@ -50,6 +54,12 @@ def _start(config: InversionConfig, model: LatentDiffusion, word: str) -> Tensor
         raise UserError(f"{config.init_embedding} holds {', '.join(found)}, but not {word}")
     start = found.get(word) or next(iter(found.values()))
     check_width(start, model.manager.width)
+    if config.words[word]:
+        raise UserError(f"{word} cannot start from the phrase {config.words[word]!r} and from "
+                        f"{config.init_embedding}: leave out init or init_embedding")  # fmt: skip
+    if start.K != config.num_vectors:
+        raise UserError(f"{config.init_embedding} has {start.K} vectors for {word}, and num_vectors is "
+                        f"{config.num_vectors}: give num_vectors={start.K}, or another file")  # fmt: skip
     return start.vectors
 
 

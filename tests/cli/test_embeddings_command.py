@@ -163,6 +163,14 @@ def test_merge_refuses_a_collision_and_says_how_to_resolve_it(cli, refused, cat,
     assert other.exists()
 
 
+def test_merge_to_an_official_file_says_what_can_be_done(refused, cat, tmp_path):
+    other = save_embeddings(Embedding("<x>", torch.ones(1, 32)), tmp_path / "x.safetensors")
+    more = save_embeddings(Embedding("<y>", torch.ones(1, 32)), tmp_path / "y.safetensors")
+    line = refused("merge", other, more, "--out", "both.pt")
+    assert "<x>, <y> have none of their own" in line
+    assert "write .safetensors or .bin, or a .pt for each word (ldm embeddings convert --word" in line
+
+
 def test_merge_refuses_words_of_different_base_models(refused, cat, tmp_path):
     save_embeddings(Embedding("<v2>", vectors(1, 1024)), tmp_path / "v2.safetensors")
     line = refused("merge", cat, "v2.safetensors", "--out", "x.safetensors")

@@ -339,7 +339,7 @@ def test_vectors_only(tiny_model: LatentDiffusion, concept: Concept, tmp_path: P
     assert {key.split(".")[1] for key in kept["state_dict"]} == {"manager"}
     # a resumed run is one that starts from the learned vectors and does all of its steps
     save_embeddings(Embedding("<toy>", learned), tmp_path / "learned.safetensors")
-    start_there = replace(BASE, init_embedding=tmp_path / "learned.safetensors",
+    start_there = replace(BASE, init_embedding=tmp_path / "learned.safetensors", init=None,
                           trainer=replace(BASE.trainer, max_steps=2))
     anew = learn(tiny_model, concept, start_there, progress=False).vectors
     assert steps("quirk", 2, quirk, resume=True).equal(anew)

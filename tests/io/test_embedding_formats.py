@@ -129,6 +129,13 @@ def test_an_official_pt_of_several_words_needs_a_token_id_for_each(tmp_path, ids
         save_embeddings([word("a"), word("b")], tmp_path / "a.pt", token_ids=ids)
 
 
+@pytest.mark.parametrize("key", ["clip_g", "text_encoders_0", "text_encoders_1"])
+def test_half_of_a_word_of_sdxl_is_named(tmp_path, key):
+    save_file({key: torch.ones(2, 1280)}, tmp_path / "half.safetensors")
+    with pytest.raises(UserError, match=f"half.safetensors: it holds {key} alone, half of a word of SDXL"):
+        load_embeddings(tmp_path / "half.safetensors")
+
+
 @pytest.mark.parametrize("name", ["a.b", "keys", "training", "_parameters"])
 def test_a_name_that_an_official_pt_cannot_hold_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="safetensors"):
@@ -360,7 +367,7 @@ def test_the_two_files_of_sdxl_are_written_both_or_not_at_all(tmp_path, monkeypa
 
 
 def test_sdxl_with_half_of_its_vectors_missing_is_refused(tmp_path):
-    for keys, shapes, says in ((["clip_g"], [(2, 8)], "lacks the vectors 'clip_l'"),
+    for keys, shapes, says in ((["clip_g"], [(2, 8)], "holds clip_g alone"),
                                (["clip_l", "clip_g"], [(2, 8), (3, 8)], "2 vectors .* and 3 for")):
         content = {key: torch.ones(shape) for key, shape in zip(keys, shapes, strict=True)}
         save_file(content, tmp_path / "x.safetensors")

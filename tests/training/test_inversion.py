@@ -200,7 +200,7 @@ def test_a_word_without_layers_can_be_where_each_layer_starts(
 ) -> None:
     word = Embedding("<toy>", torch.randn(2, 32), {})
     path = save_embeddings(word, tmp_path / "start.safetensors")
-    learn_word(tiny_model, concept, init_embedding=path, per_layer=True)
+    learn_word(tiny_model, concept, init_embedding=path, init=None, num_vectors=2, per_layer=True)
     start = tiny_model.manager.init_vectors("<toy>")
     assert start.equal(word.vectors.expand(tiny_model.unet.num_transformers, -1, -1))
 
@@ -278,11 +278,25 @@ def test_training_goes_on_from_the_vectors_of_an_embedding_file(
     path = tmp_path / "word.pt"
     given = Embedding("<other>", torch.full((2, 32), 0.1))
     save_embeddings(given, path)
-    vectors = learn_word(tiny_model, concept, init_embedding=path, init=None)
+    vectors = learn_word(tiny_model, concept, init_embedding=path, init=None, num_vectors=2)
     assert vectors.shape == (2, 32) and (vectors - given.vectors).abs().max() < 0.1
     save_embeddings(Embedding("<other>", torch.zeros(1, 7)), path)
     with pytest.raises(UserError, match="7"):
         learn_word(tiny_model, concept, init_embedding=path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"init": "cat", "num_vectors": 2}, {"init": None, "num_vectors": 1}, {"init": None, "num_vectors": 3},
+    {"init": None, "num_vectors": 2, "more_words": {"<b>": "dog"}},
+])  # fmt: skip
+def test_a_start_that_the_config_contradicts_is_refused(
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    words = [Embedding(name, torch.ones(2, 32)) for name in ("<toy>", "<b>")]
+    path = save_embeddings(words, tmp_path / "word.safetensors")
+    with pytest.raises(UserError, match="leave out init or|give num_vectors=2") as caught:
+        learn_word(tiny_model, concept, init_embedding=path, **changes)
+    assert "word.safetensors" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_word_is_learned_at_the_noise_levels_that_are_asked_for(

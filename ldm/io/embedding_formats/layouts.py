@@ -95,9 +95,11 @@ def write_official(words: Sequence[Embedding]) -> list[Content]:
     if len(words) == 1 and None in ids.values():
         ids = {words[0].placeholder: _STAR_IDS.get(words[0].D, _STAR_ID_CLIP)}
     if None in ids.values() or len(set(ids.values())) < len(ids):
-        raise UserError("an official .pt with several placeholders needs the token id of each, "
-                        "and no two may share one: give token_ids, or write .safetensors (in a run: "
-                        "formats=[safetensors])")
+        without = [name for name, number in ids.items() if number is None] or list(ids)
+        named = f"{', '.join(without[:5])} {'has' if len(without) == 1 else 'have'}"
+        raise UserError(f"an official .pt tells several words apart by their token ids alone, and {named} "
+                        "none of their own: write .safetensors or .bin, or a .pt for each word (ldm "
+                        "embeddings convert --word; in a run formats=[safetensors]; in Python token_ids)")
     taken = dir(ParameterDict())  # it keeps its entries as a module's attributes
     for name in ids:
         if "." in name or name in taken:
@@ -181,6 +183,10 @@ def read_pair(first: str, second: str) -> Reader:
 
     def read(content: Content, stem: str) -> list[Embedding]:
         _refuse_rest(content, first, second)
+        there = [key for key in (first, second) if key in content.values]
+        if len(there) == 1:
+            raise UserError(f"it holds {there[0]} alone, half of a word of SDXL with its two text encoders: "
+                            f"give one with {first} and {second}")
         name, notes = _only_note(content, stem)
         return [Embedding(name, _tensor(content, first), notes, _tensor(content, second))]
 
