@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ldm import interrupt
 from ldm.diffusion import samplers
 from ldm.editing import Source
 from ldm.errors import UserError
@@ -106,6 +107,12 @@ def sample(
     z_source = None if source is None else source.latents(model)
     mask = None if source is None else source.latent_mask(model)
     batch_size = batch_size or usual_batch(model.image_size)
+
+    def after_step(state: samplers.SamplerState) -> None:
+        interrupt.check()
+        if callback is not None:
+            callback(state)
+
     pieces = []
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)
@@ -120,7 +127,7 @@ def sample(
             steps=steps,
             eta=eta,
             generator=[generator(s, "noise", i) for s, i in draws[rows]] if eta else None,
-            callback=callback,
+            callback=after_step,
             progress=progress,
             source=z_source,
             strength=1.0 if source is None else source.strength,

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
+    "interrupt": set(),
     "seeding": set(),
     "device": set(),
     "config": {"errors"},
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["legacy"] = {"errors", "config", "io"}
 ALLOWED["model"] = set(ALLOWED) - {"data", "legacy"}
 ALLOWED["editing"] = {"errors", "diffusion", "data", "model"}
-ALLOWED["sampling"] = {"errors", "seeding", "diffusion", "model", "editing"}
+ALLOWED["sampling"] = {"errors", "interrupt", "seeding", "diffusion", "model", "editing"}
 ALLOWED["recognize"] = {"errors", "config", "io"}
 ALLOWED["loading"] = {*ALLOWED["model"], "model", "legacy", "recognize"}
 ALLOWED["evaluation"] = set(ALLOWED)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from ldm import interrupt
 from ldm._version import __version__
 from ldm.cli import cluster, common, edit, embeddings, evaluate, inspect, invert, sample, train
 from ldm.errors import UserError
@@ -21,7 +23,6 @@ example:
   ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
   ldm sample --embedding runs/.../embeddings.safetensors --prompt "a photo of <cat-toy> on grass"
 """
-INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0, 2 for bad input, 130 if interrupted)."""
+    """Run one command line; returns the exit status: 0, 2 for bad input, ``ldm.interrupt``'s for a signal."""
     common.print_anything()
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
@@ -59,32 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Call ``run(args)``; an error that the user caused is one line on stderr, not a traceback."""
     _log_to_stderr(args.verbose)
-    try:
-        run(args)
-        return 0
-    except UserError as error:
-        return _fail(str(error), args.verbose)
-    except KeyboardInterrupt:
-        return _interrupted(args)
-    except SystemExit as error:
-        # Lightning turns a Ctrl-C into a plain exit with status 1
-        if isinstance(error.__context__, KeyboardInterrupt):
-            return _interrupted(args)
-        raise
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        sys.stderr.close()
-        return 1
-    except Exception as error:
-        message = _explain(error)
-        if message is None:
-            raise
-        return _fail(message, args.verbose)
+    with interrupt.listening():
+        try:
+            run(args)
+            return 0
+        except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+            sys.stderr.close()
+            return 1
+        except BaseException as error:
+            # also what libraries make of a signal that reached them: an ImportError, a plain exit
+            if isinstance(error, KeyboardInterrupt) or interrupt.noted() is not None:
+                return _interrupted(args, error)
+            message = _explain(error)
+            if message is None:
+                raise
+            return _fail(message, args.verbose)
 
 
-def _explain(error: Exception) -> str | None:
-    """The line for a full disk, a refused write or a full GPU; ``None`` for anything else."""
+def _explain(error: BaseException) -> str | None:
+    """The line for bad input, a full disk, a refused write or a full GPU; ``None`` for anything else."""
     from ldm.io.runs import write_error
 
+    if isinstance(error, UserError):
+        return str(error)
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full: lower --batch-size, or use --precision bf16-mixed"
     written = write_error(getattr(error, "filename", None) or "the output", error)
@@ -98,10 +96,13 @@ def _fail(message: str, verbose: bool) -> int:
     return 2
 
 
-def _interrupted(args: argparse.Namespace) -> int:
-    how: Callable[[], str] = getattr(args, "how_to_resume", lambda: "nothing was left to resume")
-    sys.stderr.write(f"\nldm: interrupted: {how()}\n")
-    return INTERRUPTED
+def _interrupted(args: argparse.Namespace, error: BaseException) -> int:
+    stopped = error
+    if not isinstance(stopped, interrupt.Interrupted):
+        stopped = interrupt.Interrupted(interrupt.noted() or signal.SIGINT)
+    how: Callable[[], str] = getattr(args, "how_to_resume", lambda: "nothing was begun; give it again")
+    sys.stderr.write(f"\nldm: interrupted by {stopped.name}: {how()}\n")
+    return stopped.status
 
 
 class _OneLine(logging.Formatter):

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from ldm import interrupt
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import save_grid
 from ldm.io.runs import RunFolder
@@ -140,15 +141,14 @@ class ImageLogger(Callback):
             self.show(trainer.global_step, module, trainer.loggers)
 
     def show(self, step: int, module: pl.LightningModule, loggers: Sequence[Logger] = ()) -> None:
-        """Draw and save the pictures of ``step``, once."""
+        """Draw and save the pictures of ``step``, once; a signal leaves them out."""
         if not self.due(step):
             return
         training = module.training
         module.eval()
-        with torch.no_grad():
-            pictures = self.draw(module)
+        with interrupt.skippable(), torch.no_grad():  # a run that goes on draws them
+            self.keep(step, self.draw(module), loggers)
         module.train(training)
-        self.keep(step, pictures, loggers)
 
     def due(self, step: int) -> bool:
         """Whether pictures are drawn at all, and those of ``step`` have not been kept."""
@@ -156,11 +156,11 @@ class ImageLogger(Callback):
 
     def keep(self, step: int, pictures: dict[str, Tensor], loggers: Sequence[Logger] = ()) -> None:
         """Save the pictures of ``step`` and hand them to the loggers."""
-        self._drawn = step
         for name, images in pictures.items():
             path = save_grid(images, self.folder / f"{name}_{step:06d}.png", self.columns)
             for logger in loggers:
                 _log_image(logger, name, images, path, step)
+        self._drawn = step
 
 
 def _log_image(logger: Any, name: str, images: Tensor, path: Path, step: int) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,16 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm import interrupt
 from ldm.errors import UserError
 from ldm.io.runs import atomic_write
 from ldm.training.callbacks import StepProgressBar
 from ldm.training.hardware import working_precision
 
 log = logging.getLogger(__name__)
+
+#: in a run's folder, what it goes on from
+LAST = Path("checkpoints", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,70 @@ def _checkpoints(folder: Path, every: int) -> ModelCheckpoint:
     )
 
 
+class EndCheckpoint(Callback):
+    """Saves ``last.ckpt`` where training ends, and where a signal ends it: after the optimiser step that the
+    signal came in.
+
+    Args:
+        path: of the checkpoint; None: nothing is saved.
+        every: optimiser steps between the checkpoints that are saved anyway.
+    """
+
+    def __init__(self, path: Path | None, every: int) -> None:
+        self.path, self.every = path, every
+        self._step, self._ends = -1, False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        interrupt.take_back()  # Lightning's handler of SIGTERM ends the process with status 0
+        self._step = trainer.global_step
+        self._stop_at_signal(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        step = trainer.global_step
+        self._ends = self._ends or trainer.should_stop or step >= trainer.max_steps
+        if step == self._step:  # gradients are being accumulated: what is saved now could not go on exactly
+            trainer.should_stop = False
+            return
+        self._step, trainer.should_stop = step, self._ends
+        if self._ends and step % self.every:
+            self._save(trainer)
+        self._stop_at_signal(trainer)
+
+    def _stop_at_signal(self, trainer: pl.Trainer) -> None:
+        number = interrupt.noted() or 0
+        if trainer.world_size > 1:  # together: a process that goes on would wait for the others for ever
+            everywhere = torch.tensor(float(number), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(everywhere, reduce_op="max"))
+        if number:
+            if self._step:
+                self._save(trainer)
+            raise _Stopped(number)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if self.path is not None:
+            trainer.save_checkpoint(self.path)
+
+
+class _Stopped(BaseException):
+    """A signal ended the training. No KeyboardInterrupt, of which Lightning makes a plain exit."""
+
+
+@contextmanager
+def _as_interrupted() -> Iterator[None]:
+    """What Lightning makes of signals, as :class:`ldm.interrupt.Interrupted`."""
+    try:
+        yield
+    except _Stopped as stopped:
+        raise interrupt.Interrupted(stopped.args[0]) from None
+    except SystemExit as left:
+        number = interrupt.noted() or isinstance(left.__context__, KeyboardInterrupt) and signal.SIGINT
+        if not number:
+            raise
+        raise interrupt.Interrupted(number) from None
+
+
 def fit(
     module: pl.LightningModule,
     folder: Path | None,
@@ -197,6 +266,9 @@ def fit(
 
     Checkpoints go to ``folder/checkpoints``; ``resume`` continues from one of them, bit for bit where
     the device is deterministic. Without a folder nothing is written: no checkpoints, no logs.
+
+    Raises:
+        Interrupted: a signal ended it; ``last.ckpt`` is what was learned by then.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -206,6 +278,7 @@ def fit(
     if folder is not None:
         keep = [_checkpoints(folder, config.checkpoint_every)]
         loggers = make_loggers(logging_config, folder / "logs")
+    end = EndCheckpoint(None if folder is None else folder / LAST, config.checkpoint_every)
     bars: list[Callback] = [StepProgressBar()] if progress else []
     monitor: list[Callback] = [LearningRateMonitor("step")] if loggers else []
     with warnings.catch_warnings():
@@ -230,7 +303,7 @@ def fit(
             gradient_clip_val=clip_norm or None,
             log_every_n_steps=config.log_every,
             logger=loggers,
-            callbacks=[*keep, *bars, *monitor, *callbacks],
+            callbacks=[*keep, *bars, *monitor, *callbacks, end],
             enable_progress_bar=progress,
             enable_checkpointing=bool(keep),
             enable_model_summary=False,
@@ -238,6 +311,6 @@ def fit(
             inference_mode=False,
             default_root_dir=str(folder) if folder is not None else None,
         )
-        with attention_kernel(config.attention):
+        with attention_kernel(config.attention), interrupt.saved_first(), _as_interrupted():
             trainer.fit(module, ckpt_path=str(resume) if resume else None)
     return trainer

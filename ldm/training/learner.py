@@ -65,6 +65,7 @@ class Learner:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = configured["lr_scheduler"]["scheduler"]
         self.step, self.seconds = 0, 0.0
+        self._saved = 0  # optimiser steps in the checkpoint
         self._resume = resume
         self._claim = ExitStack()
         self._micro = 0  # batches since the last step, whose gradients are summed
@@ -134,7 +135,8 @@ class Learner:
                 raise UserError(f"the loss is not finite at step {step}; lower the learning rate")
         # done by this measurement, perhaps
         if self.done or step and step % self.config.trainer.checkpoint_every == 0:
-            self._save()
+            self.keeper.save(step, self.module)
+            self.save()
 
     @property
     def pictures_due(self) -> bool:
@@ -151,9 +153,11 @@ class Learner:
         assert self.task.pictures is not None
         self.task.pictures.keep(self.step, {"samples": drawn})
 
-    def _save(self) -> None:
-        """Write the word as it is, and the checkpoint that ``_load`` goes on from."""
-        self.keeper.save(self.step, self.module)
+    def save(self) -> None:
+        """Write the checkpoint that ``_load`` goes on from, unless it holds this step; batches since the last
+        optimiser step are not in it, and come again."""
+        if self.step == self._saved:
+            return
         state: dict[str, Any] = {
             "base_model": self.module.base_fingerprint,
             "manager": self.module.manager.state_dict(),
@@ -171,6 +175,7 @@ class Learner:
             os.replace(path, before)
         with atomic_write(path) as temporary, open(temporary, "wb") as stream:
             torch.save(state, stream)  # to a stream: a path would be stored in the file
+        self._saved = self.step
 
     def _load(self) -> None:
         """Go on from the newest checkpoint that is whole, if there is any.
@@ -200,6 +205,7 @@ class Learner:
             self.scheduler.load_state_dict(state["scheduler"])
             self.task.monitor.load_state_dict(state["monitor"])
             self.step, self.seconds = state["step"], state["seconds"]
+            self._saved = self.step
         except UserError:
             raise
         except Exception as error:  # readers raise nearly anything on broken bytes

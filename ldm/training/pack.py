@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm import interrupt
 from ldm.errors import UserError
 from ldm.inversion.compat import switches
 from ldm.io.claims import claimed
@@ -72,6 +73,7 @@ def learn_many(
     A job that fails is named in its result and stops no other.
 
     Raises:
+        Interrupted: a signal ended it; every concept's checkpoint is what it had learned by then.
         UserError: jobs that no pack can hold: two of one name or word, or settings that differ in what
             a pack shares (``jobs.SHARED``).
     """
@@ -105,6 +107,7 @@ def learn_many(
     with ExitStack() as claims, _bar(waiting, progress) as bar, freed_memory_kept():
         for learner in waiting:
             claims.callback(learner.release)
+        claims.enter_context(members.saved_at_a_signal())  # first of all
         while members.busy:
             form = trained_form(
                 model,
@@ -218,15 +221,35 @@ class Pack:
         return bool(self.waiting or self.members)
 
     def train(self, bar: tqdm) -> list[Left]:
-        """Until some leave: at their end, or with what made them fail."""
+        """Until some leave: at their end, or with what made them fail.
+
+        Raises:
+            Interrupted: a signal came, after the step that it came in.
+        """
         left: list[Left] = []
-        while self.busy and not left:
-            left = self._join(bar)
-            if self.members:
-                left += self._step(bar)
+        with interrupt.saved_first():
+            while self.busy and not left and interrupt.noted() is None:
+                left = self._join(bar)
+                if self.members:
+                    left += self._step(bar)
         for learner, _ in left:
             bar.total -= max(0, learner.config.trainer.max_steps - learner.step)
         return left
+
+    @contextmanager
+    def saved_at_a_signal(self) -> Iterator[None]:
+        """Where a signal ends this block, every concept's checkpoint holds what it has learned."""
+        try:
+            yield
+        except interrupt.Interrupted as stopped:
+            if stopped.impatient:  # somewhere in a step
+                raise
+            with interrupt.saved_first():
+                for learner in (*self.members, *self.waiting):
+                    error = self._error_of(learner, learner.save)
+                    if error:
+                        log.warning("%s: %s", learner.run.path.name, error)
+            raise
 
     def _join(self, bar: tqdm) -> list[Left]:
         """Those who wait take the free places; returns those who have nothing to do."""
@@ -267,9 +290,10 @@ class Pack:
         """Measure, save and draw what is due for each; returns those who leave, members no more."""
         errors = {one: self._error_of(one, partial(one.observe, self.precision)) for one in learners}
         due = [one for one in learners if not errors[one] and one.pictures_due]
-        drawn = draw_together(on_the_way(one.task.module.model, one.config) for one in due)
-        for one, pictures in zip(due, drawn, strict=True):
-            errors[one] = self._error_of(one, partial(one.keep_pictures, pictures))
+        with interrupt.skippable():  # a concept that goes on draws them
+            drawn = draw_together(on_the_way(one.task.module.model, one.config) for one in due)
+            for one, pictures in zip(due, drawn, strict=True):
+                errors[one] = self._error_of(one, partial(one.keep_pictures, pictures))
         left = [(one, error) for one, error in errors.items() if error or one.done]
         for one, _ in left:
             self.members.remove(one)
