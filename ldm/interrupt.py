@@ -29,8 +29,10 @@ RESTART = 75
 #: a second Ctrl-C after so many seconds does not wait for anything to be saved
 PATIENCE = 1.0
 
-_STATUS = {name: 128 + getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
-_STATUS |= {name: RESTART for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
+_OURS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_STATUS = {
+    name: RESTART if "USR" in name else 128 + getattr(signal, name) for name in _OURS if hasattr(signal, name)
+}
 
 
 class Interrupted(KeyboardInterrupt):

@@ -20,15 +20,16 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_version": set(),
     "interrupt": set(),
+    "names": set(),
     "seeding": set(),
     "device": set(),
     "config": {"errors"},
-    "io": {"errors", "seeding"},
+    "io": {"errors", "names", "seeding"},
     "models": set(),
     "diffusion": {"errors", "seeding"},
-    "text": {"errors", "io", "device"},
-    "inversion": {"errors", "text", "device"},
-    "data": {"errors", "seeding", "io", "text"},
+    "text": {"errors", "io", "device", "names"},
+    "inversion": {"errors", "text", "device", "names"},
+    "data": {"errors", "names", "seeding", "io", "text"},
 }
 ALLOWED["legacy"] = {"errors", "config", "io"}
 ALLOWED["model"] = set(ALLOWED) - {"data", "legacy"}

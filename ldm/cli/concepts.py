@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 SECTIONS = ("defaults", "concepts")
 ALL = slice(None)
+#: options of ``ldm invert`` and ``ldm cluster`` for that, and their defaults
+HANDING_OUT: dict[str, Any] = {
+    "pack": "auto", "address": "local", "task_size": 64, "cpus_per_task": 1, "gpus_per_task": None,
+    "retries": 2,
+}  # fmt: skip
 #: more rows than a screen has are read from the summary file
 MOST_ROWS = 40
 
@@ -121,7 +126,7 @@ def _learn_in(
 
     if not args.resume and holds_something(out):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
-    again = common.command(["ldm", command, "--resume", "--out", out])
+    again = common.command(["ldm", command, "--resume", "--out", out, *_handed_out(args)])
     args.how_to_resume = lambda: f"continue with: {again}"
     common.quiet_libraries(args.verbose)
     check_together(jobs)
@@ -162,6 +167,14 @@ def _refuse_another_list(out: Path, jobs: Sequence[Job]) -> None:
         if differ:
             raise UserError(f"{word} was begun in {out} with other settings: {', '.join(differ)}; leave them "
                             "as they are, or choose another folder")
+def _handed_out(args: argparse.Namespace) -> list[str]:
+    """The options that say by whom a list is learned, which the list that is kept does not."""
+    words = []
+    for option, usual in HANDING_OUT.items():
+        value = getattr(args, option, usual)
+        if value != usual:
+            words += [f"--{option.replace('_', '-')}", str(value)]
+    return words
 
 
 def _as_list(jobs: Sequence[Job]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
 from ldm.errors import UserError
+from ldm.names import normal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,6 +167,7 @@ def run_convert(args: argparse.Namespace) -> None:
     """Write the words of one file, or of the two halves of one, in another format."""
     words = _words(args.files)
     if args.word is not None:
+        args.word = normal(args.word)
         held = ", ".join(repr(word.placeholder) for word in words)
         words = [word for word in words if word.placeholder == args.word]
         if not words:
@@ -239,7 +241,7 @@ def merged(
     for file in files:
         for word in file.words:
             old = word.placeholder
-            rule = next((r for r in (f"{file.path}:{old}", old) if r in rules), None)
+            rule = next((r for r in (normal(f"{file.path}:{old}"), old) if r in rules), None)
             if rule is not None:
                 unused.discard(rule)
                 word = _renamed(word, rules[rule])
@@ -289,4 +291,4 @@ def _rule(text: str) -> tuple[str, str]:
     old, equals, new = text.partition("=")
     if not (old and equals and new) or "=" in new:
         raise UserError(f"--rename {text!r} is not of the form OLD=NEW")
-    return old, new
+    return normal(old), normal(new)

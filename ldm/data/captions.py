@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from ldm.errors import UserError
 from ldm.io.files import read_text
+from ldm.names import normal
 from ldm.text.templates import render, templates
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ _PLAIN_OF = {"dual": "object", "style-dual": "style"}
 
 def contains_placeholder(text: str, placeholder: str) -> bool:
     """Whether the tokenizer would find ``placeholder`` in ``text``: not inside another word."""
+    text, placeholder = unicodedata.normalize("NFC", text), normal(placeholder)
     before = r"(?<!\w)" if re.match(r"\w", placeholder[0]) else ""
     after = r"(?!\w)" if re.match(r"\w", placeholder[-1]) else ""
     name = r"\s+".join(map(re.escape, placeholder.split()))
@@ -138,6 +141,11 @@ class PromptSource:
         self.mixing_prob = mixing_prob if dual else 0.0
         self._plain = templates(_PLAIN_OF.get(kind, kind) if isinstance(kind, str) else kind)
         self._dual = () if not dual else templates(kind) if own is None else own
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The sentences that the subject is put into; none with captions."""
+        return () if self.captions is not None else self._plain + self._dual
 
     @property
     def naming(self) -> list[str]:

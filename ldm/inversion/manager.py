@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ldm.device import carry
 from ldm.errors import UserError
+from ldm.names import normal
 
 NEVER = torch.iinfo(torch.int64).max
 MAX_INDICES = 64  # sets of placeholders whose index is kept
@@ -117,6 +118,7 @@ class EmbeddingManager(nn.Module):
             ValueError: the id is a vocabulary word's or another placeholder's, or the schedule does
                 not fit K.
         """
+        placeholder = normal(placeholder)
         if placeholder in self._entries:
             raise UserError(f"placeholder {placeholder!r} exists already; choose another name")
         if token_id < self.vocab_size:
@@ -157,7 +159,8 @@ class EmbeddingManager(nn.Module):
 
     def remove(self, placeholder: str) -> None:
         """Forget a placeholder and its vectors."""
-        key = _key(self._known(placeholder))
+        placeholder = self._known(placeholder)
+        key = _key(placeholder)
         del self._by_id[self._entries.pop(placeholder).token_id], self.v_star[key]
         delattr(self.init, key)
         self._trained.discard(placeholder)
@@ -348,6 +351,7 @@ class EmbeddingManager(nn.Module):
         return index
 
     def _known(self, placeholder: str) -> str:
+        placeholder = normal(placeholder)
         if placeholder not in self._entries:
             known = ", ".join(map(repr, self._entries)) or "there are none"
             raise UserError(f"no placeholder {placeholder!r}; known: {known}")

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
 
 from ldm.errors import UserError
 from ldm.io.containers import checked_head
@@ -23,6 +26,7 @@ from ldm.io.embedding_formats.networks import kind_of_network
 from ldm.io.embedding_formats.word import Embedding, likely_base, width_in_words
 from ldm.io.files import unicode_name
 from ldm.io.runs import atomic_write
+from ldm.names import normal
 
 __all__ = [
     "Embedding", "EmbeddingFile", "check_base_model", "check_width", "join_encoders", "learned_clip_skip",
@@ -104,6 +108,21 @@ def learned_clip_skip(embeddings: Iterable[Embedding]) -> int | None:
         raise UserError(f"the words were learned with different clip skips ({told}): choose one by clip_skip")
     value = next(iter(found.values()), "")
     return int(value) if value.isdecimal() and len(value) < 4 else None
+def check_names(names: Sequence[str], suffixes: Sequence[str] = ("safetensors",)) -> None:
+    """:class:`UserError` if files with these suffixes cannot hold words of these names, or would give them
+    back under others: tried before there is anything to write."""
+    words = [Embedding(name, torch.zeros(1, 2)) for name in names]
+    token_ids = {word.placeholder: number for number, word in enumerate(words)}
+    with TemporaryDirectory() as folder:
+        for suffix in dict.fromkeys(("safetensors", *suffixes)):
+            path = Path(folder, f"words.{suffix}")
+            try:
+                save_embeddings(words, path, token_ids=token_ids)
+                found = {word.placeholder for word in load_embeddings(path)}
+            except UserError as error:
+                raise UserError(str(error).replace(f"{path}", f"a .{suffix}")) from None
+            if found != set(token_ids):
+                raise UserError(f"a .{suffix} cannot hold the name {names[0]!r}; choose another")
 
 
 # ------------------------------------------------------------------------------ reading
@@ -184,7 +203,7 @@ def save_embeddings(
         raise UserError(f"cannot write {path} as {chosen.name}: {layered.placeholder} has vectors for each "
                         f"of {layered.layers} layers, which other tools do not know; write .safetensors, or "
                         "learn it with per_layer=false")
-    ids = token_ids or {}
+    ids = {normal(name): number for name, number in (token_ids or {}).items()}
     words = [replace(w, metadata={**w.metadata, "token_id": str(ids[w.placeholder])})
              if w.placeholder in ids else w for w in words]
     contents = chosen.write(words)

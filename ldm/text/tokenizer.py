@@ -21,6 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.names import normal
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class PlaceholderTokenizer:
             UserError: the string is empty, or the id wanted is in use or inside the vocabulary, or
                 there is no one token to take.
         """
-        name = _single_spaced(_normal(placeholder))
+        name = normal(placeholder)
         if not name:
             raise UserError('a placeholder must not be empty; give a name such as "<cat-toy>"')
         known = self._placeholders.get(name)
@@ -124,7 +125,7 @@ class PlaceholderTokenizer:
 
     def remove_placeholder(self, placeholder: str) -> None:
         """Forget a placeholder; from now on it is ordinary text. Unknown ones are ignored."""
-        token_id = self._placeholders.pop(_single_spaced(_normal(placeholder)), None)
+        token_id = self._placeholders.pop(normal(placeholder), None)
         if token_id is not None:
             del self._names[token_id]
             self._taken = {word: own for word, own in self._taken.items() if own != token_id}
@@ -151,12 +152,12 @@ class PlaceholderTokenizer:
             self._pattern = _pattern(own, self._added)
         if self._pattern is None:
             return self._pieces(text)  # as it stands: Unicode normalisation differs among libraries
-        text = _normal(text)
+        text = unicodedata.normalize("NFC", text)
         ids: list[int] = []
         begin = 0
         for match in self._pattern.finditer(text):
             ids += self._pieces(text[begin : match.start()])
-            name = _single_spaced(match.group())
+            name = normal(match.group())
             ids += [self._placeholders[name]] if name in self._placeholders else self._added[name.lower()]
             begin = match.end()
         return ids + self._pieces(text[begin:])
@@ -259,15 +260,6 @@ def _read_vocab(path: str | Path) -> list[str]:
         raise UserError(f"cannot read the vocabulary {path} ({error}); check the path") from error
     # not splitlines(): a vocabulary may hold U+2028 and other characters that it would cut at
     return [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
-
-
-def _normal(text: str) -> str:
-    """NFC, so that one placeholder typed in two ways is one string."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _single_spaced(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _pattern(placeholders: Iterable[str], any_case: Iterable[str] = ()) -> re.Pattern[str] | None:

@@ -10,6 +10,8 @@ from ldm.data.captions import contains_placeholder
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.compat import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
+from ldm.io.embeddings import check_names
+from ldm.names import normal
 from ldm.text.templates import SETS, read_templates, templates
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
@@ -130,6 +132,11 @@ class InversionConfig:
             templates(own)
         elif own not in SETS:  # the sentences themselves: the file may change before the run is resumed
             object.__setattr__(self, "templates", read_templates(own))
+        object.__setattr__(self, "placeholder", normal(self.placeholder))  # by its one spelling, as all names
+        spelled = {normal(w) if isinstance(w, str) else w: init for w, init in self.more_words.items()}
+        object.__setattr__(self, "more_words", spelled)
+        if self.subject is not None:
+            object.__setattr__(self, "subject", normal(self.subject))
 
     @property
     def words(self) -> dict[str, str | None]:
@@ -174,6 +181,7 @@ def check(config: InversionConfig) -> None:
         raise UserError(f"init_scale is {config.init_scale}; use a factor above 0")
     if config.placeholder in config.more_words:
         raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
+    check_names(tuple(config.words), config.formats)
     for prompt in config.prompts:
         if "{}" not in prompt and not any(contains_placeholder(prompt, word) for word in config.words):
             raise UserError(

@@ -41,7 +41,13 @@ from ldm.training.resume import (
     refuse_other_inputs,
     whole_checkpoint,
 )
-from ldm.training.words import add_image_words, add_words, held_words, refuse_cut_prompts
+from ldm.training.words import (
+    add_image_words,
+    add_words,
+    held_words,
+    refuse_cut_prompts,
+    warn_of_template_words,
+)
 
 log = logging.getLogger(__name__)
 
@@ -261,6 +267,7 @@ def prepare(
         mixing_prob=config.mixing_prob,
         coarse_class=config.coarse_class,
     )
+    warn_of_template_words(config, prompts)
     words = held_words(model, config, prompts)
     model.manager.train_only([*words, *(image_words or ())])
     encode = partial(

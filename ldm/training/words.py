@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ldm.data.captions import PromptSource
+from ldm.data.captions import PromptSource, contains_placeholder
 from ldm.data.latents import ConceptBatches
 from ldm.errors import UserError
 from ldm.inversion.compat import switches
@@ -98,6 +98,17 @@ def held_words(
     if lost:
         log.warning("no prompt holds %s: left out", " or ".join(map(repr, lost)))
     return tuple(word for word in config.words if word not in lost)
+
+
+def warn_of_template_words(config: InversionConfig, prompts: PromptSource) -> None:
+    """Say which of the words the templates hold already: it is then learned there too, where it is not meant."""
+    for word in config.words:
+        held = [line for line in prompts.templates if contains_placeholder(line.replace("{}", " "), word)]
+        if held:
+            log.warning(
+                "the name %r is a word of the templates, as in %r, and is learned there too; a name such as "
+                "%r is not", word, held[0], f"<{word}>",
+            )  # fmt: skip
 
 
 def refuse_cut_prompts(

@@ -12,12 +12,17 @@ from ldm.cli.main import build_parser
 SCRIPTS = Path(__file__).parents[2] / "configs" / "slurm"
 
 
-def run(script: str, folder: Path, *words: str, **allocation: str) -> subprocess.CompletedProcess[str]:
-    """Run a script where ``srun`` prints its arguments, a line each."""
+def run(
+    script: str, folder: Path, *words: str, status: int = 0, **allocation: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script where ``srun`` prints its arguments, a line each, and ends with ``status``."""
     (folder / "bin").mkdir(exist_ok=True)
     srun = folder / "bin" / "srun"
-    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    srun.chmod(0o755)
+    srun.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@"\nexit {status}\n')
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.write_text('#!/bin/bash\nprintf "%s " "$@" > scontrol.log\n')
+    for program in (srun, scontrol):
+        program.chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     environment = {**clean, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", **allocation}
     command = ["bash", str(SCRIPTS / script), *words]
@@ -60,3 +65,18 @@ def test_all_devices_of_the_job_share_the_batch_and_the_run_goes_on(tmp_path: Pa
     args = parsed(run("ddp.sbatch", tmp_path, *words, **allocation))
     assert args.resume and args.images == Path("my photos")  # also where there is no run yet
     assert {"trainer.nodes=2", "trainer.devices=4", "trainer.strategy=ddp"} <= set(args.set)
+
+
+@pytest.mark.parametrize(("status", "again"), [(0, False), (2, False), (143, False), (75, True)])
+@pytest.mark.parametrize("script", ["packs.sbatch", "ddp.sbatch"])
+def test_only_a_job_that_asks_to_be_restarted_is_queued_again(
+    script: str, status: int, again: bool, tmp_path: Path
+) -> None:
+    directives = (SCRIPTS / script).read_text()
+    assert "#SBATCH --signal=USR1@" in directives
+    allocation = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "1"}
+    allocation["SLURM_NTASKS_PER_NODE"] = "1"
+    done = run(script, tmp_path, "a", "b", "2", status=status, **allocation)
+    assert done.returncode == status
+    log = tmp_path / "scontrol.log"
+    assert log.exists() == again and (not again or log.read_text().split() == ["requeue", "77"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.names import normal
 
 #: Bounds of what a file may claim; the largest known embeddings are 77 vectors of width 4096.
 MAX_VALUES = 2**24
@@ -42,7 +43,8 @@ class Embedding:
     cross-attention layers. metadata: see :func:`ldm.io.embeddings.provenance`.
 
     second: for SDXL alone, (K, D') float32 vectors of the second text encoder, else None.
-    dtype: the type that the vectors were given in.
+    dtype: the type that the vectors were given in. The placeholder is kept in its one spelling
+    (``ldm.names``).
 
     :class:`UserError` if the vectors are not K >= 1 finite rows, the two sets are not of one shape but
     for their width, or the placeholder is empty or cannot be printed.
@@ -55,12 +57,13 @@ class Embedding:
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
-        name = self.placeholder
-        if not name.strip():
+        name = normal(self.placeholder)
+        if not name:
             raise UserError("an embedding needs a name: give a placeholder that is not empty")
         if len(name) > MAX_NAME or any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
             raise UserError(f"{name[:40]!r} is no name for an embedding: it is longer than "
                             f"{MAX_NAME} characters or holds control characters")
+        object.__setattr__(self, "placeholder", name)
         metadata = {_utf8(key): _utf8(value) for key, value in self.metadata.items()}
         object.__setattr__(self, "metadata", metadata)
         object.__setattr__(self, "dtype", self.vectors.dtype)
