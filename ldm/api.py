@@ -9,7 +9,7 @@ from ldm.data.concept import concept_of
 from ldm.io.embeddings import Embedding
 from ldm.loading import load
 from ldm.model import LatentDiffusion
-from ldm.training.config import InversionConfig
+from ldm.training.config import InversionConfig, check
 from ldm.training.run import learn
 
 __all__ = ["evaluate", "invert", "load"]
@@ -53,6 +53,7 @@ def invert(
     if lr is not None:
         values["optim"] = {**(values.get("optim") or {}), "lr": lr}
     config = resolve(InversionConfig, values)
+    check(config)
     concept = concept_of(images, model.image_size, **config.framing())
     return learn(model, concept, config, progress=progress)
 

@@ -167,6 +167,8 @@ def _refuse_another_list(out: Path, jobs: Sequence[Job]) -> None:
         if differ:
             raise UserError(f"{word} was begun in {out} with other settings: {', '.join(differ)}; leave them "
                             "as they are, or choose another folder")
+
+
 def _handed_out(args: argparse.Namespace) -> list[str]:
     """The options that say by whom a list is learned, which the list that is kept does not."""
     words = []

@@ -108,6 +108,8 @@ def learned_clip_skip(embeddings: Iterable[Embedding]) -> int | None:
         raise UserError(f"the words were learned with different clip skips ({told}): choose one by clip_skip")
     value = next(iter(found.values()), "")
     return int(value) if value.isdecimal() and len(value) < 4 else None
+
+
 def check_names(names: Sequence[str], suffixes: Sequence[str] = ("safetensors",)) -> None:
     """:class:`UserError` if files with these suffixes cannot hold words of these names, or would give them
     back under others: tried before there is anything to write."""

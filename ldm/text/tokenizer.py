@@ -63,7 +63,7 @@ class PlaceholderTokenizer:
         self.max_length = max_length
         self.start_id, self.end_id, self.pad_id, self.unknown_id = start_id, end_id, pad_id, unknown_id
         found = (added or {}).items()
-        self._added = {_single_spaced(_normal(name)).lower(): list(ids) for name, ids in found}
+        self._added = {normal(name).lower(): list(ids) for name, ids in found}
         firsts = {ids[0]: name for name, ids in self._added.items()}
         beyond = range(len(tokens), max((i for ids in self._added.values() for i in ids), default=-1) + 1)
         self._backend, self._tokens = backend, (*tokens, *(firsts.get(i, f"[{i}]") for i in beyond))

@@ -101,7 +101,7 @@ def held_words(
 
 
 def warn_of_template_words(config: InversionConfig, prompts: PromptSource) -> None:
-    """Say which of the words the templates hold already: it is then learned there too, where it is not meant."""
+    """Say which of the words the templates hold already: it is learned there too, where it is not meant."""
     for word in config.words:
         held = [line for line in prompts.templates if contains_placeholder(line.replace("{}", " "), word)]
         if held:
