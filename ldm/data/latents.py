@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from ldm.data.captions import PromptSource
 from ldm.data.stream import StepStream
 from ldm.errors import UserError
+from ldm.io.files import native
 from ldm.io.runs import atomic_write
 from ldm.seeding import generator
 
@@ -154,7 +155,7 @@ def _read_cache(path: Path, key: str, scale_factor: float) -> LatentCache | None
     if not path.is_file():
         return None
     try:
-        with safe_open(str(path), framework="pt") as handle:
+        with native(path) as name, safe_open(name, framework="pt") as handle:
             if (handle.metadata() or {}).get("key") == key:
                 mean, std = handle.get_tensor("mean"), handle.get_tensor("std")
                 return LatentCache(mean, std, scale_factor)

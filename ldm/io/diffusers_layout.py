@@ -19,7 +19,10 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.io import checkpoints
 from ldm.io.checkpoints import AUTOENCODER, TEXT, UNET
+from ldm.io.files import opened
 
+#: bytes of a JSON file; the index of the largest model has 5 MB
+MAX_JSON = 2**25
 SUFFIXES = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
 INDEXES = (
     ".safetensors.index.json",
@@ -251,6 +254,9 @@ def _heads(unet: dict[str, Any], folder: Path) -> dict[str, int]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        with opened(path, "JSON file", MAX_JSON) as handle:
+            return dict(json.loads(handle.read().decode()))
+    except UserError:
+        raise
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"cannot read {path} ({type(error).__name__}); fetch the folder again") from error

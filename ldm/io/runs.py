@@ -283,7 +283,7 @@ class RunFolder:
         """The manifest. :class:`UserError` if it is missing or no JSON object."""
         try:
             value = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"cannot read {self.manifest_path}: is {self.path} the folder of a run?"
             ) from error

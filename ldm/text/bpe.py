@@ -19,10 +19,13 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from ldm.errors import UserError
+from ldm.io.files import opened
 from ldm.text.tokenizer import PlaceholderTokenizer
 
 log = logging.getLogger(__name__)
 
+#: bytes of a file of a tokenizer's folder; CLIP's largest has 2 MB
+MAX_BYTES = 2**26
 #: words that may be added where the size of the token table is not known
 MAX_ADDED = 10_000
 Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # token -> id; merges, the first ones first
@@ -67,7 +70,11 @@ class ClipTokenizer(PlaceholderTokenizer):
         pad = pad or (folder and _pad_of(Path(folder))) or end
         if pad not in ids:
             raise UserError(f"the padding token {pad!r} is not in the vocabulary; choose one that is")
-        backend = Backend(models.BPE(ids, merges, unk_token=end, end_of_word_suffix="</w>"))
+        try:
+            backend = Backend(models.BPE(ids, merges, unk_token=end, end_of_word_suffix="</w>"))
+        except Exception as error:  # of merges that are not in the vocabulary, and other exceptions
+            reason = str(error).split("\n")[0]
+            raise UserError(f"the vocabulary of {folder} is damaged ({reason}); fetch it again") from error
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         if mend:  # the text comes mended, lower-cased and cut
             backend.pre_tokenizer = to_bytes
@@ -119,7 +126,8 @@ def _from_folder(folder: Path) -> Vocabulary:
             ids, lines = model["vocab"], model["merges"]
         else:
             ids = _read_json(folder / "vocab.json")
-            text = (folder / "merges.txt").read_text(encoding="utf-8")
+            with opened(folder / "merges.txt", "list of merges", MAX_BYTES) as handle:
+                text = handle.read().decode().replace("\r\n", "\n")
             lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
         pairs = [line.split(" ") if isinstance(line, str) else line for line in lines]
         return {str(token): int(i) for token, i in ids.items()}, [(a, b) for a, b in pairs]
@@ -165,11 +173,20 @@ def _pad_of(folder: Path) -> str | None:
     """The padding token that a Hugging Face folder names, if it names one."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the first has the last word
         if (folder / name).is_file():
-            pad = _read_json(folder / name).get("pad_token")
-            if pad is not None:
-                return str(pad["content"] if isinstance(pad, dict) else pad)
+            try:
+                pad = _read_json(folder / name).get("pad_token")
+                if pad is not None:
+                    return str(pad["content"] if isinstance(pad, dict) else pad)
+            except (ValueError, AttributeError, KeyError) as error:
+                kind = type(error).__name__
+                raise UserError(f"cannot read {folder / name} ({kind}); fetch it again") from error
     return None
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds; ``ValueError`` if it is none."""
+    with opened(path, "JSON file", MAX_BYTES) as handle:
+        try:
+            return json.loads(handle.read().decode())
+        except RecursionError as error:
+            raise ValueError("too deep") from error

@@ -21,10 +21,13 @@ from tokenizers import models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.io.files import opened
 from ldm.names import normal
 
 log = logging.getLogger(__name__)
 
+# bytes of a vocabulary; BERT's largest has 1 MB
+MAX_BYTES = 2**26
 # distinct prompts that are named when they are cut; after these the point is made
 MAX_WARNINGS = 20
 # prompts whose ids are remembered: a run draws a few templates over and over
@@ -255,7 +258,8 @@ class Tokenizer(PlaceholderTokenizer):
 
 def _read_vocab(path: str | Path) -> list[str]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with opened(path, "vocabulary", MAX_BYTES) as handle:
+            text = handle.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the vocabulary {path} ({error}); check the path") from error
     # not splitlines(): a vocabulary may hold U+2028 and other characters that it would cut at

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import random
 from collections.abc import Callable
@@ -156,3 +157,31 @@ def test_a_folder_without_a_vocabulary_is_said_in_one_line(tmp_path: Path) -> No
             ClipTokenizer(folder=tmp_path, pad="?")
         messages.append(str(caught.value))
     assert all("\n" not in message for message in messages) and "padding token" in messages[-1]
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("merges.txt", "#version: 0.2\nzz qq\n"), ("tokenizer_config.json", "{"), ("vocab.json", "[" * 100_000),
+    ("tokenizer_config.json", "\xff"), ("tokenizer_config.json", "[" * 100_000),
+    ("vocab.json", '{"<|startoftext|>": 0, "<|endoftext|>": 99999999999999999999}'),
+    ("special_tokens_map.json", '{"pad_token": {}}'), ("special_tokens_map.json", "[]"),
+])  # fmt: skip
+def test_a_damaged_file_of_a_tokenizer_is_one_line(tmp_path, clip_vocabulary, name, text):
+    for path in clip_vocabulary.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(UserError) as caught:
+        ClipTokenizer(folder=tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_pipe_among_the_files_of_a_tokenizer_waits_for_nobody(tmp_path, clip_vocabulary, name):
+    for path in clip_vocabulary.iterdir():
+        if path.name != name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    os.mkfifo(tmp_path / name)
+    if name == "tokenizer_config.json":
+        ClipTokenizer(folder=tmp_path)
+    else:
+        with pytest.raises(UserError, match="holds no CLIP vocabulary|pipe"):
+            ClipTokenizer(folder=tmp_path)
