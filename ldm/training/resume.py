@@ -150,7 +150,8 @@ def _step_of(path: Path) -> int | None:
     if not is_whole(path):
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with open(path, "rb") as stream:  # torch opens no path whose name is not UTF-8
+            state = torch.load(stream, map_location="cpu", weights_only=True)
         return int(state.get("global_step", 0))  # with compat.vectors_only there is none
     except Exception:  # readers raise nearly anything on broken bytes
         return None
