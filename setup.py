@@ -27,7 +27,7 @@ RUNTIME = [
     "rich>=13.7",
     "tqdm>=4.66",
     "tensorboard>=2.18",
-    "wandb>=0.19",
+    "wandb>=0.31",
 ]
 DEV = [
     "pytest>=8.3",

@@ -23,6 +23,7 @@ from ldm.errors import UserError
 from ldm.io.runs import atomic_write
 from ldm.training.callbacks import StepProgressBar
 from ldm.training.hardware import working_precision
+from ldm.training.wandb_run import wandb_logger
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,9 @@ class LoggingConfig:
     Attributes:
         loggers: any of csv, tensorboard, wandb.
         project, name, tags: of the wandb run.
-        wandb_mode: "auto" is online with an account (WANDB_API_KEY or a login), else offline.
+        wandb_mode: "auto" is online with an account (WANDB_API_KEY or a login), else offline; the variable
+            WANDB_MODE wins over it.
+        options: further arguments of ``wandb.init``.
     """
 
     loggers: tuple[str, ...] = ("csv", "tensorboard")
@@ -104,7 +107,7 @@ class LoggingConfig:
 
 
 def make_loggers(config: LoggingConfig, folder: Path) -> list[Logger]:
-    """Loggers of a run folder; wandb falls back to offline without an account."""
+    """Loggers of a run folder; wandb falls back to offline without an account or a network."""
     made: list[Logger] = []
     for name in config.loggers:
         if name == "csv":
@@ -112,7 +115,7 @@ def make_loggers(config: LoggingConfig, folder: Path) -> list[Logger]:
         elif name == "tensorboard":
             made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
         elif name == "wandb":
-            made.append(_wandb(config, folder))
+            made.append(wandb_logger(config, folder))
         else:
             raise UserError(f"unknown logger {name!r}; choose from csv, tensorboard, wandb")
     return made
@@ -122,27 +125,6 @@ def _unused(folder: Path, name: str) -> str:
     """``name``, or ``name-2`` ...: a CSV logger empties its folder, and a resumed run keeps its past."""
     taken = sum(1 for path in folder.glob(f"{name}*/metrics.csv"))
     return f"{name}-{taken + 1}" if taken else name
-
-
-def _wandb(config: LoggingConfig, folder: Path) -> Logger:
-    import wandb
-    from pytorch_lightning.loggers import WandbLogger
-
-    mode = config.wandb_mode
-    if mode == "auto":
-        mode = "online" if wandb.api.api_key else "offline"
-        if mode == "offline":
-            log.info(
-                "wandb: no account found, logging offline under %s; `wandb sync` uploads it", folder
-            )
-    return WandbLogger(
-        project=config.project,
-        name=config.name,
-        save_dir=str(folder),
-        mode=mode,
-        tags=list(config.tags) or None,
-        **config.options,
-    )
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
