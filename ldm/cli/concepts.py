@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli import common
 from ldm.errors import UserError
 from ldm.io.runs import CONFIG_NAME, LIST_NAME
+from ldm.io.secrets import refuse_hidden
 
 if TYPE_CHECKING:
     from ldm.training.jobs import Job, Result
@@ -104,9 +105,13 @@ def learn_list(
     Raises:
         UserError: at the end, if any failed.
     """
+    from ldm.config import to_plain
+
     if args.resume and args.out is None:
         raise UserError("--resume needs --out: give the folder of the runs to continue")
     jobs = read_jobs(args.concepts, options, args.model, args.part)
+    for job in jobs if args.concepts.name == LIST_NAME else ():
+        refuse_hidden(to_plain(job.config), f"of {job.config.placeholder}: ")
     if not jobs:
         raise UserError(f"{args.concepts} has fewer concepts than --part makes parts")
     usual = Path("runs", f"{common.stamp()}_{common.slug(args.concepts.stem)}")
@@ -182,8 +187,9 @@ def _handed_out(args: argparse.Namespace) -> list[str]:
 def _as_list(jobs: Sequence[Job]) -> str:
     """What :func:`read_jobs` reads these jobs from, whatever the options and the model's own settings."""
     from ldm.config import dump_yaml, to_plain
+    from ldm.io.secrets import redacted_values
 
-    entries = [to_plain(job.config) for job in jobs]
+    entries = [redacted_values(to_plain(job.config)) for job in jobs]
     return dump_yaml({"concepts": [{"name": entry.pop("placeholder"), **entry} for entry in entries]})
 
 

@@ -172,6 +172,7 @@ def plan(
         UserError: prompts or seeds that cannot be used, or too many pictures.
     """
     from ldm.io.recipes import Recipe
+    from ldm.io.secrets import redacted
 
     prompts = [words.put(prompt, learned) for prompt in prompts_of(args)]
     negative = words.put(args.negative_prompt or "", learned)
@@ -197,7 +198,7 @@ def plan(
                 scale=float(args.scale),
                 eta=args.eta or 0.0,
                 size=model.image_size,
-                model=Path(args.model or "emoji").name,
+                model=redacted(Path(args.model or "emoji").name),
                 base_model=model.fingerprint(),
                 version=f"ldm {__version__}",
                 embeddings=used,

@@ -128,11 +128,12 @@ def _source(args: argparse.Namespace, model: LatentDiffusion) -> Source:
 def _edit(args: argparse.Namespace, source: Source, learned: list[Embedding]) -> Edit:
     from ldm.io.recipes import Edit
     from ldm.io.runs import file_sha256
+    from ldm.io.secrets import redacted
 
     return Edit(
-        image=args.image.name,
+        image=redacted(args.image.name),
         image_sha256=file_sha256(args.image),
-        mask=args.mask.name if args.mask else "",
+        mask=redacted(args.mask.name) if args.mask else "",
         mask_sha256=file_sha256(args.mask) if args.mask else "",
         strength=source.strength,
         keep_pixels=source.keep_pixels,

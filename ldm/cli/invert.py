@@ -11,6 +11,7 @@ from typing import Any
 from ldm.cli import common, concepts
 from ldm.errors import UserError
 from ldm.io.runs import CONFIG_NAME
+from ldm.io.secrets import refuse_hidden
 
 EXAMPLE = """\
   ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
@@ -125,7 +126,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
                 where = f"there is no run in {args.out} yet, and " if kept else ""
                 raise UserError(f"{where}--{option} is missing; see the example of ldm invert --help")
         base = inversion_defaults(args.model or "emoji")
-    return merge(base, options(args))
+    values = merge(base, options(args))
+    refuse_hidden(values)
+    return values
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:

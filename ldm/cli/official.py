@@ -19,6 +19,7 @@ from typing import Any
 from ldm.cli import common
 from ldm.errors import UserError
 from ldm.io.runs import CONFIG_NAME
+from ldm.io.secrets import refuse_hidden
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,9 @@ def settings(
     else:
         base = inversion_defaults(merge(files, overrides).get("model", "emoji"))
         base["seed"] = SEED
-    return merge(base, files, nested(options), _devices(args.gpus), overrides)
+    values = merge(base, files, nested(options), _devices(args.gpus), overrides)
+    refuse_hidden(values)
+    return values
 
 
 def _refuse_missing(values: dict[str, Any]) -> None:

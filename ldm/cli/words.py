@@ -26,11 +26,12 @@ def load(paths: Sequence[Path]) -> list[Embedding]:
 
     from ldm.io.embeddings import load_embeddings
     from ldm.io.runs import file_sha256
+    from ldm.io.secrets import redacted
 
     words = []
     for path in paths:
         for word in load_embeddings(path):
-            beside = {"file": path.name, "sha256": file_sha256(path.expanduser())}
+            beside = {"file": redacted(path.name), "sha256": file_sha256(path.expanduser())}
             words.append(replace(word, metadata={**word.metadata, **beside}))
     return words
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.io.secrets import redacted_values, redacted_words
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -258,7 +259,8 @@ class RunFolder:
         """
         before = self.read_manifest() if self.manifest_path.exists() else {}
         commands = list(before.get("commands", []))
-        commands.append(shlex.join(_neutral(sys.argv if command is None else command)))
+        words = redacted_words(sys.argv if command is None else command)
+        commands.append(shlex.join(_neutral(words)))
         return write_json(
             self.manifest_path,
             {
@@ -268,16 +270,16 @@ class RunFolder:
                 "platform": platform.platform(),
                 "seed": seed,
                 "base_model": base_model,
-                "image_hashes": dict(image_hashes),
+                "image_hashes": redacted_values(image_hashes),
                 "commands": commands,
                 "started": before.get("started", now()),
-                **(extra or {}),
+                **redacted_values(extra or {}),
             },
         )
 
     def update_manifest(self, **values: Any) -> Path:
         """Merges ``values`` into the manifest, e.g. ``finished=now(), steps=500``."""
-        return write_json(self.manifest_path, {**self.read_manifest(), **values})
+        return write_json(self.manifest_path, {**self.read_manifest(), **redacted_values(values)})
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest. :class:`UserError` if it is missing or no JSON object."""

@@ -14,6 +14,7 @@ from ldm.errors import UserError
 from ldm.inversion.compat import switches
 from ldm.io.embeddings import load_embeddings, save_embeddings
 from ldm.io.runs import now, write_json
+from ldm.io.secrets import redacted_values
 from ldm.training.config import InversionConfig
 
 #: keys that all concepts of a pack have in common
@@ -98,7 +99,7 @@ def check_together(jobs: Sequence[Job]) -> None:
 def write_summary(results: Sequence[Result], out: Path) -> None:
     """Write ``concepts.json``, and ``embeddings.safetensors`` with every word that was learned."""
     rows = [{**asdict(result), "path": os.path.relpath(result.path, out)} for result in results]
-    write_json(out / SUMMARY, {"format": 1, "written": now(), "concepts": rows})
+    write_json(out / SUMMARY, {"format": 1, "written": now(), "concepts": redacted_values(rows)})
     words = [
         word
         for result in results

@@ -24,6 +24,7 @@ from ldm.io.checkpoints import (
     read_state_dict,
 )
 from ldm.io.runs import write_text
+from ldm.io.secrets import redacted_values
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
@@ -139,7 +140,7 @@ def start(folder: Path, config: Any, resume: bool) -> Path | None:
         refuse_changes(folder, config, OF_STAGES)
         refuse_fewer_steps(folder, checkpoint.step if checkpoint else 0, config.trainer.max_steps)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", dump_yaml(to_plain(config)))
+    write_text(folder / "config.yaml", dump_yaml(redacted_values(to_plain(config))))
     return checkpoint.path if checkpoint else None
 
 

@@ -14,6 +14,7 @@ import torch
 from ldm.config import load_yaml, resolve, to_plain
 from ldm.errors import UserError
 from ldm.io.runs import CONFIG_NAME, RunFolder
+from ldm.io.secrets import redacted_values
 
 if TYPE_CHECKING:
     from ldm.data.concept import Concept
@@ -66,7 +67,7 @@ def refuse_changes(folder: Path, config: Any, may: Collection[str] = OF_ANY_RUN)
 
 def changes(kept: Any, config: Any, may: Collection[str]) -> list[str]:
     """What differs between two configs of a kind, in words; not the dotted keys or sections of ``may``."""
-    before, now = _flat(to_plain(kept)), _flat(to_plain(config))
+    before, now = (_flat(redacted_values(to_plain(one))) for one in (kept, config))  # as it was kept
     return [
         f"{key} is {before.get(key)!r}, not {now.get(key)!r}"
         for key in sorted({*before, *now})

@@ -24,6 +24,7 @@ from ldm.io.claims import claimed, is_claimed
 from ldm.io.embeddings import Embedding, load_embeddings, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
+from ldm.io.secrets import redacted, redacted_values
 from ldm.model import LatentDiffusion
 from ldm.text.templates import described
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
@@ -129,8 +130,9 @@ def write_config(
 ) -> None:
     """Write ``config.yaml`` and ``documents`` (path in the folder -> content)."""
     # the config first: with it, a run that is killed here can be gone on with
-    for name, text in {CONFIG_NAME: dump_yaml(to_plain(config)), **(documents or {})}.items():
-        write_text(run.file(name), text)
+    write_text(run.file(CONFIG_NAME), dump_yaml(redacted_values(to_plain(config))))
+    for name, text in (documents or {}).items():
+        write_text(run.file(name), redacted(text))
 
 
 def learn(
