@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding
-from ldm.io.files import printable
+from ldm.io.files import opened, printable
 
 RECIPE_VERSION = 1
 #: Of a picture with a setting that versions before would ignore.
@@ -141,14 +142,13 @@ def png_text(path: Path | str) -> dict[str, str]:
     Raises:
         UserError: no such file, no PNG, or a broken one.
     """
+    with opened(Path(path).expanduser(), "picture") as handle:
+        head = io.BytesIO(handle.read(_HEAD_BYTES))
     try:
-        with open(path, "rb") as handle:
-            head = io.BytesIO(handle.read(_HEAD_BYTES))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    try:
-        with Image.open(head, formats=("PNG",)) as picture:
-            return {str(k): str(v) for k, v in picture.info.items() if isinstance(v, str)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a size that is not decoded here
+            with Image.open(head, formats=("PNG",)) as picture:
+                return {str(k): str(v) for k, v in picture.info.items() if isinstance(v, str)}
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise UserError(f"{path} is no PNG picture, or a broken one; fetch it again") from error
 

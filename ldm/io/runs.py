@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.io.files import opened, unreadable
 from ldm.io.secrets import redacted_values, redacted_words
 
 MANIFEST_VERSION = 1
@@ -198,11 +199,11 @@ def write_json(path: Path | str, value: Any) -> Path:
 # ------------------------------------------------------------------------------- hashes
 def file_sha256(path: Path | str) -> str:
     """sha256 hex of a file's bytes. :class:`UserError` if the file cannot be read."""
-    try:
-        with open(path, "rb") as handle:
+    with opened(path) as handle:
+        try:
             return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 # ---------------------------------------------------------------------------- manifest

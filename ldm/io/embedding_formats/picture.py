@@ -39,8 +39,11 @@ def read(path: Path) -> dict[str, Any]:
     :class:`UserError` if the picture carries none or is too large; other errors if it is broken.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(path, formats=("PNG",))
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(path, formats=("PNG",))
+        except Image.DecompressionBombError as error:
+            raise UserError("it is too large for a picture that carries an embedding") from error
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{image.width} x {image.height} is too large for a picture that "
