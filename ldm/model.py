@@ -23,6 +23,7 @@ from ldm.errors import UserError
 from ldm.inversion.compat import FIXED, CompatConfig
 from ldm.inversion.init import initial_vectors
 from ldm.inversion.manager import EmbeddingManager
+from ldm.inversion.room import CutNotices, room_of
 from ldm.io import checkpoints
 from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.models.unet import UNetModel
@@ -117,6 +118,7 @@ class LatentDiffusion(nn.Module):
         self.config: ModelConfig | None = None  # what it was built from
         self.inversion_defaults: dict[str, Any] = {}  # settings that suit this model
         self._fingerprint: str | None = None
+        self.cuts = CutNotices()
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -168,6 +170,7 @@ class LatentDiffusion(nn.Module):
         twin._modules = dict(self._modules)  # else the twin's parts would become this model's too
         text.tokenizer = copy.deepcopy(self.text.tokenizer)
         twin.text, twin.manager = text, copy.deepcopy(self.manager)
+        twin.cuts = CutNotices()
         return twin
 
     def fingerprint(self) -> str:
@@ -236,6 +239,12 @@ class LatentDiffusion(nn.Module):
             )
         if per_layer and vectors.ndim < 3:
             vectors = torch.atleast_2d(vectors).expand(self.unet.num_transformers, -1, -1)
+        room = room_of(tokenizer, self.manager)
+        if vectors.ndim > 1 and vectors.shape[-2] > room:
+            raise UserError(
+                f"{placeholder!r} has {vectors.shape[-2]} vectors, and a prompt of this model holds {room}: "
+                "use fewer"
+            )
         token_id = tokenizer.add_placeholder(placeholder, takes_word=compat.takes_word)
         name = tokenizer.decode_id(token_id)
         try:
@@ -266,6 +275,7 @@ class LatentDiffusion(nn.Module):
         steps = step.tolist() if isinstance(step, Tensor) else [step] * len(prompts)
         places = {key: i for i, key in enumerate(dict.fromkeys(zip(prompts, steps, strict=True)))}
         different = [prompt for prompt, _ in places]
+        self.cuts.tell(self.text.tokenizer, self.manager, different)
         if isinstance(step, Tensor):
             step = torch.tensor([s for _, s in places])
         ids = self.text.tokenize(different)  # stays on the host, which works out where v* goes

@@ -12,6 +12,7 @@ from ldm.data.latents import ConceptBatches
 from ldm.errors import UserError
 from ldm.inversion.compat import switches
 from ldm.inversion.init import from_vocabulary
+from ldm.inversion.room import seen, what_is_cut
 from ldm.io.embeddings import check_width, load_embeddings
 from ldm.model import LatentDiffusion
 from ldm.seeding import generator
@@ -120,9 +121,15 @@ def refuse_cut_prompts(
         UserError: there is one.
     """
     tokenizer, own = model.text.tokenizer, {model.manager.placeholders[word] for word in words}
-    for prompt in {p for step in range(64) for p in batches.batch(step)["prompt"]}:
+    prompts = sorted({p for step in range(64) for p in batches.batch(step)["prompt"]})
+    model.cuts.tell(tokenizer, model.manager, prompts, known=True)  # in one line, below
+    cut = [found for p in prompts if (found := what_is_cut(tokenizer, model.manager, p))]
+    if cut:
+        more = f" (so it is with {len(cut)} of {len(prompts)} prompts)" if len(cut) > 1 else ""
+        log.warning("%s%s", cut[0], more)
+    for prompt in prompts:
         held = own & set(tokenizer.words(prompt))
-        if held and not held & set(model.text.tokenize([prompt])[0].tolist()):
+        if held and not held & seen(tokenizer, model.manager, prompt):
             raise UserError(
                 f"{prompt!r} is longer than the {model.text.max_length} tokens this model reads, and "
                 f"{' and '.join(map(tokenizer.decode_id, held))} is cut off; use shorter captions"

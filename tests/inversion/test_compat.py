@@ -97,14 +97,14 @@ def test_uniform(tiny_model: LatentDiffusion) -> None:
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(3)
 
-    settings = {"init": None, "num_vectors": 50}
+    settings = {"init": None, "num_vectors": 10}
     official = start(tiny_model, CompatConfig(uniform=True), generator=generator(), **settings)
-    assert official.equal(torch.rand(50, 32, generator=generator()))
+    assert official.equal(torch.rand(10, 32, generator=generator()))
     # its norm is about sqrt(D / 3); the default's is a word's
-    assert official.norm(dim=1).mean() == pytest.approx((32 / 3) ** 0.5, rel=0.03)
+    assert official.norm(dim=1).mean() == pytest.approx((32 / 3) ** 0.5, rel=0.06)
     fixed = start(tiny_model, generator=generator(), **settings)
     median = tiny_model.text.token_table.norm(dim=1).median()
-    torch.testing.assert_close(fixed.norm(dim=1), median.expand(50))
+    torch.testing.assert_close(fixed.norm(dim=1), median.expand(10))
 
 
 # ------------------------------------------------------------------ in training
