@@ -18,7 +18,6 @@ RUNTIME = [
     "regex>=2024.11",  # what open_clip cuts prompts with
     "psutil>=5.9",
     "safetensors>=0.5",
-    "omegaconf>=2.4",
     "PyYAML>=6.0",
     "filelock>=3.16",
     "numpy>=2.0",
@@ -37,6 +36,7 @@ DEV = [
     "mypy>=1.14",
     # the implementations that the tests compare with
     "diffusers>=0.35",
+    "omegaconf>=2.4",
     "transformers>=4.56",
     # the notebook
     "nbformat>=5.10",

@@ -18,10 +18,9 @@ from ldm._version import __version__
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.api import evaluate, invert, load
+    from ldm.api import evaluate, invert, load, sample
     from ldm.editing import find_noise, load_source
     from ldm.io import embeddings
-    from ldm.sampling import sample
 
 __all__ = [
     "UserError",
@@ -39,7 +38,7 @@ _WHERE = {
     "load": "ldm.api",
     "invert": "ldm.api",
     "evaluate": "ldm.api",
-    "sample": "ldm.sampling",
+    "sample": "ldm.api",
     "load_source": "ldm.editing",
     "find_noise": "ldm.editing",
     "embeddings": "ldm.io",

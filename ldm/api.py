@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from ldm.config import resolve
 from ldm.data.concept import concept_of
 from ldm.io.embeddings import Embedding
 from ldm.loading import load
 from ldm.model import LatentDiffusion
-from ldm.training.config import InversionConfig, check
-from ldm.training.run import learn
+from ldm.sampling import sample
+from ldm.training.config import settle
+from ldm.training.run import captions_of, learn
 
-__all__ = ["evaluate", "invert", "load"]
+__all__ = ["evaluate", "invert", "load", "sample"]
 
 
 def invert(
@@ -31,11 +32,14 @@ def invert(
 
     Args:
         model: from ``ldm.load``.
-        images: a folder, files, PIL pictures, or a tensor (N, 3, S, S) in [-1, 1]; 3-5 of them.
+        images: a folder, files, PIL pictures, arrays or tensors; 3-5 of them (see
+            ``ldm.data.concept.concept_of``). The caption files of a folder are used as on the command line.
         placeholder: the new word, any string ("<cat-toy>").
         init: a phrase to start from ("cat toy"), or ``None``.
         steps, lr, seed: optimiser steps, base learning rate, seed; the model's own defaults if not given.
-        settings: any other key of ``ldm.training.config.InversionConfig`` (``num_vectors=2`` ...).
+        settings: any other key of ``ldm.training.config.InversionConfig`` (``num_vectors=2``,
+            ``optim={"weight_decay": 0.01}`` ...). They win over the model's own level by level, as
+            ``--set``, a YAML file or a list of concepts does.
 
     Returns:
         The embedding: ``.placeholder``, ``.vectors`` (K, D) or, with ``per_layer``, (n, K, D) float32,
@@ -44,18 +48,14 @@ def invert(
     Raises:
         UserError: unusable pictures, an unknown init word, an unknown setting.
     """
-    values = {**model.inversion_defaults, **settings}
-    values |= {"placeholder": placeholder, "images": "", "init": init}
-    if seed is not None:
-        values["seed"] = seed
-    if steps is not None:
-        values["trainer"] = {**(values.get("trainer") or {}), "max_steps": steps}
-    if lr is not None:
-        values["optim"] = {**(values.get("optim") or {}), "lr": lr}
-    config = resolve(InversionConfig, values)
-    check(config)
+    given = {"init": init, "trainer.max_steps": steps, "optim.lr": lr, "seed": seed}
+    given = {key: value for key, value in given.items() if value is not None}
+    folder = images if isinstance(images, str | Path) else ""
+    own = {"images": str(folder), "placeholder": placeholder}
+    config = settle(model.inversion_defaults, settings, given, own)
     concept = concept_of(images, model.image_size, **config.framing())
-    return learn(model, concept, config, progress=progress)
+    captions = captions_of(concept, config)
+    return learn(model, concept, config, captions=captions, progress=progress)
 
 
 def evaluate(
@@ -63,7 +63,6 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a word: reconstruction, editability and obeyed backgrounds (``ldm evaluate``)."""
     from ldm.evaluation.word import evaluate_embedding
-    from ldm.sampling import sample
 
     concept = concept_of(images, model.image_size)
     return evaluate_embedding(model, embedding, concept.images, sample=sample, **settings)

@@ -11,15 +11,15 @@ import difflib
 import functools
 import importlib
 import inspect
-import os
-import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from ldm import yaml_text
 from ldm.errors import UserError
+from ldm.ranges import Range
 
 T = TypeVar("T")
 
@@ -40,65 +40,28 @@ TARGETS = frozenset(
     }
 )
 
-#: bytes of a file's name that are no UTF-8, as Python has them
-_SURROGATES = re.compile("[\ud800-\udfff]")
-#: bounds of a YAML file; the official ones have 4 kB and 10 levels, a list of 100,000 concepts 150 MB
-MAX_BYTES, MAX_DEPTH = 2**28, 100
-
 
 def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Merge YAML files from left to right, then ``key.sub=value`` overrides; resolve ``${...}``.
+    """Merge YAML files from left to right, then ``key.sub=value`` overrides; then fill in ``${...}``.
+
+    A file's ``${...}`` names keys of that file, and becomes what is there after merging; that of an
+    override names any key.
 
     Raises:
-        UserError: a file is missing, is not YAML or claims to be endless, or an override is not
-            ``key=value``.
+        UserError: a file is missing, is not YAML or claims to be endless, an override is not
+            ``key=value``, or a ``${...}`` names no key.
     """
-    from omegaconf import OmegaConf
-
-    merged = OmegaConf.create()
-    for path in map(Path, paths):
-        if not path.is_file():
-            what = "is a folder, a pipe or a device" if path.exists() else "does not exist"
-            raise UserError(f"config {path} {what}; give the path of a YAML file")
-        try:
-            _refuse_deep(path)
-            # every node takes a byte or more: a long list passes, what aliases blow up does not
-            limit = max(10_000, path.stat().st_size)
-            loaded = OmegaConf.load(path, max_yaml_expanded_nodes=limit)
-            if not OmegaConf.is_dict(loaded):
-                raise UserError(f"config {path} must be a mapping of keys to values at its top level")
-            merged = OmegaConf.merge(merged, loaded)  # type: ignore[assignment]
-        except UserError:
-            raise
-        except Exception as error:  # a broken number, say, is no YAMLError
-            raise UserError(f"config {path} is not readable YAML ({_reason(error)}); correct it") from None
+    files = [Path(path) for path in paths]
+    merged: dict[str, Any] = {}
+    for path in files:
+        own = yaml_text.read(path)
+        merged = merge(merged, yaml_text.opened(own, own))
     for item in overrides:
-        if "=" not in item:
-            raise UserError(f"override {item!r} is not of the form key.sub=value")
+        merged = merge(merged, yaml_text.opened(yaml_text.read_override(item), None))
     try:
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))  # type: ignore[assignment]
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except Exception as error:
-        raise UserError(f"config: {_reason(error)}") from None
-    return typing.cast(dict[str, Any], _unicode(plain, _to_text))
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _refuse_deep(path: Path) -> None:
-    """A file's size and nesting, before it is read: a reader of YAML may call itself at every level."""
-    import yaml
-
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"config {path} is too large for one; give a YAML file of settings")
-    depth = 0
-    with path.open("rb") as stream:
-        for event in yaml.parse(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise UserError(f"config {path} is nested more than {MAX_DEPTH} levels deep; correct it")
+        return yaml_text.closed(merged, sum(path.stat().st_size for path in files))
+    except UserError as error:
+        raise UserError(f"{' '.join(['config', *map(str, files)])}: {error}") from None
 
 
 def merge(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,28 +91,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """A config as YAML text, keys in their given order."""
-    import yaml
-
-    return yaml.safe_dump(_unicode(dict(value), _to_bytes), sort_keys=False, allow_unicode=True)
-
-
-def _unicode(value: Any, change: Callable[[Any], Any]) -> Any:
-    """``change`` of every key and value. YAML holds Unicode, and a file's name may be other bytes: in Python
-    a string with lone surrogates, in YAML binary."""
-    if isinstance(value, Mapping):
-        return {change(k): _unicode(v, change) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_unicode(v, change) for v in value]
-    return change(value)
-
-
-def _to_bytes(value: Any) -> Any:
-    return os.fsencode(value) if isinstance(value, str) and _SURROGATES.search(value) else value
-
-
-def _to_text(value: Any) -> Any:
-    return os.fsdecode(value) if isinstance(value, bytes) else value
+    """A config as YAML text that ``load_yaml`` reads back as it is, keys in their given order."""
+    return yaml_text.write(value)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -217,16 +160,26 @@ def _default(field: dataclasses.Field[Any], of: Any = None) -> Any:
     return field.default
 
 
+def recheck(config: Any) -> None:
+    """What ``resolve`` refuses, of a config that was made in Python."""
+    resolve(type(config), to_plain(config))
+
+
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     """Types of a dataclass's fields; once, for a list of thousands of configs."""
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
     """``value`` as the type ``hint``; ``default`` fills the keys that a section leaves out."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
+        return value
+    if origin is Annotated:
+        value = _convert(value, args[0], where, default)
+        for limits in (limit for limit in args[1:] if isinstance(limit, Range)):
+            limits.check(value, f"config {where}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -238,6 +191,8 @@ def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
                 failure = error
         raise failure
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
         return resolve(hint, value, where + ".", default if isinstance(default, hint) else None)
     if origin is typing.Literal:
         if value not in args:
@@ -248,6 +203,8 @@ def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
             raise UserError(f"config {where} is {value!r}; give a list")
+        if Ellipsis not in args and origin is tuple and len(value) != len(args):
+            raise UserError(f"config {where} is {value!r}; give a list of {len(args)}")
         items = [_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value)]
         return tuple(items) if origin is tuple else items
     if origin is dict or hint is dict:
@@ -258,11 +215,15 @@ def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
         return dict(value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:  # YAML 1.1 reads "1e-3" as a string
-            return float(value)
-        except ValueError:
+            value = float(value)
+        except (ValueError, OverflowError):
             pass
+    if hint is float and isinstance(value, float):
+        Range().check(value, f"config {where}")  # a number that is one, and not infinite
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if hint is str and isinstance(value, bool | int | float):
+        raise UserError(f"config {where} is {value!r}; give text: put it in quotes, as in '\"{value}\"'")
     if isinstance(value, bool) and hint is not bool or not isinstance(value, hint):
         raise UserError(f"config {where} is {value!r}; give a {hint.__name__}")
     return value

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm import interrupt
+from ldm.config import resolve
 from ldm.diffusion import samplers
 from ldm.editing import Source
 from ldm.errors import UserError
 from ldm.model import LatentDiffusion
+from ldm.ranges import Positive
 from ldm.seeding import generator
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn: exactly so many steps, of which sampler, and the guidance scale."""
+
+    steps: Positive = 50
+    sampler: str = "ddim"
+    scale: float = 5.0
+
+    @classmethod
+    def of(cls, model: Any, **given: Any) -> Sampling:
+        """Those ``given`` that are not ``None``, else the model's own (of its ``inversion``), else these.
+
+        Raises:
+            UserError: an unknown sampler, no steps, more than the model has, or a scale that is no number.
+        """
+        own = getattr(model, "inversion_defaults", {})
+        keys = {"steps": "sample_steps", "sampler": "sampler", "scale": "sample_scale"}
+        values = {name: own[key] for name, key in keys.items() if key in own}
+        values |= {name: value for name, value in given.items() if value is not None}
+        chosen = resolve(cls, values, "sampling ")
+        if chosen.sampler not in samplers.SAMPLERS:
+            raise UserError(f"unknown sampler {chosen.sampler!r}; use one of {', '.join(samplers.SAMPLERS)}")
+        schedule = getattr(model, "schedule", None)
+        if schedule is not None and chosen.steps > schedule.num_timesteps:
+            raise UserError(f"{chosen.steps} sampling steps; the model has {schedule.num_timesteps} at most")
+        return chosen
 
 
 def initial_noise(model: LatentDiffusion, n: int, seed: int) -> Tensor:
@@ -40,9 +72,9 @@ def sample(
     *,
     cond: Tensor | None = None,
     uncond: Tensor | None = None,
-    steps: int = 50,
-    sampler: str = "ddim",
-    scale: float = 5.0,
+    steps: int | None = None,
+    sampler: str | None = None,
+    scale: float | None = None,
     eta: float = 0.0,
     seed: int | None = None,
     x_T: Tensor | None = None,
@@ -62,8 +94,10 @@ def sample(
         prompts: B prompts (one string is one prompt); or give
         cond: (B, L, D) contexts instead.
         uncond: (B or 1, L, D); by default the context of ``negative_prompt``.
-        steps, sampler, eta: ``ddim`` (eta in [0, 1]), ``plms`` or ``dpm++``.
-        scale: classifier-free guidance; 1 switches it off, more follows the prompt more closely.
+        steps, sampler, scale: see :class:`Sampling`; what suits the model by default. The samplers are
+            ``ddim``, ``plms`` and ``dpm++``. The scale is that of classifier-free guidance: 1 switches it
+            off, more follows the prompt more closely.
+        eta: share of fresh noise in a step of ``ddim``, in [0, 1].
         seed: picture i is a function of (seed, i); ``None`` draws one from torch's generator.
         x_T: (B or 1, C, h, w) start noise instead of the seed's.
         decode: return pictures, else the scaled latents z_0.
@@ -81,6 +115,10 @@ def sample(
         UserError: both or none of ``prompts`` and ``cond``, ``seed`` beside ``draws``, or sizes
             that do not agree.
     """
+    how = Sampling.of(model, steps=steps, sampler=sampler, scale=scale)
+    steps, sampler, scale = how.steps, how.sampler, how.scale
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give at least 1")
     if (prompts is None) == (cond is None):
         raise UserError("give either prompts or cond")
     if prompts is not None:

@@ -226,6 +226,34 @@ def test_what_is_unknown_or_impossible_is_said_in_one_line(place: str, value: An
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("lightning.find_unused_parameters", False),
+        ("lightning.benchmark", True),
+        ("lightning.strategy", "ddp"),
+        ("lightning.accelerator", "ddp"),
+        ("lightning.trainer.find_unused_parameters", False),
+        ("lightning.trainer.benchmark", True),
+        ("lightning.trainer.strategy", {"target": "pytorch_lightning.strategies.DDPStrategy"}),
+        (f"{PERSONAL}.coarse_class_text", "cat"),
+        ("data.params.validation.params", {"size": 512, "set": "val", "reg": True, "csv_file": "x"}),
+        ("data.params.test", {"params": {"anything": 1}}),
+    ],
+)
+def test_what_known_forks_add_without_effect_has_none(place: str, value: Any) -> None:
+    assert inversion_config(changed(place, value)) == inversion_config(files.ldm_inversion(tiny=True))
+
+
+def test_a_second_validation_section_of_a_fork_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "fork.yaml"
+    text = dump_yaml(files.ldm_inversion(tiny=True))
+    data = "    validation:\n      target: ldm.data.personalized.PersonalizedBase\n"
+    path.write_text(text.replace("    validation:\n", f"{data}    validation:\n", 1))
+    assert path.read_text().count("validation:") == 2
+    assert inversion_config(load_yaml([path])) == inversion_config(files.ldm_inversion(tiny=True))
+
+
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "subprocess.Popen", "torch.load"])
 @pytest.mark.parametrize(
     "place",

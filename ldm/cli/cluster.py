@@ -52,13 +52,14 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Learn all, say what became of each; an error at the end if any failed."""
     from ldm.config import load_yaml, merge, nested
+    from ldm.inversion.shorthand import spelled
     from ldm.training.cluster import learn_on
     from ldm.training.ray_workers import RayWorkers
 
     args.concepts = concepts.kept_list(args)
     if args.concepts is None:
         raise UserError("--concepts is missing: give the list, or --resume with the --out of one")
-    options = merge(nested({"checkpoint": args.checkpoint}), load_yaml([], args.set))
+    options = merge(nested({"checkpoint": args.checkpoint}), spelled(load_yaml([], args.set)))
     handing_out = {"task_size": args.task_size, "pack": args.pack, "retries": args.retries}
     # first of all: where no worker can be had, nothing is written
     with RayWorkers(

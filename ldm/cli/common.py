@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,11 +102,9 @@ def add_clip_skip(parser: argparse.ArgumentParser, default: str) -> None:
 
 def own_sampling(args: argparse.Namespace, model: LatentDiffusion) -> None:
     """Set the sampling options that were not given to what suits the model."""
-    usual = {"steps": 50, "scale": 5.0, "sampler": "ddim"}
-    keys = {"steps": "sample_steps", "scale": "sample_scale", "sampler": "sampler"}
-    for option, key in keys.items():
-        if getattr(args, option) is None:
-            setattr(args, option, model.inversion_defaults.get(key, usual[option]))
+    from ldm.sampling import Sampling
+
+    vars(args).update(asdict(Sampling.of(model, steps=args.steps, sampler=args.sampler, scale=args.scale)))
 
 
 def torch_device(name: str) -> str:
@@ -132,16 +129,6 @@ def slug(text: str, limit: int = 60) -> str:
 def stamp() -> str:
     """Local time as the names of run folders hold it."""
     return datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-
-
-def quiet_libraries(verbose: bool) -> None:
-    """Silence what Lightning says about hardware, tips and its own warnings, unless asked for."""
-    import pytorch_lightning  # noqa: F401  (importing it sets the level that is set here)
-
-    if not verbose:
-        for name in ("pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch)\b")
 
 
 def output(

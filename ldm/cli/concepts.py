@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm.cli import common
 from ldm.errors import UserError
@@ -15,6 +16,8 @@ from ldm.io.secrets import refuse_hidden
 
 if TYPE_CHECKING:
     from ldm.training.jobs import Job, Result
+
+log = logging.getLogger(__name__)
 
 SECTIONS = ("defaults", "concepts")
 ALL = slice(None)
@@ -27,14 +30,23 @@ HANDING_OUT: dict[str, Any] = {
 MOST_ROWS = 40
 
 
+class Refused(NamedTuple):
+    """An entry of a list that cannot be learned: what is wrong, and its settings as they were given."""
+
+    name: str
+    word: str
+    error: str
+    entry: Any
+
+
 def read_jobs(
     path: Path, options: Mapping[str, Any], model: str | None = None, part: slice = ALL
-) -> list[Job]:
+) -> list[Job | Refused]:
     """The jobs of a list ``{defaults: {key: value}, concepts: [{name, images, key: value}, ...]}``.
 
     Keys are those of ``InversionConfig``, where ``name`` is the placeholder. An entry's settings win over
     ``defaults``, these over the model's own, and ``options`` over all. A run folder has the name's
-    letters and digits.
+    letters and digits. A wrong entry is refused and takes no other down.
 
     Args:
         options: nested mapping of settings, as from the command line.
@@ -42,12 +54,11 @@ def read_jobs(
         part: of the entries.
 
     Raises:
-        UserError: names the entry that something is wrong with.
+        UserError: it is no list, or every entry is wrong; names the first one.
     """
-    from ldm.config import load_yaml, merge, resolve, unknown_key
+    from ldm.config import load_yaml, unknown_key
+    from ldm.inversion.shorthand import spelled
     from ldm.loading import inversion_defaults
-    from ldm.training.config import InversionConfig
-    from ldm.training.jobs import Job
 
     sections = load_yaml([path])
     for key in sections:
@@ -57,22 +68,41 @@ def read_jobs(
     if not isinstance(defaults, Mapping) or not isinstance(entries, list) or not entries:
         raise UserError(f"{path} needs a list 'concepts:' of {{name, images, init}}; it may have 'defaults:'")
     model = model or defaults.get("model", "emoji")
-    own = {**inversion_defaults(model), "model": model}
-    jobs, folders = [], Counter[str]()
+    common_layers = (inversion_defaults(model), spelled(defaults), {"model": model})
+    read: list[Job | Refused] = []
+    folders = Counter[str]()
     for number, entry in list(enumerate(entries, start=1))[part]:
-        where = f"{path}: concept {number}"
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-            raise UserError(f"{where} is {entry!r}; give a mapping with name, images and init")
-        word = entry["name"]
-        given = {**{k: v for k, v in entry.items() if k != "name"}, "placeholder": word}
-        try:
-            config = resolve(InversionConfig, merge(own, defaults, given, options))
-        except UserError as error:
-            raise UserError(f"{where} ({word}): {error}") from None
-        folder = common.slug(word)
-        folders[folder] += 1
-        jobs.append(Job(folder if folders[folder] == 1 else f"{folder}-{folders[folder]}", config))
-    return jobs
+        read.append(_read_entry(entry, number, common_layers, options, folders))
+    refused = [one for one in read if isinstance(one, Refused)]
+    if refused and len(refused) == len(read):
+        raise UserError(f"{path}: {refused[0].error}")
+    for one in refused:
+        log.warning("%s: %s: left out", path, one.error)
+    return read
+
+
+def _read_entry(
+    entry: Any,
+    number: int,
+    below: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    folders: Counter[str],
+) -> Job | Refused:
+    from ldm.training.config import settle
+    from ldm.training.jobs import Job
+
+    where = f"concept {number}"
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        wrong = f"{where} is {entry!r}; give a mapping with name, images and init"
+        return Refused(f"concept-{number}", where, wrong[:500], entry)
+    word = entry["name"]
+    folder = common.slug(word)
+    folders[folder] += 1
+    folder = folder if folders[folder] == 1 else f"{folder}-{folders[folder]}"
+    try:
+        return Job(folder, settle(*below, entry, options))
+    except UserError as error:
+        return Refused(folder, word, f"{where} ({word}): {error}", entry)
 
 
 def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
@@ -109,36 +139,42 @@ def learn_list(
 
     if args.resume and args.out is None:
         raise UserError("--resume needs --out: give the folder of the runs to continue")
-    jobs = read_jobs(args.concepts, options, args.model, args.part)
-    for job in jobs if args.concepts.name == LIST_NAME else ():
-        refuse_hidden(to_plain(job.config), f"of {job.config.placeholder}: ")
-    if not jobs:
+    read = read_jobs(args.concepts, options, args.model, args.part)
+    for one in read if args.concepts.name == LIST_NAME else ():
+        if not isinstance(one, Refused):
+            refuse_hidden(to_plain(one.config), f"of {one.config.placeholder}: ")
+    if not read:
         raise UserError(f"{args.concepts} has fewer concepts than --part makes parts")
     usual = Path("runs", f"{common.stamp()}_{common.slug(args.concepts.stem)}")
     with common.output(args.out, usual) as out:
-        _learn_in(out, jobs, args, command, learn)
+        _learn_in(out, read, args, command, learn)
 
 
 def _learn_in(
     out: Path,
-    jobs: Sequence[Job],
+    read: Sequence[Job | Refused],
     args: argparse.Namespace,
     command: str,
     learn: Callable[[Sequence[Job], Path], list[Result]],
 ) -> None:
     from ldm.io.runs import holds_something, write_text
-    from ldm.training.jobs import SUMMARY, check_together, write_summary
+    from ldm.training.jobs import SUMMARY, Job, Result, check_together, write_summary
 
     if not args.resume and holds_something(out):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
     again = common.command(["ldm", command, "--resume", "--out", out, *_handed_out(args)])
     args.how_to_resume = lambda: f"continue with: {again}"
-    common.quiet_libraries(args.verbose)
+    jobs = [one for one in read if isinstance(one, Job)]
     check_together(jobs)
     if args.resume:
         _refuse_another_list(out, jobs)
-    write_text(out / LIST_NAME, _as_list(jobs))
-    results = learn(jobs, out)
+    write_text(out / LIST_NAME, _as_list(read))
+    learned = {result.name: result for result in learn(jobs, out)}
+    results = [
+        learned[one.name] if isinstance(one, Job)
+        else Result(one.name, one.word, "failed", out / one.name, error=one.error)
+        for one in read
+    ]  # fmt: skip
     write_summary(results, out)
     failed = [result for result in results if result.status == "failed"]
     common.heading(f"learned {len(results) - len(failed)} of {len(results)} concepts")
@@ -163,9 +199,9 @@ def _refuse_another_list(out: Path, jobs: Sequence[Job]) -> None:
         return
     now = {job.name: job.config for job in jobs}
     for job in read_jobs(out / LIST_NAME, {}):
-        word = job.config.placeholder
-        if not (out / job.name / CONFIG_NAME).is_file():
+        if isinstance(job, Refused) or not (out / job.name / CONFIG_NAME).is_file():
             continue
+        word = job.config.placeholder
         if job.name not in now:
             raise UserError(f"{out} holds {word} too, which this list lacks: give the whole list, or no list")
         differ = changes(job.config, now[job.name], OF_INVERSIONS)
@@ -184,13 +220,19 @@ def _handed_out(args: argparse.Namespace) -> list[str]:
     return words
 
 
-def _as_list(jobs: Sequence[Job]) -> str:
-    """What :func:`read_jobs` reads these jobs from, whatever the options and the model's own settings."""
+def _as_list(read: Sequence[Job | Refused]) -> str:
+    """What :func:`read_jobs` reads these from again, whatever the options and the model's own settings.
+
+    An entry that was refused stays as it was given.
+    """
     from ldm.config import dump_yaml, to_plain
     from ldm.io.secrets import redacted_values
 
-    entries = [redacted_values(to_plain(job.config)) for job in jobs]
-    return dump_yaml({"concepts": [{"name": entry.pop("placeholder"), **entry} for entry in entries]})
+    entries = []
+    for one in read:
+        entry = redacted_values(one.entry if isinstance(one, Refused) else to_plain(one.config))
+        entries.append(entry if isinstance(one, Refused) else {"name": entry.pop("placeholder"), **entry})
+    return dump_yaml({"concepts": entries})
 
 
 def _table(results: Sequence[Result]) -> list[str]:

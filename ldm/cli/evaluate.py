@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> None:
                 raise UserError(f"--{option} is missing; see the example of ldm evaluate --help")
     if args.n is None:
         args.n = USUAL_N[args.what]
-    if args.n < 1:
-        raise UserError(f"--n is {args.n}; ask for at least one picture")
+    for option in ("n", "among", "concepts", "pictures"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option} is {getattr(args, option)}; give at least 1")
     args.how_to_resume = lambda: "run the same command again; finished concepts are kept"
-    common.quiet_libraries(args.verbose)
     model = load(args.model, args.checkpoint, common.torch_device(args.device))
     common.own_sampling(args, model)
     {"embedding": _embedding, "base": _base, "inversion": _inversion}[args.what](args, model)
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _judge_and_sampling(args: argparse.Namespace) -> tuple[Any, Any]:
     from ldm.evaluation.features import load_clip
-    from ldm.evaluation.setups import Sampling
+    from ldm.sampling import Sampling
 
     judge = load_clip(args.judge, common.torch_device(args.device))
     return judge, Sampling(args.steps, args.sampler, args.scale)
@@ -148,12 +148,19 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.config import load_yaml, merge
     from ldm.data.emoji import EmojiSprites
     from ldm.evaluation.heldout import evaluate_inversion
+    from ldm.inversion.shorthand import spelled
     from ldm.sampling import sample
+    from ldm.training.config import settle
 
+    given = spelled(load_yaml([], args.set))
+    for key in ("placeholder", "images", "model", "checkpoint"):
+        if key in given:
+            raise UserError(f"--set {key}: the benchmark chooses it itself; leave it out")
+    settle(model.inversion_defaults, given, {"placeholder": "<a>", "images": ""})  # wrong ones are said now
     out = args.out or Path("runs/evaluation/inversion")
     judge, sampling = _judge_and_sampling(args)
     sprites, holdout = EmojiSprites.load(args.data), _holdout(args.holdout)
-    settings = merge(model.inversion_defaults, load_yaml([], args.set)) if args.set else None
+    settings = merge(spelled(model.inversion_defaults), given) if given else None
     with common.output(out, out, deep=True):
         result = evaluate_inversion(
             model,

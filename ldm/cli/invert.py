@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common, concepts
 from ldm.errors import UserError
 from ldm.io.runs import CONFIG_NAME
 from ldm.io.secrets import refuse_hidden
+
+if TYPE_CHECKING:
+    from ldm.training.config import InversionConfig
 
 EXAMPLE = """\
   ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
@@ -107,38 +110,40 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The run's settings as a mapping: the model's own, then options, then ``--set``.
+def config_of(args: argparse.Namespace) -> InversionConfig:
+    """The run's config: the model's own settings <- the options <- ``--set``.
 
-    With ``--resume``, those of the run that is continued, if it has been begun, in place of the model's.
+    With ``--resume``, the settings of the run that is continued take the place of the model's, if it has
+    been begun.
     """
-    from ldm.config import load_yaml, merge
+    from ldm.config import load_yaml, to_plain
     from ldm.loading import inversion_defaults
+    from ldm.training.config import settle
 
+    given = options(args)
     if args.resume and args.out is None:
         raise UserError("--resume needs --out: give the folder of the run to continue")
     kept = args.out / CONFIG_NAME if args.resume else None
     if kept is not None and kept.is_file():
-        base = load_yaml([kept])
-    else:  # also a run that was killed before it could leave any settings
-        for option in ("images", "name"):
-            if getattr(args, option) is None:
-                where = f"there is no run in {args.out} yet, and " if kept else ""
-                raise UserError(f"{where}--{option} is missing; see the example of ldm invert --help")
-        base = inversion_defaults(args.model or "emoji")
-    values = merge(base, options(args))
-    refuse_hidden(values)
-    return values
+        config = settle(load_yaml([kept]), given)
+        refuse_hidden(to_plain(config))
+        return config
+    for option in ("images", "name"):  # also of a run that was killed before it could leave any settings
+        if getattr(args, option) is None:
+            where = f"there is no run in {args.out} yet, and " if kept else ""
+            raise UserError(f"{where}--{option} is missing; see the example of ldm invert --help")
+    return settle(inversion_defaults(given.get("model", "emoji")), given)
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options and ``--set`` give, as a nested mapping."""
+    """What the options and ``--set`` give, as a nested mapping of full names."""
     from ldm.config import load_yaml, merge, nested
+    from ldm.inversion.shorthand import spelled
 
     given = {key: getattr(args, option, None) for option, key in KEYS.items()}
     given["images"] = str(args.images) if args.images else None
     given["trainer.accelerator"] = _accelerator(args.device)
-    return merge(nested(given), load_yaml([], args.set))
+    return merge(nested(given), spelled(load_yaml([], args.set)))
 
 
 def _accelerator(device: str) -> str | None:
@@ -153,10 +158,7 @@ def run(args: argparse.Namespace) -> None:
     if args.concepts is not None:
         concepts.run(args, options(args))
         return
-    from ldm.config import resolve
-    from ldm.training.config import InversionConfig
-
-    config = resolve(InversionConfig, settings(args))
+    config = config_of(args)
     usual = Path("runs", f"{common.stamp()}_{common.slug(config.placeholder)}")
     with run_folder(args.out, usual, config) as out:
         invert(args, config, out, common.command(["ldm", "invert", "--resume", "--out", out]))
@@ -180,12 +182,8 @@ def invert(
 
     ``documents`` are further text files of the run, path in its folder -> content.
     """
-    from ldm.diffusion.samplers import SAMPLERS
     from ldm.io.embeddings import load_embeddings
     from ldm.training.run import run_inversion
-
-    if config.sampler not in SAMPLERS:  # it would be found out at the end of the training
-        raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
 
     def how_to_resume() -> str:
         if (out / CONFIG_NAME).is_file():
@@ -193,7 +191,6 @@ def invert(
         return "nothing was begun; give the same command again"
 
     args.how_to_resume = how_to_resume
-    common.quiet_libraries(args.verbose)
     run_inversion(config, out, resume=bool(args.resume), documents=documents)
     if not config.trainer.writes:
         return

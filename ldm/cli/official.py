@@ -30,7 +30,6 @@ example:
   python main.py --base official.yaml -t --actual_resume model.ckpt -n cat --gpus 0, \\
                  --data_root my-pictures/ --init_word cat lightning.trainer.max_steps=300
 """
-SEED = 23
 #: option -> key of InversionConfig
 KEYS = {
     "data_root": "images",
@@ -70,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-r", "--resume", type=Path, metavar="PATH", help="a run's folder or a checkpoint in it")
     add("-p", "--project", help="wandb project")
     add("-d", "--debug", default=False, help="open the debugger where an error happens", **switch)
-    add("-s", "--seed", type=int, help=f"(default: the YAML's, else {SEED})")
+    add("-s", "--seed", type=int, help="(default: the YAML's, else the model's own, else 23)")
     add("-l", "--logdir", type=Path, default=Path("logs"), help="(default: logs)")
     add("--scale_lr", help="multiply the rate by accumulate x devices x batch size", **switch)
     add("--datadir_in_name", default=True, help="begin the folder's name with --data_root's", **switch)
@@ -123,15 +122,15 @@ def _debugged(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Resolve the config; train if asked to."""
     from ldm.cli.invert import invert, run_folder
-    from ldm.config import dump_yaml, resolve, to_plain
-    from ldm.training.config import InversionConfig
+    from ldm.config import dump_yaml, merge, to_plain
+    from ldm.training.config import settle
 
     folder = resumed_folder(args.resume, begin=bool(args.base)) if args.resume else None
     official = official_values(args)
-    values = settings(args, folder, official)
+    found = layers(args, folder, official)
     if official is not None:
-        _refuse_missing(values)
-    config = resolve(InversionConfig, values)
+        _refuse_missing(merge({}, *found))
+    config = settle(*found)
     if not args.train:
         common.say(dump_yaml(to_plain(config)).rstrip())
         sys.stderr.write("ldm: nothing was trained: add -t to train with this config\n")
@@ -154,9 +153,9 @@ def official_values(args: argparse.Namespace) -> dict[str, Any] | None:
     return merge(legacy.with_options(values, vars(args)), load_yaml([], args.overrides))
 
 
-def settings(
+def layers(
     args: argparse.Namespace, folder: Path | None, official: dict[str, Any] | None
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """The model's own settings (or the resumed run's), the files, the options, the overrides."""
     from ldm import legacy
     from ldm.config import load_yaml, merge, nested
@@ -174,10 +173,9 @@ def settings(
         base = load_yaml([folder / CONFIG_NAME])
     else:
         base = inversion_defaults(merge(files, overrides).get("model", "emoji"))
-        base["seed"] = SEED
-    values = merge(base, files, nested(options), _devices(args.gpus), overrides)
-    refuse_hidden(values)
-    return values
+    found = [base, files, nested(options), _devices(args.gpus), overrides]
+    refuse_hidden(merge({}, *found))
+    return found
 
 
 def _refuse_missing(values: dict[str, Any]) -> None:

@@ -178,7 +178,6 @@ def run_stage(args: argparse.Namespace) -> None:
     values = load_yaml(args.base, args.overrides)
     model = Path(args.base[0]).resolve().parent.name
     out = args.out or Path(STAGES[args.stage][1].format(model=model, stage=args.stage))
-    common.quiet_libraries(args.verbose)
 
     def how_to_resume() -> str:
         words = ["--base", *args.base, "--out", out, "--resume", *args.overrides]
@@ -231,7 +230,6 @@ def run_average(args: argparse.Namespace) -> None:
 
     if len(args.models) < 2:
         raise UserError("--models takes two models or more")
-    common.quiet_libraries(args.verbose)
     mean = average_models([ldm.load(name) for name in args.models])
     with common.output(args.out, args.out, half=common.whole_or_nothing):
         export_model(mean, args.out, dtype=torch.float16)

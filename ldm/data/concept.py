@@ -9,7 +9,7 @@ decoded stops the run and is named.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
+from ldm.data import in_memory
 from ldm.data.captions import TEXTS, caption_files
 from ldm.data.decode import HEIF_SUFFIXES, SUFFIXES, decode, flatten, suffixes
 from ldm.errors import UserError
@@ -44,7 +45,7 @@ class Concept:
     hashes: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     @property
     def image_hashes(self) -> dict[str, str]:
@@ -136,7 +137,7 @@ def load_concept(
 
 
 def concept_of(
-    images: str | Path | Tensor | Iterable[Image.Image | str | Path],
+    images: in_memory.Pictures,
     size: int,
     *,
     fit: str = "crop",
@@ -148,26 +149,25 @@ def concept_of(
 ) -> Concept:
     """Pictures as they are given in Python; other arguments as :func:`load_concept`.
 
-    images: a folder, files, PIL pictures, or a tensor (N, 3, S, S) in [-1, 1] of that very size.
-    :class:`UserError` for none at all, a tensor of another shape, or what cannot be decoded.
+    images: a folder or a file; or one or several of: files, PIL pictures, arrays (H, W), (H, W, 3), (H, W, 4)
+    of 8 bits, tensors (3, H, W) or (1, H, W) of 8 bits, or floats (3, S, S) in [-1, 1] of that very size.
+    :class:`UserError` for none at all, kinds that are mixed, another shape, or what cannot be decoded.
     """
-    if isinstance(images, str | Path):
+    if isinstance(images, str | Path) and not Path(images).is_file():
         return load_concept(images, size, fit=fit, background=background, upright=upright,
                             interpolation=interpolation, every_file=every_file, unsorted=unsorted)
-    if isinstance(images, Tensor):
-        if images.ndim != 4 or not len(images) or images.shape[1:] != (3, size, size):
-            raise UserError(f"images have shape {tuple(images.shape)}; give (N, 3, {size}, {size})")
-        return Concept(images.float(), (), ())
-    items = list(images)
-    if not items:
-        raise UserError("no pictures: give 3 to 5")
-    pictures = [item for item in items if isinstance(item, Image.Image)]
-    if len(pictures) == len(items):
-        loaded = load_pil(pictures, size, fit=fit, background=background, upright=upright,
-                          interpolation=interpolation)
-        return Concept(loaded, (), ())
-    if pictures:
+    items = in_memory.listed(images)
+    pictures = [in_memory.picture(item) for item in items if not isinstance(item, str | Path)]
+    if pictures and len(pictures) < len(items):
         raise UserError("pictures and files are mixed: give only one kind")
+    if pictures and all(isinstance(picture, Tensor) for picture in pictures):
+        return Concept(in_memory.floats(pictures, size), (), ())  # type: ignore[arg-type]
+    if any(isinstance(picture, Tensor) for picture in pictures):
+        raise UserError("pictures of 8 bits and of floats are mixed: give only one kind")
+    if pictures:
+        loaded = load_pil(pictures, size, fit=fit, background=background,  # type: ignore[arg-type]
+                          upright=upright, interpolation=interpolation)
+        return Concept(loaded, (), ())
     paths = tuple(Path(str(item)) for item in items)
     loaded = torch.stack([
         load_picture(path, size, fit=fit, background=background, upright=upright,

@@ -165,7 +165,7 @@ def evaluate_inversion(
     Writes ``table.csv``, ``contact_sheet.png``, ``result.json`` and ``report.html``, and a folder
     for each concept.
     """
-    sampling = sampling or Sampling()
+    sampling = sampling or Sampling.of(model)
     base_model = model.fingerprint()
     judged = {c.hex for c in clip.concepts}
     tasks = [
@@ -214,9 +214,8 @@ def _learn(
     """Learn one concept, draw its samples and leave them in ``folder``, the settings last."""
     (folder / "settings.json").unlink(missing_ok=True)
     images = task.training(sprites, task.seed)
-    embedding = invert(
-        model, images, task.word, init=task.init, seed=task.seed, progress=False, **task.invert
-    )
+    settings = {"init": task.init, "seed": task.seed, **task.invert}
+    embedding = invert(model, images, task.word, progress=False, **settings)
     prompts = [NEUTRAL_PROMPTS[i % len(NEUTRAL_PROMPTS)] for i in range(task.samples)]
     prompts += [colour_prompt(colour) for colour in COLOUR_NAMES]
     prompts = [prompt.replace("{}", task.word) for prompt in prompts]

@@ -26,19 +26,11 @@ from ldm.evaluation.metrics import Share
 from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json
+from ldm.sampling import Sampling
 
 SampleFunction = Callable[..., Tensor]
 CHUNK = 25  # pictures between two movements of the progress bar
 COLOUR_PROMPT = "a photo of {{}} on {article}{colour} background"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are drawn; part of what a figure means."""
-
-    steps: int = 50
-    sampler: str = "ddim"
-    scale: float = 5.0
 
 
 def colour_prompt(colour: str) -> str:
@@ -151,7 +143,7 @@ def evaluate_base(
     Raises:
         UserError: fewer concepts than ``among``.
     """
-    sampling = sampling or Sampling()
+    sampling = sampling or Sampling.of(model)
     known = [c for c in (concepts or clip.concepts) if c.hex not in holdout]
     if len(known) < among:
         raise UserError(f"{len(known)} concepts are too few for {among} captions; ask for fewer")

@@ -68,7 +68,7 @@ def evaluate_embedding(
         from ldm.evaluation.features import load_clip
 
         clip = load_clip()
-    sampling = sampling or Sampling()
+    sampling = sampling or Sampling.of(model)
     word = embedding.placeholder
     if word in model.manager.placeholders:
         model.remove_placeholder(word)

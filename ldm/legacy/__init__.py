@@ -12,6 +12,7 @@ from typing import Any
 
 from ldm.config import merge, unknown_key
 from ldm.errors import UserError
+from ldm.inversion.shorthand import spelled
 from ldm.legacy.table import FILE, TABLE, Choice, Inside, Node, Rules
 
 #: what an official file consists of
@@ -68,7 +69,7 @@ def settings(values: Mapping[str, Any]) -> dict[str, Any]:
     if found.pop("unfreeze_model", False):
         found["model_lr"] = rate
     found["formats"] = ["safetensors", "pt"]
-    return merge(found, {key: value for key, value in values.items() if key not in SECTIONS})
+    return merge(found, spelled({key: value for key, value in values.items() if key not in SECTIONS}))
 
 
 def _choose_words(found: dict[str, Any]) -> None:
@@ -151,6 +152,8 @@ def _node(node: Any, rule: Node, where: str) -> dict[str, Any]:
     name = node.get("target", rule.targets[0])
     if name not in rule.targets:
         raise UserError(f"config {where}: target {name!r} is refused; use {' or '.join(rule.targets)}")
+    if not rule.read:
+        return {}
     target = TABLE[name]
     params = _translate(node.get("params"), target.rules, f"{where}.params.")
     return {"target": target.ours, "params": target.adapt(params)}

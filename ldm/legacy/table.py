@@ -37,11 +37,12 @@ class Node:
     """A mapping ``{target, params}`` with one of ``targets`` (the first if it names none).
 
     It becomes ours under ``key``; with ``key=None`` it is checked and left out, and with ``""`` its
-    parameters are settings like those around it.
+    parameters are settings like those around it. Without ``read`` its parameters are not looked at.
     """
 
     key: str | None
     targets: tuple[str, ...]
+    read: bool = True
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,7 @@ TABLE: dict[str, Target] = {
             "per_image_tokens": "image_vectors",
             "embedding_manager_ckpt": "init_embedding",
             "shuffle_mode": only("off", False, None),
+            **ignored("the official class takes it and does nothing with it", "coarse_class_text"),
         },
         _word,
     ),
@@ -250,8 +252,9 @@ TABLE: dict[str, Target] = {
         {
             "batch_size": "batch_size",
             "train": Node("", _PICTURES),
-            "validation": Node(None, _PICTURES),  # a fixed batch is measured instead
-            "test": Node(None, _PICTURES),
+            # a fixed batch is measured instead, whatever their parameters say
+            "validation": Node(None, _PICTURES, read=False),
+            "test": Node(None, _PICTURES, read=False),
             **ignored(_LATENTS, "num_workers", "wrap", "shuffle_test_loader", "use_worker_init_fn"),
         },
     ),
@@ -306,10 +309,12 @@ FILE: Rules = {
                     ),
                     **ignored("--gpus says it", "gpus", "accelerator", "strategy", "devices"),
                     **ignored(_LATENTS, "max_epochs", "check_val_every_n_epoch", "val_check_interval"),
-                    **ignored(_UNUSED, "benchmark", "num_sanity_val_steps"),
+                    **ignored(_UNUSED, "benchmark", "num_sanity_val_steps", "find_unused_parameters"),
                 }
             ),
             **ignored("`logging.loggers` says it", "logger"),
+            **ignored("--gpus says it", "gpus", "accelerator", "strategy", "devices"),
+            **ignored(_UNUSED, "find_unused_parameters", "benchmark"),
         }
     ),
 }

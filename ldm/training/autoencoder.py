@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ldm.data.stream import StepStream
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from ldm.ranges import Amount, Count, Range
 from ldm.seeding import generator
 from ldm.training import optim
 
@@ -34,11 +35,11 @@ class AutoencoderLossConfig:
         train_encoder: false trains the decoder alone, so that latents made before stay valid.
     """
 
-    kl_weight: float = 1e-4
-    mse_weight: float = 1.0
-    adversarial_weight: float = 0.0
-    adversarial_start: int = 0
-    discriminator_channels: int = 64
+    kl_weight: Amount = 1e-4
+    mse_weight: Amount = 1.0
+    adversarial_weight: Amount = 0.0
+    adversarial_start: Count = 0
+    discriminator_channels: Annotated[int, Range(1, 4096)] = 64
     train_encoder: bool = True
 
 

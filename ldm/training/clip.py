@@ -28,6 +28,7 @@ from ldm.data.emoji_captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
 from ldm.data.emoji_compose import Composer, EmojiBatch
 from ldm.data.stream import StepStream
 from ldm.evaluation.features import ClipConfig, build_clip, save_clip
+from ldm.ranges import Amount, Batch, Count, Seed, Share
 from ldm.seeding import generator as seeded
 from ldm.text.tokenizer import Tokenizer
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
@@ -51,9 +52,9 @@ class JudgeData:
 
     root: str = "data/emoji"
     groups: list[str] | None = None
-    plain: float = 0.4
-    twins: int = 48
-    degrade: float = 1.0
+    plain: Share = 0.4
+    twins: Count = 48
+    degrade: Amount = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class ClipStage:
     clip: ClipConfig
     vocabulary: Path = Path("ldm/assets/emoji/vocab.txt")
     data: JudgeData = field(default_factory=JudgeData)
-    batch_size: int = 192
-    seed: int = 0
+    batch_size: Batch = 192
+    seed: Seed = 0
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

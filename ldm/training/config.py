@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from ldm.config import merge, recheck, resolve
 from ldm.data.captions import contains_placeholder
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.compat import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
+from ldm.inversion.shorthand import spelled
 from ldm.io.embeddings import check_names
 from ldm.names import normal
+from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed, Share
+from ldm.sampling import Sampling
 from ldm.text.templates import SETS, read_templates, templates
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
@@ -83,40 +88,40 @@ class InversionConfig:
     placeholder: str
     model: Any = "emoji"
     checkpoint: str | None = None
-    clip_skip: int | None = None
+    clip_skip: Positive | None = None
     init: str | None = None
-    init_scale: float = 1.0
+    init_scale: Factor = 1.0
     more_words: dict = field(default_factory=dict)
     subject: str | None = None
     init_embedding: Path | None = None
-    num_vectors: int = 1
+    num_vectors: Annotated[int, Range(1, 1024)] = 1
     per_layer: bool = False
-    shared_steps: int = 0
-    progressive: tuple[int, ...] = ()
+    shared_steps: Count = 0
+    progressive: tuple[Count, ...] = ()
     per_image_tokens: bool = False
-    mixing_prob: float = 0.25
+    mixing_prob: Share = 0.25
     templates: str | tuple[str, ...] = "object"
     coarse_class: str | None = None
     captions: bool | None = None
-    regularization: float = 0.0
-    model_lr: float = 0.0
+    regularization: Amount = 0.0
+    model_lr: Amount = 0.0
     compat: Literal["official"] | CompatConfig = FIXED
-    flip_p: float = 0.5
-    fit: str | None = None
+    flip_p: Share = 0.5
+    fit: Literal["crop", "pad", "squash"] | None = None
     background: str = "white"
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
-    batch_size: int = 4
+    batch_size: Batch = 4
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
-    seed: int = 23
+    seed: Seed = 23
     scale_lr: bool = True
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    samples_per_prompt: int = 4
-    sample_steps: int = 50
-    sample_scale: float = 5.0
-    sampler: str = "ddim"
-    monitor_every: int = 25
-    patience: int = 0
-    min_improvement: float = 0.0
+    samples_per_prompt: Annotated[int, Range(0, 10_000)] = 4
+    sample_steps: Positive = Sampling.steps
+    sample_scale: float = Sampling.scale
+    sampler: str = Sampling.sampler
+    monitor_every: Positive = 25
+    patience: Count = 0
+    min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.0
     allow_untrained: bool = False
     checkpointing: bool = False
     compiled: bool = False
@@ -162,9 +167,30 @@ class InversionConfig:
         }
 
 
+def settle(*layers: Mapping[str, Any]) -> InversionConfig:
+    """The one way from settings to a config: the model's own <- file <- options <- overrides.
+
+    Args:
+        layers: nested mappings, the later one wins, key by key and level by level. A key may be written
+            ``trainer.max_steps``, or by its short name (``ldm.inversion.shorthand``).
+
+    Raises:
+        UserError: an unknown key, a value of another type or out of its range, or settings that do not
+            go together.
+    """
+    config = resolve(InversionConfig, merge({}, *map(spelled, layers)))
+    _check_together(config)
+    return config
+
+
 def check(config: InversionConfig) -> None:
+    """What ``settle`` refuses, of a config that was made in Python."""
+    recheck(config)
+    _check_together(config)
+
+
+def _check_together(config: InversionConfig) -> None:
     """Refuse what would only fail, or silently learn nothing, after minutes of work."""
-    config.timesteps.check()
     if config.sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
     for word, init in config.more_words.items():
@@ -177,8 +203,6 @@ def check(config: InversionConfig) -> None:
         )
     if config.shared_steps and not config.per_layer:
         raise UserError("shared_steps is of words with vectors for each layer; add per_layer=true or omit it")
-    if not config.init_scale > 0:
-        raise UserError(f"init_scale is {config.init_scale}; use a factor above 0")
     if config.placeholder in config.more_words:
         raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
     check_names(tuple(config.words), config.formats)
@@ -190,11 +214,15 @@ def check(config: InversionConfig) -> None:
 
 
 def as_official(config: InversionConfig, pictures: int) -> InversionConfig:
-    """The settings with the quirks that are only other numbers: weight decay, progressive growth."""
+    """The settings with the quirks that are only other numbers: weight decay, progressive growth.
+
+    What comes out says what trains, whatever it is asked again: growth is in optimiser steps, no more in
+    calls of the text encoder.
+    """
     quirks = switches(config.compat)
     if quirks.weight_decay:
         config = replace(config, optim=replace(config.optim, weight_decay=WEIGHT_DECAY))
-    if quirks.encoder_calls:
+    if quirks.encoder_calls and config.progressive:
         steps = growth_steps(
             config.progressive,
             pictures=pictures,
@@ -202,5 +230,5 @@ def as_official(config: InversionConfig, pictures: int) -> InversionConfig:
             accumulate=config.trainer.accumulate,
             image_every=config.trainer.image_every,
         )
-        config = replace(config, progressive=steps)
+        config = replace(config, progressive=steps, compat=replace(quirks, encoder_calls=False))
     return config

@@ -68,7 +68,6 @@ class DiffusionTraining(pl.LightningModule):
         self.optim_config, self.batch_size, self.max_steps = optim_config, batch_size, max_steps
         self.caption_dropout, self.seed = caption_dropout, seed
         self.timesteps, self.compiled = timesteps or TimestepConfig(), compiled
-        self.timesteps.check()
         if picture_words is None and any(UNNAMED in caption for caption in bank.captions):
             raise UserError(f"captions of these latents hide names ({UNNAMED}); set picture_words=true")
         self.num_timesteps: int = model.schedule.num_timesteps

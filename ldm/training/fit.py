@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -21,8 +20,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from ldm import interrupt
 from ldm.errors import UserError
 from ldm.io.runs import atomic_write
+from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
-from ldm.training.hardware import working_precision
+from ldm.training.hardware import Precision, refuse_machine, working_precision
+from ldm.training.quiet import quiet
 from ldm.training.wandb_run import wandb_logger
 
 log = logging.getLogger(__name__)
@@ -43,24 +44,24 @@ class TrainerConfig:
         accelerator, devices, strategy: as in Lightning's Trainer; one process a device.
         nodes: machines with so many devices each; SLURM or torchrun starts their processes.
         accumulate: batches an optimiser step.
-        log_every, checkpoint_every, image_every: in optimiser steps.
+        log_every, checkpoint_every, image_every: in optimiser steps; ``image_every=0`` draws none.
         threads: CPU threads of torch; 0 leaves them alone.
         attention: "auto" is torch's fastest kernel for the device; "plain" can be faster on a CPU in
             bfloat16 where tokens are few.
     """
 
-    max_steps: int = 1000
-    max_minutes: float | None = None
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
+    max_steps: Positive = 1000
+    max_minutes: Factor | None = None
+    precision: Precision = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    devices: Positive = 1
+    nodes: Positive = 1
     strategy: str = "auto"
-    accumulate: int = 1
-    log_every: int = 10
-    checkpoint_every: int = 500
-    image_every: int = 500
-    threads: int = 0
+    accumulate: Positive = 1
+    log_every: Positive = 10
+    checkpoint_every: Positive = 500
+    image_every: Count = 500
+    threads: Annotated[int, Range(0, 1024)] = 0
     attention: Literal["auto", "plain"] = "auto"
 
     @property
@@ -69,6 +70,10 @@ class TrainerConfig:
         if self.devices < 1 or self.nodes < 1:
             raise UserError(f"{self.devices} devices on {self.nodes} nodes cannot train; give 1 or more")
         return self.devices * self.nodes
+
+    def check_machine(self) -> None:
+        """Raise :class:`UserError` for a device, precision or strategy that this machine does not have."""
+        refuse_machine(self.accelerator, self.devices, self.precision, self.strategy)
 
     @property
     def compute_precision(self) -> str:
@@ -263,12 +268,7 @@ def fit(
     end = EndCheckpoint(None if folder is None else folder / LAST, config.checkpoint_every)
     bars: list[Callback] = [StepProgressBar()] if progress else []
     monitor: list[Callback] = [LearningRateMonitor("step")] if loggers else []
-    with warnings.catch_warnings():
-        # what these warn of is meant: batches come from a stream that makes them, on purpose
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*IterableDataset.*__len__.*")
-        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+    with quiet():
         trainer = pl.Trainer(
             max_steps=config.max_steps,
             plugins=[AtomicCheckpoints()],

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from typing import Literal
 
 import torch
+from pytorch_lightning.strategies import StrategyRegistry
 
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+"""Lightning's names, and "auto"."""
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -24,6 +29,26 @@ def device_of(accelerator: str) -> torch.device:
     if accelerator not in ("auto", "gpu", "cuda") or not found:
         raise UserError(f"no {accelerator} that torch can use was found; give trainer.accelerator=cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def refuse_machine(accelerator: str, devices: int, precision: str, strategy: str) -> None:
+    """Refuse what Lightning would stop at in the middle of a traceback; arguments as in its Trainer.
+
+    Raises:
+        UserError: says what this machine lacks.
+    """
+    mps = torch.backends.mps.is_available()
+    if accelerator == "cuda" or (accelerator == "gpu" and not mps):
+        device_of(accelerator)
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator in ("gpu", "cuda", "auto") and 0 < found < devices:
+        raise UserError(f"trainer.devices is {devices}, but torch finds {found} GPUs; give at most these")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not found and not mps)
+    if on_cpu and precision in ("16-mixed", "16-true"):
+        raise UserError(f"trainer.precision {precision} needs a GPU; give 32-true, bf16-mixed or auto")
+    known = StrategyRegistry.available_strategies()
+    if strategy != "auto" and strategy not in known:
+        raise UserError(f"unknown trainer.strategy {strategy!r}; use auto or one of {', '.join(known)}")
 
 
 def cpu_has_bfloat16() -> bool:

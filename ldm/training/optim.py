@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
+
+from ldm.ranges import Amount, Count, Factor, Range
+
+Beta = Annotated[float, Range(0, 1, below=True)]
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,14 @@ class OptimConfig:
         clip_norm: gradient-norm clip; 0 switches it off.
     """
 
-    lr: float = 1e-3
+    lr: Amount = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    warmup_steps: int = 0
-    lr_final_ratio: float = 0.0
-    weight_decay: float = 0.0
-    betas: tuple[float, ...] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip_norm: float = 0.0
+    warmup_steps: Count = 0
+    lr_final_ratio: Amount = 0.0
+    weight_decay: Amount = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Factor = 1e-8
+    clip_norm: Amount = 0.0
 
 
 def scale_lr(lr_base: float, *, accumulate: int, devices: int, batch_size: int) -> float:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -43,8 +44,9 @@ from ldm.training.memory import (
     too_large,
 )
 from ldm.training.pictures import at_the_end, draw_together, on_the_way
+from ldm.training.quiet import quiet
 from ldm.training.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
-from ldm.training.run import Inversion, prepare, read_pictures, write_config
+from ldm.training.run import Inversion, as_trained, prepare, read_pictures, write_config
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ def learn_many(
     for job in jobs:  # all pictures are encoded first, in full precision
         run = RunFolder(Path(out) / job.name)
         try:
+            job = replace(job, config=as_trained(job.config))
             if resume and _finished(job, run):
                 results[job.name] = _kept(job, run)
             else:
@@ -104,7 +107,7 @@ def learn_many(
             results[job.name] = _failed(job, run, error)
     named = {job.name: job for job in jobs}
     members = Pack(model, waiting, pack, precision)
-    with ExitStack() as claims, _bar(waiting, progress) as bar, freed_memory_kept():
+    with ExitStack() as claims, _bar(waiting, progress) as bar, freed_memory_kept(), quiet():
         for learner in waiting:
             claims.callback(learner.release)
         claims.enter_context(members.saved_at_a_signal())  # first of all
@@ -137,8 +140,8 @@ def _finished(job: Job, run: RunFolder) -> bool:
 
 
 def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> Inversion:
-    concept, captions = read_pictures(job.config, model.image_size)
     check(job.config)
+    concept, captions = read_pictures(job.config, model.image_size)
     with claimed(run.path, half=lambda _: True, deep=True):
         create_run(run.path, resume=resume)
         refuse_other_inputs(run, model, concept)

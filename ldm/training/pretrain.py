@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from rich.progress import track
 from torch import Tensor
 
-from ldm.config import dump_yaml, instantiate, load_yaml, to_plain
+from ldm.config import dump_yaml, instantiate, load_yaml, recheck, to_plain
 from ldm.data.bank import LatentBank
 from ldm.data.pictures import PictureSource
 from ldm.errors import UserError
@@ -26,13 +26,14 @@ from ldm.io.checkpoints import (
 from ldm.io.runs import write_text
 from ldm.io.secrets import redacted_values
 from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.ranges import Batch, Positive, Range, Seed, Share
 from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
-from ldm.training.hardware import working_precision
+from ldm.training.hardware import Precision, working_precision
 from ldm.training.optim import OptimConfig
 from ldm.training.picture_word import PictureWords
 from ldm.training.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
@@ -57,8 +58,8 @@ class AutoencoderStage:
     data: dict
     start_from: Path | None = None
     compiled: bool = False
-    batch_size: int = 32
-    seed: int = 0
+    batch_size: Batch = 32
+    seed: Seed = 0
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -72,10 +73,10 @@ class LatentsStage:
     autoencoder: dict
     autoencoder_run: Path
     data: dict
-    count: int = 100_000
-    batch_size: int = 64
-    seed: int = 0
-    precision: str = "auto"
+    count: Positive = 100_000
+    batch_size: Batch = 64
+    seed: Seed = 0
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,14 @@ class DiffusionStage:
     start_from: Path | None = None
     decoder_run: Path | None = None
     inversion: dict = field(default_factory=dict)
-    batch_size: int = 64
-    caption_dropout: float = 0.1
+    batch_size: Batch = 64
+    caption_dropout: Share = 0.1
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     compiled: bool = False
     picture_words: bool = False
-    ema_decay: float = 0.999
-    ema_every: int = 1
-    seed: int = 0
+    ema_decay: Annotated[float, Range(0, 1, below=True)] = 0.999
+    ema_every: Positive = 1
+    seed: Seed = 0
     prompts: tuple[str, ...] = ("",)
     sample_scale: float = 4.0
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -127,8 +128,10 @@ def start(folder: Path, config: Any, resume: bool) -> Path | None:
 
     Raises:
         UserError: the folder already holds a run and ``resume`` is false, or the run cannot go on with
-            these settings, or several devices are asked for.
+            these settings, several devices are asked for, or a number is out of its range.
     """
+    recheck(config)
+    config.trainer.check_machine()
     if config.trainer.processes > 1:
         raise UserError("this stage trains on one device; leave out trainer.devices and trainer.nodes")
     checkpoint = whole_checkpoint(folder)
@@ -203,6 +206,7 @@ def load_part(module: torch.nn.Module, source: Path, name: str) -> None:
 
 def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
     """Encode ``count`` pictures with the trained autoencoder and write the bank to ``path``."""
+    recheck(config)
     autoencoder = instantiate(config.autoencoder).eval()
     load_part(autoencoder, config.autoencoder_run, "autoencoder")
     source: PictureSource = instantiate(config.data)

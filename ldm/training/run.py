@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm import loading
 from ldm.config import dump_yaml, to_plain
 from ldm.data.captions import PromptSource, has_captions, read_captions
-from ldm.data.concept import Concept, load_concept
+from ldm.data.concept import Concept, list_pictures, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.errors import UserError
 from ldm.inversion.compat import switches
@@ -26,6 +26,7 @@ from ldm.io.images import save_png
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
 from ldm.io.secrets import redacted, redacted_values
 from ldm.model import LatentDiffusion
+from ldm.sampling import Sampling
 from ldm.text.templates import described
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
@@ -72,6 +73,9 @@ def run_inversion(
     Raises:
         UserError: anything wrong with the input; nothing is left half-written.
     """
+    check(config)
+    config.trainer.check_machine()
+    config = as_trained(config)
     if is_claimed(out.parent) and (out.parent / LIST_NAME).is_file():
         raise UserError(f"the list in {out.parent} is being learned, with {out.name} in it: wait for its end")
     if resume:  # looked at before anything is written
@@ -80,7 +84,6 @@ def run_inversion(
         loose = switches(config.compat).loose_weights
         model = loading.load(config.model, config.checkpoint, strict=not loose, clip_skip=config.clip_skip)
         concept, captions = read_pictures(config, model.image_size)
-        check(config)
         run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
         if resume:
             refuse_other_inputs(run, model, concept)
@@ -93,6 +96,15 @@ def run_inversion(
         return learn(
             model, concept, config, captions=captions, run=run, resume=resume, progress=progress
         )
+
+
+def as_trained(config: InversionConfig) -> InversionConfig:
+    """What trains, and is written down: with the quirks that are only other numbers worked in."""
+    quirks, pictures = switches(config.compat), 0
+    if quirks.encoder_calls and config.progressive:  # when a word grows depends on them
+        how = {"every_file": quirks.every_file, "unsorted": quirks.unsorted}
+        pictures = len(list_pictures(config.images, **how))
+    return as_official(config, pictures)
 
 
 def is_packed(out: Path) -> bool:
@@ -120,9 +132,14 @@ def _as_pack(model: LatentDiffusion, config: InversionConfig, out: Path, progres
 def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tuple[str, ...]] | None]:
     """The pictures of ``size`` pixels a side, and their caption files if they are to be used."""
     concept = load_concept(config.images, size, **config.framing())
+    return concept, captions_of(concept, config)
+
+
+def captions_of(concept: Concept, config: InversionConfig) -> list[tuple[str, ...]] | None:
+    """The caption files beside the pictures; ``None`` if there are none, or they are not to be used."""
     if config.captions or (config.captions is None and has_captions(concept.paths)):
-        return concept, read_captions(concept.paths, config.called, config.words)
-    return concept, None
+        return read_captions(concept.paths, config.called, config.words)
+    return None
 
 
 def write_config(
@@ -151,6 +168,7 @@ def learn(
     process comes here with the same arguments; the first one writes.
     """
     started = time.perf_counter()
+    config.trainer.check_machine()
     record = run if config.trainer.writes else None
     task = prepare(model, concept, config, captions=captions, run=record)
     config, quirks = task.config, switches(config.compat)
@@ -251,6 +269,8 @@ def prepare(
 ) -> Inversion:
     """Give ``model`` the word and encode the pictures; arguments as :func:`learn`."""
     word, base_model = config.placeholder, model.fingerprint()
+    how = {"steps": config.sample_steps, "sampler": config.sampler, "scale": config.sample_scale}
+    Sampling.of(model, **how)  # what is wrong with it is said now, not at the end
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
     model.manager.keep_end, model.manager.edits_ids = not quirks.end_falls_off, quirks.edits_ids

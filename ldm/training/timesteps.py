@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.ranges import Factor, Range
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,8 @@ class TimestepConfig:
 
     kind: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0
-    std: float = 1.0
-    lowest: float = 0.0
-
-    def check(self) -> None:
-        """Raise :class:`UserError` for what cannot be drawn."""
-        if self.kind not in ("uniform", "logit_normal"):
-            raise UserError(f"unknown kind of timesteps {self.kind!r}: uniform or logit_normal")
-        if not 0 <= self.lowest < 1:
-            raise UserError(f"timesteps.lowest is {self.lowest}; give a share from 0 to below 1")
+    std: Factor = 1.0
+    lowest: Annotated[float, Range(0, 1, below=True)] = 0.0
 
 
 def draw_timesteps(n: int, total: int, config: TimestepConfig, rng: torch.Generator) -> Tensor:

@@ -10,14 +10,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ldm
-from ldm.cli.invert import settings
+from ldm.cli.invert import config_of
 from ldm.cli.main import build_parser
-from ldm.config import resolve
 from ldm.io.checkpoints import save_checkpoint
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.unet import UNetModel
 from ldm.text.clip import ClipConditioner
-from ldm.training.config import InversionConfig
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def test_a_checkpoint_file_draws_and_has_settings_for_inversion(cli, checkpoint)
     assert Image.open(next(Path("out").glob("*a-cat*.png"))).size == (512, 512)
     invert = ("--images", "photos", "--name", "<toy>", "--init", "cat toy")
     args = build_parser().parse_args(["invert", "--model", str(checkpoint), *invert])
-    config = resolve(InversionConfig, settings(args))
+    config = config_of(args)
     assert (config.model, config.batch_size, config.sample_scale) == (str(checkpoint), 2, 7.5)
 
 

@@ -49,7 +49,7 @@ def test_the_model_may_stand_in_the_list(model_folder, tmp_path):
         ("consepts: []", "did you mean 'concepts'"),
         ("concepts: [a]", "concept 1 is 'a'"),
         ("concepts: [{images: x}]", "concept 1 is"),
-        ("concepts: [{name: <a>, images: x}, {name: <b>}]", "concept 2 .<b>.: config lacks 'images'"),
+        ("concepts: [{name: <a>}, {name: <b>, images: x, seed: -1}]", "concept 1 .<a>.: config lacks 'ima"),
         ("concepts: [{name: <a>, images: x, num_vektors: 2}]", "<a>.*did you mean 'num_vectors'"),
         ("concepts: [{name: <a>, images: x, optim: {lr: [1]}}]", "<a>.*optim.lr"),
         ("defaults: {seeds: 1}\nconcepts: [{name: <a>, images: x}]", "<a>.*did you mean 'seed'"),

@@ -96,7 +96,7 @@ def test_held_out_concepts_are_learned_and_measured(cli, model_folder, holdout, 
 @pytest.mark.parametrize(("words", "says"), [
     (["--images", "x"], "--embedding is missing"),
     (["--embedding", "x"], "--images is missing"),
-    (["base", "--n", 0], "at least one"),
+    (["base", "--n", 0], "--n is 0; give at least 1"),
     (["base", "--holdout", "none.txt"], "there is no file none.txt"),
     (["inversion", "--data", "nowhere"], "no prepared emoji"),
 ], ids=str)  # fmt: skip

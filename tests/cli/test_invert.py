@@ -11,7 +11,7 @@ import yaml
 
 import ldm
 from ldm.cli import invert, official
-from ldm.cli.invert import settings
+from ldm.cli.invert import config_of
 from ldm.cli.main import build_parser
 from ldm.config import resolve
 from ldm.errors import UserError
@@ -22,7 +22,7 @@ from ldm.training.config import InversionConfig
 def parse(*words: object) -> InversionConfig:
     """The config of an ``ldm invert`` command line."""
     args = build_parser().parse_args(["invert", *map(str, words)])
-    return resolve(InversionConfig, settings(args))
+    return config_of(args)
 
 
 def official_args(*words: object):

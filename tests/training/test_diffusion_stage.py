@@ -253,7 +253,7 @@ def test_timesteps_below_the_lowest_are_not_drawn() -> None:
     assert sorted(set(t.tolist())) == list(range(400, 1000))  # all of the others alike
     for share in (-0.1, 1.0):
         with pytest.raises(UserError, match="timesteps.lowest"):
-            TimestepConfig(lowest=share).check()
+            resolve(TimestepConfig, {"lowest": share}, "timesteps.")
 
 
 def test_an_unknown_kind_of_timesteps_is_refused(diffusion_stage: DiffusionStage, tmp_path: Path) -> None:
