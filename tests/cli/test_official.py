@@ -200,7 +200,8 @@ def test_options_and_overrides_reach_their_settings_and_overrides_win(
         "model.base_learning_rate=1e-3", "lightning.trainer.max_steps=20", "compat=official",
         "lightning.modelcheckpoint.params.every_n_train_steps=7",
     )  # fmt: skip
-    assert (config["placeholder"], config["init"], config["seed"]) == ("<toy>", "cat", 5)
+    # vectors that are given are the start, and no init word beside them
+    assert (config["placeholder"], config["init"], config["seed"]) == ("<toy>", None, 5)
     assert config["num_vectors"] == 2 and config["optim"]["lr"] == 1e-3 and not config["scale_lr"]
     assert config["init_embedding"] == "w.pt" and config["logging"]["project"] == "mine"
     assert (config["trainer"]["max_steps"], config["trainer"]["checkpoint_every"]) == (20, 7)
