@@ -44,7 +44,7 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
         (
             rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)",
             "a HEIC picture, for which the package pillow-heif is missing",
-            "install it by `pip install 'ldm[heif]'`, or convert the picture to JPEG",
+            "install it by `pip install pillow-heif`, or convert the picture to JPEG",
         ),
         (rb".{4}ftyp(?!avi[fs])", "a video", "give pictures"),
         (rb"%PDF", "a PDF document", "give another file"),

@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm import interrupt
 from ldm.errors import UserError
+from ldm.io.files import printable
 from ldm.io.runs import atomic_write
 from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
@@ -117,6 +118,9 @@ def make_loggers(config: LoggingConfig, folder: Path) -> list[Logger]:
     for name in config.loggers:
         if name == "csv":
             made.append(CSVLogger(folder, name="", version=_unused(folder, "csv")))
+        elif name == "tensorboard" and printable(folder) != str(folder):
+            log.warning("TensorBoard cannot write to %s, whose name is not UTF-8: the scalars are in the CSV",
+                        folder)  # fmt: skip
         elif name == "tensorboard":
             made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
         elif name == "wandb":

@@ -33,6 +33,7 @@ def odd(tmp_path: Path, model_folder: Path, pictures: Path) -> Path:
 def test_a_word_is_learned_resumed_drawn_and_looked_at(cli: Callable, odd: Path) -> None:
     run, model = odd / "run", odd / f"m{LATIN}"
     words = ["invert", "--model", model, "--images", odd / f"p{LATIN}", "--name", "<toy>"]
+    words += ["--set", "logging.loggers=[csv,tensorboard]"]
     for more in (["--steps", 2, "--out", run, *words[1:]], ["--resume", "--out", run, "--steps", 4]):
         result = cli("invert", *more)
         assert result.code == 0, result.err

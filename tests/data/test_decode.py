@@ -223,10 +223,10 @@ def test_a_heic_picture_says_how_to_convert_it(
     (tmp_path / "a.HEIC").write_bytes(HEIC)
     for name in ("a.HEIC", "b.jpg"):  # phones call them .jpg as well
         (tmp_path / name).write_bytes(HEIC)
-        with pytest.raises(UserError, match=r"HEIC.*ldm\[heif\].*convert the picture to JPEG"):
+        with pytest.raises(UserError, match=r"HEIC.*pip install pillow-heif.*convert the picture to JPEG"):
             load_picture(tmp_path / name, 8)
     (tmp_path / "b.jpg").unlink()
-    with pytest.raises(UserError, match=r"no pictures.*a.HEIC is a HEIC.*ldm\[heif\].*convert it to JPEG"):
+    with pytest.raises(UserError, match=r"no pictures.*a.HEIC is a HEIC.*pip install pillow-heif.*convert it to JPEG"):
         list_pictures(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
     caplog.clear()

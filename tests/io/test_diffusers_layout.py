@@ -214,3 +214,27 @@ def test_a_folder_of_stable_diffusion_xl_is_named(saved: tuple[str, Path, Theirs
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
     with pytest.raises(UserError, match="xl is Stable Diffusion XL"):
         ldm.load(folder)
+
+
+@torch.no_grad()
+def test_words_that_were_added_to_a_pipeline_are_words_here(
+    saved: tuple[str, Path, Theirs], tmp_path: Path
+) -> None:
+    """As after Textual Inversion by diffusers, its pipeline saved whole: a word of one and one of two vectors."""
+    _, folder, theirs = saved
+    copy = linked(folder, tmp_path / "with-words")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["<cat>", "<dog>", "<dog>_1"])
+    text = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder")
+    text.resize_token_embeddings(len(tokenizer))
+    for part, what in (("tokenizer", tokenizer), ("text_encoder", text)):
+        for path in (copy / part).iterdir():
+            path.unlink()
+        what.save_pretrained(copy / part)
+    model = ldm.load(copy)
+    ids = tokenizer(["a <cat> on <dog> <dog>_1"], padding="max_length", max_length=77, return_tensors="pt")
+    ids = ids["input_ids"]
+    assert model.text.tokenize(["a <cat> on <dog>"]).equal(ids)
+    assert_close(model.condition(["a <cat> on <dog>"]), text.eval()(ids).last_hidden_state)
+    model.add_placeholder("<new>", init="<cat>")
+    assert model.manager.vectors("<new>").equal(model.text.token_table[len(tokenizer) - 3][None])
