@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 #: Files of a folder that are named when they are skipped; the rest is counted.
 _MOST_NAMED = 20
 _RAW = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"})
-_HEIF = "a HEIC picture, which pillow-heif reads: install it by `pip install pillow-heif`, or convert it to JPEG"
+_HEIF = "a HEIC picture: `pip install pillow-heif` makes it readable, or convert it to JPEG"
 __all__ = ["SUFFIXES", "Concept", "concept_of", "list_pictures", "load_concept", "load_picture", "load_pil"]
 _FITS = ("crop", "pad", "squash")
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,

@@ -220,7 +220,7 @@ def test_a_folder_of_stable_diffusion_xl_is_named(saved: tuple[str, Path, Theirs
 def test_words_that_were_added_to_a_pipeline_are_words_here(
     saved: tuple[str, Path, Theirs], tmp_path: Path
 ) -> None:
-    """As after Textual Inversion by diffusers, its pipeline saved whole: a word of one and one of two vectors."""
+    """As diffusers saves a pipeline after Textual Inversion: a word of one vector, and one of two."""
     _, folder, theirs = saved
     copy = linked(folder, tmp_path / "with-words")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
