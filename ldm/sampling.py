@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from ldm.errors import UserError
 from ldm.model import LatentDiffusion
 from ldm.ranges import Positive
 from ldm.seeding import generator
+
+#: latents are scaled to unit variance; those of strong guidance stay below 100
+MOST = 1e4
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def sample(
     Raises:
         UserError: both or none of ``prompts`` and ``cond``, ``seed`` beside ``draws``, or sizes
             that do not agree.
+        BrokenPictures: (a ``UserError``) numbers overflowed; it has the pictures that are whole.
     """
     how = Sampling.of(model, steps=steps, sampler=sampler, scale=scale)
     steps, sampler, scale = how.steps, how.sampler, how.scale
@@ -151,7 +156,7 @@ def sample(
         if callback is not None:
             callback(state)
 
-    pieces = []
+    pieces, whole = [], []
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)
         z = samplers.sample(
@@ -171,10 +176,39 @@ def sample(
             strength=1.0 if source is None else source.strength,
             mask=mask,
         )
-        pieces.append(_finish(model, z, source) if decode else z)
-    return torch.cat(pieces)
+        piece = model.decode(z) if decode else z
+        whole.append(_sane(z, MOST) & _sane(piece, math.inf))
+        pieces.append(_finish(piece, source) if decode else z)
+    drawn, broken = torch.cat(pieces), (~torch.cat(whole)).nonzero().flatten().tolist()
+    if broken:
+        first = f"number {broken[0]}" if prompts is None else f"of {prompts[broken[0]]!r}"
+        raise BrokenPictures(
+            f"{len(broken)} of {n} pictures (the first is {first}) are nothing but "
+            "overflow: use a lower guidance scale, another embedding, or precision float32",
+            drawn, broken,
+        )  # fmt: skip
+    return drawn
 
 
-def _finish(model: LatentDiffusion, z: Tensor, source: Source | None) -> Tensor:
-    images = model.decode(z).clamp(-1, 1)
+class BrokenPictures(UserError):
+    """Some pictures came out as NaN, or as numbers that no picture has, which would be saved as black.
+
+    Attributes:
+        drawn: (B, ...) all that were drawn, as :func:`sample` returns them.
+        broken: the rows of those that are no pictures.
+    """
+
+    def __init__(self, message: str, drawn: Tensor, broken: Sequence[int]) -> None:
+        super().__init__(message)
+        self.drawn, self.broken = drawn, tuple(broken)
+
+
+def _sane(values: Tensor, most: float) -> Tensor:
+    """(B,) bool: which rows of (B, ...) are finite and not beyond ``most``."""
+    largest = values.detach().flatten(1).abs().amax(dim=1)  # NaN if any is
+    return largest.isfinite() & (largest <= most)
+
+
+def _finish(images: Tensor, source: Source | None) -> Tensor:
+    images = images.clamp(-1, 1)
     return images if source is None else source.paste(images)

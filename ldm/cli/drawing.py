@@ -250,18 +250,29 @@ def draw_into(
 
     from ldm.io.images import save_png
     from ldm.io.recipes import MAX_BATCH, to_text
-    from ldm.sampling import usual_batch
+    from ldm.sampling import BrokenPictures, usual_batch
 
     size = min(args.batch_size or usual_batch(model.image_size), MAX_BATCH)
     args.how_to_resume = lambda: f"the same command with --out {common.command([out])} goes on"
     missing = [one for one in wanted if not _is_there(one)]
+    lost: dict[Path, BrokenPictures] = {}
     for batch in (missing[i : i + size] for i in range(0, len(missing), size)):
-        images = _sample(model, [one.recipe for one in batch], source, x_T)
+        try:
+            images = _sample(model, [one.recipe for one in batch], source, x_T)
+        except BrokenPictures as error:
+            images = error.drawn
+            lost |= {batch[row].path: error for row in error.broken}
         for row, (one, image) in enumerate(zip(batch, images, strict=True)):
+            if one.path in lost:
+                continue
             recipe = replace(one.recipe, batch_row=row, batch_rows=len(batch))
             save_png(image, one.path, to_text(recipe))
-    if args.grid:
+    wanted = [one for one in wanted if one.path not in lost]
+    if args.grid and wanted:
         _write_grid(wanted, args.columns, out / "grid.png")
+    if lost:
+        error = next(iter(lost.values()))
+        raise UserError(f"{error}; {len(lost)} pictures are not in {out}, {len(wanted)} are")
     before = len(wanted) - len(missing)
     common.heading(f"{len(wanted)} pictures in {out}" + (f", {before} were there" if before else ""))
     if args.grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from ldm import interrupt
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import save_grid
 from ldm.io.runs import RunFolder
+from ldm.sampling import BrokenPictures
+
+log = logging.getLogger(__name__)
 
 
 class StepProgressBar(TQDMProgressBar):
@@ -147,8 +151,16 @@ class ImageLogger(Callback):
         training = module.training
         module.eval()
         with interrupt.skippable(), torch.no_grad():  # a run that goes on draws them
-            self.keep(step, self.draw(module), loggers)
+            try:
+                self.keep(step, self.draw(module), loggers)
+            except BrokenPictures as error:
+                self.leave_out(step, error)
         module.train(training)
+
+    def leave_out(self, step: int, error: BrokenPictures) -> None:
+        """Say why there are no pictures of ``step``; what is learned is none the worse for it."""
+        self._drawn = step
+        log.warning("no pictures of step %d: %s", step, error)
 
     def due(self, step: int) -> bool:
         """Whether pictures are drawn at all, and those of ``step`` have not been kept."""

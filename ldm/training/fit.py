@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from ldm import interrupt
 from ldm.errors import UserError
@@ -29,6 +30,8 @@ from ldm.training.wandb_run import wandb_logger
 
 log = logging.getLogger(__name__)
 
+#: no network has such weights that learned anything
+EXPLODED = 1e5
 #: in a run's folder, what it goes on from
 LAST = Path("checkpoints", "last.ckpt")
 
@@ -146,8 +149,24 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
+        _refuse_exploded(checkpoint)
         with atomic_write(path) as temporary, open(temporary, "wb") as stream:
             torch.save(checkpoint, stream)  # to a stream: a path would be stored in the file
+
+
+def _refuse_exploded(checkpoint: Mapping[str, Any]) -> None:
+    """Weights that no training comes back from are an error, and not saved over those that were good.
+
+    Raises:
+        UserError: some are not finite, or beyond ``EXPLODED``.
+    """
+    for name, value in checkpoint["state_dict"].items():
+        numbers = isinstance(value, Tensor) and value.is_floating_point() and value.numel()
+        if numbers and not value.detach().abs().max() <= EXPLODED:
+            raise UserError(
+                f"the weights exploded by step {checkpoint.get('global_step', 0)} ({name}): nothing more is "
+                "saved; start again with a lower learning rate (optim.lr), or precision 32-true"
+            )
 
 
 def attention_kernel(name: str) -> AbstractContextManager[Any]:

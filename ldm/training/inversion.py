@@ -7,6 +7,7 @@ the gradient passes through the frozen UNet and text transformer and reaches not
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # an untrained network returns about 0 for a target of unit variance, so its loss is about 1
 UNTRAINED_LOSS = 0.95
+#: from these on a word, in lengths of the vocabulary's, and a loss are no result; plain inversion goes to 50
+EXPLODED, EXPLODED_LOSS = 1000.0, 100.0
 #: of the fixed batch: a curve is read off 8, for 2 % of the time; a rule to stop is worth 7 %: near the end
 #: the loss falls by 0.0004 in 25 steps, which differs by 0.002 between batches of 8, by 0.0006 of 32 (emoji)
 SAMPLES, SAMPLES_TO_STOP = 8, 32
@@ -294,7 +297,7 @@ class FixedBatchMonitor(Callback):
         """Add the row of ``step`` to the history, once; ``context`` is the precision of the loss.
 
         Raises:
-            UserError: at the first step, a base model that looks untrained.
+            UserError: at the first step, a base model that looks untrained; later, numbers that exploded.
         """
         if self.history and self.history[-1]["step"] >= step:
             return
@@ -314,6 +317,7 @@ class FixedBatchMonitor(Callback):
         measures = {"norm": manager.norms(step), "distance_to_init": manager.distance_to_init(step)}
         for measure, of in measures.items():
             row |= {f"{measure}/{name}": float(values.mean()) for name, values in of.items()}
+        self._refuse_exploded(step, loss, measures["norm"], table)
         self.history.append(row)
         for logger in loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
@@ -322,6 +326,32 @@ class FixedBatchMonitor(Callback):
                 manager.vectors(name, step), table, module.model.text.tokenizer.decode_id
             )
             row[f"nearest/{name}"] = [[n.word, round(n.cosine, 3)] for n in words[0]]
+
+
+    def _refuse_exploded(
+        self, step: int, loss: float, norms: dict[str, Tensor], table: Tensor
+    ) -> None:
+        """Numbers that no training comes back from are an error, and no result.
+
+        Raises:
+            UserError: the loss is not finite or beyond ``EXPLODED_LOSS``, or a word is more than
+                ``EXPLODED`` times as long as the vocabulary's.
+        """
+        if not self.history:  # its start, which is the user's
+            return
+        what = "precision 32-true, or a lower learning rate (optim.lr, model_lr)"
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is not finite at step {step}; use {what}")
+        usual = float(table.float().norm(dim=-1).median())
+        for name, values in norms.items():
+            longest = float(values.max())
+            if not longest <= EXPLODED * usual:
+                raise UserError(
+                    f"{name} exploded: at step {step} its |v*| is {longest:.2g}, that of the vocabulary's "
+                    f"words {usual:.2g}; use {what}"
+                )
+        if loss > EXPLODED_LOSS:
+            raise UserError(f"the loss is {loss:.2g} at step {step}, where guessing gives 1; use {what}")
 
 
 def frozen_hash(model: LatentDiffusion) -> str:

@@ -8,7 +8,6 @@ samples: the gradient of a concept's v* is then the one that it would have had a
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from ldm.errors import UserError
 from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
 from ldm.model import LatentDiffusion
+from ldm.sampling import BrokenPictures
 from ldm.training.resume import is_whole, refuse_fewer_steps
 from ldm.training.run import Inversion, packed_checkpoints
 
@@ -130,9 +130,6 @@ class Learner:
         step, task = self.step, self.task
         if self.done or step % task.monitor.every == 0:
             task.monitor.measure(step, self.module, precision)
-            # once v* is not finite it stays so, and nobody else's is: no step need be waited for
-            if not math.isfinite(task.monitor.history[-1]["fixed_loss"]):
-                raise UserError(f"the loss is not finite at step {step}; lower the learning rate")
         # done by this measurement, perhaps
         if self.done or step and step % self.config.trainer.checkpoint_every == 0:
             self.keeper.save(step, self.module)
@@ -148,9 +145,12 @@ class Learner:
 
     def keep_pictures(self, drawn: Tensor | UserError) -> None:
         """Save the pictures (n, 3, H, W) of this step; raise what was wrong with them."""
+        assert self.task.pictures is not None
+        if isinstance(drawn, BrokenPictures):
+            self.task.pictures.leave_out(self.step, drawn)
+            return
         if isinstance(drawn, UserError):
             raise drawn
-        assert self.task.pictures is not None
         self.task.pictures.keep(self.step, {"samples": drawn})
 
     def save(self) -> None:
