@@ -172,6 +172,7 @@ def run_data(args: argparse.Namespace) -> None:
 def run_stage(args: argparse.Namespace) -> None:
     """Run one training stage."""
     from ldm.config import load_yaml, resolve
+    from ldm.io.claims import sweep
     from ldm.training import pretrain
 
     split_base(args)
@@ -185,6 +186,7 @@ def run_stage(args: argparse.Namespace) -> None:
 
     args.how_to_resume = how_to_resume
     if args.stage == "latents":
+        sweep(out.parent)
         bank = pretrain.encode_latents(resolve(pretrain.LatentsStage, values), out)
         common.heading(f"{len(bank)} latents in {out}; their scale factor is {bank.scale_factor:.5f}")
         return

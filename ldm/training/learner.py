@@ -130,10 +130,15 @@ class Learner:
         step, task = self.step, self.task
         if self.done or step % task.monitor.every == 0:
             task.monitor.measure(step, self.module, precision)
-        # done by this measurement, perhaps
-        if self.done or step and step % self.config.trainer.checkpoint_every == 0:
+        if self.saves:  # done by this measurement, perhaps
             self.keeper.save(step, self.module)
             self.save()
+
+    @property
+    def saves(self) -> bool:
+        """Whether a checkpoint is due at this step, once it has been measured."""
+        every = self.config.trainer.checkpoint_every
+        return not self._micro and (self.done or self.step > 0 and self.step % every == 0)
 
     @property
     def pictures_due(self) -> bool:
@@ -158,24 +163,37 @@ class Learner:
         optimiser step are not in it, and come again."""
         if self.step == self._saved:
             return
-        state: dict[str, Any] = {
-            "base_model": self.module.base_fingerprint,
-            "manager": self.module.manager.state_dict(),
-        }
-        if not self.module.vectors_only:
-            state |= {
-                "step": self.step,
-                "seconds": self.seconds,
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "monitor": self.task.monitor.state_dict(),
-            }
+        state = self._state()
+        if self.module.vectors_only:
+            state = {key: state[key] for key in ("base_model", "manager")}
         path, before = packed_checkpoints(self.run.path)
         if path.is_file():
             os.replace(path, before)
         with atomic_write(path) as temporary, open(temporary, "wb") as stream:
             torch.save(state, stream)  # to a stream: a path would be stored in the file
         self._saved = self.step
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "base_model": self.module.base_fingerprint,
+            "manager": self.module.manager.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "monitor": self.task.monitor.state_dict(),
+        }
+
+    def moment(self) -> dict[str, Any]:
+        """All that it goes on from exactly here, in the middle of an optimiser step too."""
+        return {**self._state(), "micro": self._micro, "gradients": [p.grad for p in self.parameters]}
+
+    def at_moment(self, state: dict[str, Any]) -> None:
+        """Be as it was at :meth:`moment`."""
+        self._adopt(state)
+        self._micro = state["micro"]
+        for p, gradient in zip(self.parameters, state["gradients"], strict=True):
+            p.grad = None if gradient is None else gradient.to(p.device)
 
     def _load(self) -> None:
         """Go on from the newest checkpoint that is whole, if there is any.
@@ -197,19 +215,23 @@ class Learner:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.module.on_load_checkpoint(state)
-            self.module.manager.load_state_dict(state["manager"])
             if self.module.vectors_only:
+                self.module.manager.load_state_dict(state["manager"])
                 return
             refuse_fewer_steps(self.run.path, state["step"], self.config.trainer.max_steps)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            self.task.monitor.load_state_dict(state["monitor"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self._adopt(state)
             self._saved = self.step
         except UserError:
             raise
         except Exception as error:  # readers raise nearly anything on broken bytes
             raise UserError(f"{path} is damaged; remove it, and the word is learned anew") from error
+
+    def _adopt(self, state: dict[str, Any]) -> None:
+        self.module.manager.load_state_dict(state["manager"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.task.monitor.load_state_dict(state["monitor"])
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
 def joint_gradients(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -47,6 +47,7 @@ from ldm.training.pictures import at_the_end, draw_together, on_the_way
 from ldm.training.quiet import quiet
 from ldm.training.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
 from ldm.training.run import Inversion, as_trained, prepare, read_pictures, write_config
+from ldm.training.snapshot import Snapshot, SnapshotFile
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +107,21 @@ def learn_many(
         except UserError as error:
             results[job.name] = _failed(job, run, error)
     named = {job.name: job for job in jobs}
-    members = Pack(model, waiting, pack, precision)
+    whole = len(jobs) > 1 and not any(learner.module.vectors_only for learner in waiting)
+    snapshots = SnapshotFile(Path(out), [job.name for job in jobs]) if whole else None
+    members = Pack(model, waiting, pack, precision, snapshots)
     with ExitStack() as claims, _bar(waiting, progress) as bar, freed_memory_kept(), quiet():
         for learner in waiting:
             claims.callback(learner.release)
         claims.enter_context(members.saved_at_a_signal())  # first of all
-        while members.busy:
+        left = members.restore(bar) if resume else []
+        while True:
+            # as in a run of its own, the last pictures are drawn by the model as it was loaded
+            for result in _finish([(named[learner.run.path.name], learner, e) for learner, e in left]):
+                results[result.name] = result
+            bar.set_postfix_str(f"{len(results)} of {len(jobs)} concepts done")
+            if not members.busy:
+                break
             form = trained_form(
                 model,
                 trainer.compute_precision,
@@ -120,10 +130,8 @@ def learn_many(
             )
             with attention_kernel(trainer.attention), form:
                 left = members.train(bar)
-            # as in a run of its own, the last pictures are drawn by the model as it was loaded
-            for result in _finish([(named[learner.run.path.name], learner, e) for learner, e in left]):
-                results[result.name] = result
-            bar.set_postfix_str(f"{len(results)} of {len(jobs)} concepts done")
+    if snapshots is not None:
+        snapshots.remove()
     return [results[job.name] for job in jobs]
 
 
@@ -206,6 +214,7 @@ class Pack:
         waiting: the concepts, in the order of joining; they are taken from here.
         size: how many at once, or "auto".
         precision: autocast.
+        snapshots: where it is kept who stands where.
     """
 
     def __init__(
@@ -214,8 +223,9 @@ class Pack:
         waiting: deque[Learner],
         size: int | Literal["auto"],
         precision: torch.autocast,
+        snapshots: SnapshotFile | None = None,
     ) -> None:
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.snapshots = model, precision, snapshots
         self.waiting, self.members, self.size = waiting, list[Learner](), size
 
     @property
@@ -252,7 +262,49 @@ class Pack:
                     error = self._error_of(learner, learner.save)
                     if error:
                         log.warning("%s: %s", learner.run.path.name, error)
+                self._keep({})
             raise
+
+    def restore(self, bar: tqdm) -> list[Left]:
+        """Go on from the snapshot of a pack that was killed; returns those who were done by then.
+
+        Without one, or with one that every member's own checkpoint is ahead of, nothing is changed.
+        """
+        found = self.snapshots.read() if self.snapshots is not None else None
+        if found is None or self.size not in ("auto", found.size):
+            return []
+        by_name = {learner.run.path.name: learner for learner in self.waiting}
+        names = [name for name in found.members if name in by_name]  # the others have been finished since
+        errors = {name: self._error_of(by_name[name], by_name[name].begin) for name in names}
+        own = [by_name[name].step for name in names]
+        if any(errors.values()) or own and all(
+            step > found.states[name]["step"] for name, step in zip(names, own, strict=True)
+        ):
+            return []
+        for name in names:
+            by_name[name].at_moment(found.states[name])
+            bar.update(by_name[name].step)
+        order = [name for name in found.waiting if name in by_name]
+        order += [name for name in by_name if name not in {*names, *order}]
+        self.waiting.clear()
+        self.waiting.extend(by_name[name] for name in order)
+        self.size = found.size
+        self.members = [by_name[name] for name in names if not by_name[name].done]
+        return [(by_name[name], None) for name in names if by_name[name].done]
+
+    def _keep(self, errors: Mapping[Learner, UserError | None]) -> None:
+        """Write the snapshot of this moment, without those who failed."""
+        if self.snapshots is None or self.size == "auto":
+            return
+        staying = [learner for learner in self.members if not errors.get(learner)]
+        self.snapshots.write(
+            Snapshot(
+                self.size,
+                [learner.run.path.name for learner in staying],
+                [learner.run.path.name for learner in self.waiting],
+                {learner.run.path.name: learner.moment() for learner in staying},
+            )
+        )
 
     def _join(self, bar: tqdm) -> list[Left]:
         """Those who wait take the free places; returns those who have nothing to do."""
@@ -270,7 +322,10 @@ class Pack:
             else:
                 joining.append(learner)
         self.members += joining
-        return left + self._look(joining)
+        left += self._look(joining)
+        if joining:
+            self._keep(dict(left))
+        return left
 
     def _step(self, bar: tqdm) -> list[Left]:
         """One micro-batch of every member; returns those who leave."""
@@ -298,6 +353,8 @@ class Pack:
             for one, pictures in zip(due, drawn, strict=True):
                 errors[one] = self._error_of(one, partial(one.keep_pictures, pictures))
         left = [(one, error) for one, error in errors.items() if error or one.done]
+        if left or any(one.saves for one in learners):
+            self._keep(errors)
         for one, _ in left:
             self.members.remove(one)
         return left

@@ -121,7 +121,9 @@ def _as_pack(model: LatentDiffusion, config: InversionConfig, out: Path, progres
     """Go on with one member of a pack, as a pack of one."""
     from ldm.training.jobs import Job
     from ldm.training.pack import learn_many
+    from ldm.training.snapshot import forget_snapshots
 
+    forget_snapshots(out.parent)
     jobs = [Job(out.name, config)]
     (result,) = learn_many(model, jobs, out.parent, pack=1, resume=True, progress=progress)
     if result.error:

@@ -411,6 +411,30 @@ def test_an_interrupted_pack_goes_on_from_the_checkpoints(
         assert_alike(job, word_of(job, tmp_path / "runs"), expected[job.name])
 
 
+def test_a_pack_that_was_killed_between_two_saves_goes_on_bit_for_bit(
+    model: LatentDiffusion, jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [with_trainer(job, checkpoint_every=3) for job in jobs]
+    learn_many(model, jobs, tmp_path / "whole", pack=2, progress=False)
+    save = Learner.save
+    for stop in (1, 4):  # of the saves, each after its file has its name
+        saves = []
+
+        def killed(learner: Learner, saves: list = saves, stop: int = stop) -> None:
+            save(learner)
+            saves.append(learner.step)
+            if len(saves) == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Learner, "save", killed)
+            learn_many(model, jobs, tmp_path / f"cut {stop}", pack=2, progress=False)
+        learn_many(model, jobs, tmp_path / f"cut {stop}", pack=2, resume=True, progress=False)
+        for job in jobs:
+            assert torch.equal(word_of(job, tmp_path / f"cut {stop}"), word_of(job, tmp_path / "whole")), stop
+        assert not (tmp_path / f"cut {stop}" / "packs").exists()
+
+
 def test_a_run_of_other_settings_or_a_damaged_checkpoint_is_not_gone_on_from(
     model: LatentDiffusion, jobs: list[Job], tmp_path: Path, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

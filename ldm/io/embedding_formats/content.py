@@ -95,7 +95,8 @@ def _write_safetensors(content: Content, path: Path) -> None:
 
 
 def _write_pickle(content: Content, path: Path) -> None:
-    torch.save(dict(content.values), path)
+    with path.open("wb") as stream:  # to a stream: a path would be stored in the file
+        torch.save(dict(content.values), stream)
 
 
 def _write_picture(content: Content, path: Path) -> None:
