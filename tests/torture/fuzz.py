@@ -17,6 +17,7 @@ import random
 import resource
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ from ldm.training.config import InversionConfig, check
 from ldm.training.resume import kept_config, whole_checkpoint
 
 SECONDS, WAITING, MEGABYTES = 20, 120, 1500
-#: what a file may never make happen while it is read
+#: what a file may never make happen while it is read, but for the program's own in the temporary folder
 FORBIDDEN = (
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect",
     "os.mkdir", "os.remove", "os.rmdir", "os.rename", "shutil.rmtree", "webbrowser.open",
@@ -278,7 +279,8 @@ _watching = False
 
 
 def _audit(event: str, details: tuple) -> None:
-    if _watching and event.startswith(FORBIDDEN) and not any("ldm-torture" in str(one) for one in details):
+    ours = any(str(one).startswith(tempfile.gettempdir()) for one in details)
+    if _watching and event.startswith(FORBIDDEN) and not ours:
         _caught.append(f"{event} {details!r}"[:200])
 
 
