@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 from ldm import yaml_text
 from ldm.errors import UserError
-from ldm.ranges import Range
+from ldm.ranges import MAX_LAYERS, Range
 
 T = TypeVar("T")
 
@@ -39,6 +39,10 @@ TARGETS = frozenset(
         "ldm.text.clip.OpenClipConditioner",
     }
 )
+
+
+#: parameters that are a number of layers
+LAYERS = ("n_layer", "layers", "num_res_blocks", "transformer_depth")
 
 
 def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -246,6 +250,15 @@ def locate(target: str) -> Any:
         raise UserError(f"config target {target!r} cannot be imported ({error})") from None
 
 
+def _refuse_endless(params: Mapping[str, Any], where: str) -> None:
+    """A file of a few bytes may ask for a billion layers: their number is bounded."""
+    for key, value in params.items():
+        if key in LAYERS and isinstance(value, int | float) and not value <= MAX_LAYERS:
+            raise UserError(f"config {where}: {key} is {value}; at most {MAX_LAYERS} layers are built")
+        if isinstance(value, list | tuple) and len(value) > MAX_LAYERS:
+            raise UserError(f"config {where}: {key} has {len(value)} items; at most {MAX_LAYERS} are read")
+
+
 def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     """Call ``node["target"]`` with ``node["params"]`` (and ``extra``), checking the names first.
 
@@ -260,6 +273,7 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
             raise unknown_key(str(key), ("target", "params"), f"{node['target']}: ")
     factory = locate(str(node["target"]))
     params = {**(node.get("params") or {}), **extra}
+    _refuse_endless(params, str(node["target"]))
     signature = inspect.signature(factory)
     named = set(signature.parameters)
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,14 @@ from ldm.inversion.room import CutNotices, room_of
 from ldm.io import checkpoints
 from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.models.unet import UNetModel
+from ldm.ranges import Range
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Arguments of ``Schedule``."""
 
-    timesteps: int = 1000
+    timesteps: Annotated[int, Range(2, 100_000)] = 1000
     linear_start: float = 0.00085
     linear_end: float = 0.012
     kind: str = "linear"
@@ -68,7 +69,7 @@ class ModelConfig:
     autoencoder: dict
     unet: dict
     text: dict
-    image_size: int = 256
+    image_size: Annotated[int, Range(1, 2**14)] = 256
     scale_factor: float = 0.18215
     parameterization: str = "eps"
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -9,6 +9,8 @@ from typing import Annotated
 from ldm.errors import UserError
 
 LARGEST = 2**31 - 1
+#: layers of a part of a model, and items of a list among its settings
+MAX_LAYERS = 100
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 from torch import nn
 
 import ldm
-from ldm.config import dump_yaml
+from ldm.config import dump_yaml, load_yaml
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.io.checkpoints import collect
 from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.text.bpe import ClipTokenizer
+from ldm.text.clip import read_sizes
 
 
 @pytest.fixture
@@ -234,3 +236,31 @@ def test_added_tokens_that_are_broken_are_one_line(tmp_path: Path, clip_vocabula
     with pytest.raises(UserError, match="added tokens of") as caught:
         ClipTokenizer(folder=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------ bounds
+@pytest.mark.parametrize(("part", "key", "value"), [
+    ("unet", "num_res_blocks", 10**9), ("unet", "transformer_depth", 10**9),
+    ("unet", "channel_mult", [1] * 10**5), ("autoencoder", "num_res_blocks", 10**9),
+    ("autoencoder", "ch_mult", [1] * 10**5), ("text", "n_layer", 10**9), ("text", "n_layer", float("inf")),
+    ("schedule", "timesteps", 10**12), ("", "image_size", 10**9),
+])  # fmt: skip
+def test_a_config_that_asks_for_an_endless_model_is_refused_at_once(
+    model_folder: Path, part: str, key: str, value: object
+) -> None:
+    values = load_yaml([model_folder / "config.yaml"])
+    section = values["model"][part] if part else values["model"]
+    (section["params"] if part not in ("schedule", "") else section)[key] = value
+    (model_folder / "config.yaml").write_text(dump_yaml(values))
+    start = time.process_time()
+    with pytest.raises(UserError, match=key) as caught:
+        ldm.load(model_folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert time.process_time() - start < 5
+
+
+def test_a_text_encoder_of_endless_layers_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 10**9, "num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(UserError, match="config.json asks for 1000000000 layers"):
+        read_sizes(tmp_path)

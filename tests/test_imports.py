@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": {"errors", "names", "seeding"},
     "models": set(),
     "diffusion": {"errors", "seeding"},
-    "text": {"errors", "io", "device", "names"},
+    "text": {"errors", "io", "device", "names", "ranges"},
     "inversion": {"errors", "config", "text", "device", "names"},
     "data": {"errors", "names", "seeding", "io", "text"},
 }

@@ -29,7 +29,7 @@ def spelled(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     full: dict[str, Any] = {}
     for key, value in values.items():
-        name = SHORT.get(key, key)
+        name = SHORT.get(key, str(key))  # YAML has keys of any kind
         if name == "prompts" and isinstance(value, str):
             value = [value]
         for part in reversed(name.split(".")):

@@ -15,8 +15,8 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ldm.errors import UserError
 
@@ -61,7 +61,7 @@ def kind_of(head: bytes) -> tuple[str, str] | None:
     return next(((what, remedy) for pattern, what, remedy in _KINDS if pattern.match(head)), None)
 
 
-def opened(path: Path | str, what: str = "file", limit: int | None = None) -> BinaryIO:
+def opened(path: Path | str, what: str = "file", limit: int | None = None) -> BufferedReader:
     """An ordinary file, open for reading; it never waits for one that is none.
 
     Args:

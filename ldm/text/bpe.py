@@ -131,7 +131,7 @@ def _from_folder(folder: Path) -> Vocabulary:
             lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
         pairs = [line.split(" ") if isinstance(line, str) else line for line in lines]
         return {str(token): int(i) for token, i in ids.items()}, [(a, b) for a, b in pairs]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{folder} holds no CLIP vocabulary (tokenizer.json, or vocab.json and merges.txt: "
             f"{type(error).__name__}); check the folder"
@@ -152,7 +152,7 @@ def _added(folder: Path, vocabulary: dict[str, int], rows: int | None) -> dict[s
         if (folder / "added_tokens.json").is_file():
             tokens = _read_json(folder / "added_tokens.json")
             found |= {str(token): int(number) for token, number in tokens.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"the added tokens of {folder} cannot be read ({type(error).__name__}); fetch the folder again"
         ) from error

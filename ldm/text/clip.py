@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.io.diffusers_layout import read_text_tower
+from ldm.io.diffusers_layout import MAX_JSON, read_text_tower
+from ldm.io.files import opened
+from ldm.ranges import MAX_LAYERS
 from ldm.text.bpe import ClipTokenizer, holds_vocabulary
 from ldm.text.conditioner import TextConditioner
 
@@ -265,9 +267,13 @@ def read_sizes(folder: Path) -> dict[str, Any]:
     """Arguments of :func:`build_tower` from a folder's ``config.json`` (of a tower or a whole CLIP)."""
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with opened(path, "JSON file", MAX_JSON) as handle:
+            found = json.loads(handle.read().decode())
         found = found.get("text_config") or found
         width = int(found["hidden_size"])
+        if int(found["num_hidden_layers"]) > MAX_LAYERS:
+            layers = found["num_hidden_layers"]
+            raise UserError(f"{path} asks for {layers} layers; at most {MAX_LAYERS} are built")
         return {
             "width": width,
             "layers": int(found["num_hidden_layers"]),
@@ -277,7 +283,9 @@ def read_sizes(folder: Path) -> dict[str, Any]:
             "mlp_ratio": int(found.get("intermediate_size", 4 * width)) / width,
             "act": str(found.get("hidden_act", "quick_gelu")),
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever is wrong with values that anyone may have written
         raise UserError(
             f"{path} is not the config of a CLIP text encoder ({type(error).__name__}); check the folder"
         ) from error

@@ -163,6 +163,7 @@ def test_a_folder_without_a_vocabulary_is_said_in_one_line(tmp_path: Path) -> No
     ("merges.txt", "#version: 0.2\nzz qq\n"), ("tokenizer_config.json", "{"), ("vocab.json", "[" * 100_000),
     ("tokenizer_config.json", "\xff"), ("tokenizer_config.json", "[" * 100_000),
     ("vocab.json", '{"<|startoftext|>": 0, "<|endoftext|>": 99999999999999999999}'),
+    ("vocab.json", '{"<|startoftext|>": 0, "<|endoftext|>": 1e999}'), ("added_tokens.json", '{"<a>": 1e999}'),
     ("special_tokens_map.json", '{"pad_token": {}}'), ("special_tokens_map.json", "[]"),
 ])  # fmt: skip
 def test_a_damaged_file_of_a_tokenizer_is_one_line(tmp_path, clip_vocabulary, name, text):
