@@ -122,6 +122,8 @@ def sample(
     """
     how = Sampling.of(model, steps=steps, sampler=sampler, scale=scale)
     steps, sampler, scale = how.steps, how.sampler, how.scale
+    if seed is not None and seed < 0:
+        raise UserError(f"seed is {seed}; give at least 0, or None for one of its own")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give at least 1")
     if (prompts is None) == (cond is None):

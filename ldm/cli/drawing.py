@@ -107,6 +107,8 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} is {value}; give at least 1")
+    if args.seed is not None and args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; give at least 0")
     for option in ("scale", "eta"):
         value = getattr(args, option)
         if value is not None and not math.isfinite(value):

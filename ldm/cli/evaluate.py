@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
     for option in ("n", "among", "concepts", "pictures"):
         if getattr(args, option) < 1:
             raise UserError(f"--{option} is {getattr(args, option)}; give at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}; give at least 0")
     args.how_to_resume = lambda: "run the same command again; finished concepts are kept"
     model = load(args.model, args.checkpoint, common.torch_device(args.device))
     common.own_sampling(args, model)
