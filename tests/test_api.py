@@ -13,6 +13,7 @@ from ldm.config import dump_yaml, to_plain
 from ldm.data.concept import concept_of
 from ldm.io.checkpoints import save_checkpoint
 from ldm.model import LatentDiffusion, ModelConfig
+from ldm.training.config import settle
 
 SETTINGS = {
     "templates": "plain",
@@ -98,3 +99,64 @@ def test_the_signatures_that_users_rely_on() -> None:
     assert list(inspect.signature(ldm.invert).parameters)[:4] == ["model", "images", "placeholder", "init"]
     with pytest.raises(AttributeError):
         ldm.nothing  # noqa: B018
+
+
+def test_the_models_own_guidance_holds_everywhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``ldm.sample``, ``ldm.evaluate``, the measurements and a run's last pictures; what is given wins."""
+    from ldm.config import load_yaml
+    from ldm.diffusion import samplers
+    from ldm.evaluation.word import evaluate_embedding
+    from ldm.training.pictures import at_the_end, draw
+
+    sections = load_yaml([folder / "config.yaml"])
+    own = {"sample_scale": 3.0, "sample_steps": 2, "sampler": "plms"}
+    sections["inversion"] |= own
+    (folder / "config.yaml").write_text(dump_yaml(sections))
+    model = ldm.load(folder)
+    seen = []
+    real = samplers.sample
+
+    def recorded(*args, **given):
+        seen.append({key: given[key] for key in ("scale", "steps", "sampler")})
+        return real(*args, **given)
+
+    monkeypatch.setattr(samplers, "sample", recorded)
+    word = ldm.invert(model, torch.zeros(1, 3, 16, 16), "<toy>", "cat", steps=1, progress=False)
+    ldm.sample(model, "a <toy>", seed=0)
+    quick = {"n": 1, "prompts": ["a {} toy"], "colours": (), "progress": False}
+    figures = ldm.evaluate(model, word, torch.zeros(1, 3, 16, 16), **quick)
+    evaluate_embedding(model, word, torch.zeros(1, 3, 16, 16), sample=ldm.sample, **quick)
+    config = settle(model.inversion_defaults, {"images": "", "placeholder": "<toy>", "samples_per_prompt": 1})
+    draw(at_the_end(model, config))
+    assert len(seen) >= 4
+    assert all(how == {"scale": 3.0, "steps": 2, "sampler": "plms"} for how in seen), seen
+    assert figures["measured"]["scale"] == 3.0
+    ldm.sample(model, "a <toy>", seed=0, scale=1, steps=3, sampler="ddim")
+    assert seen[-1] == {"scale": 1.0, "steps": 3, "sampler": "ddim"}
+    bare = ldm.load(folder)
+    bare.inversion_defaults = {}
+    ldm.sample(bare, "a toy", seed=0, steps=1)
+    assert seen[-1]["scale"] == 5.0  # that of InversionConfig
+
+
+def test_caption_files_of_a_folder_are_used_in_python_too(folder: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (16, 16), "red").save(pictures / "a.png")
+    plain = ldm.invert(ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False)
+    (pictures / "a.txt").write_text("a red {} on a beach")
+    told = ldm.invert(ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False)
+    left = ldm.invert(ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False, captions=False)
+    assert torch.equal(plain.vectors, left.vectors) and not torch.equal(plain.vectors, told.vectors)
+    assert told.metadata["templates"] == "captions"
+
+
+def test_pictures_in_memory_count_as_those_of_a_folder(folder: Path) -> None:
+    """Growth by the official count needs their number, and so does a word for each."""
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    settings = {"num_vectors": 2, "progressive": [9], "compat": {"encoder_calls": True}}
+    assert len(concept_of(pictures, 16)) == 3
+    word = ldm.invert(ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False, **settings)
+    assert word.K == 2
