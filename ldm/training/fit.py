@@ -7,14 +7,14 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -131,6 +131,22 @@ def make_loggers(config: LoggingConfig, folder: Path) -> list[Logger]:
         else:
             raise UserError(f"unknown logger {name!r}; choose from csv, tensorboard, wandb")
     return made
+
+
+def pack_loggers(config: LoggingConfig, run: Path) -> list[Logger]:
+    """Loggers of one of many runs that train in this process; on W&B each is a run of its own, called as its
+    folder."""
+    name = f"{config.name}-{run.name}" if config.name else run.name
+    own = replace(config, name=name, options={"reinit": "create_new", **config.options})
+    return make_loggers(own, run / "logs")
+
+
+def close_loggers(loggers: Sequence[Logger]) -> None:
+    """Write what loggers hold back, and end their runs."""
+    for logger in loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def _unused(folder: Path, name: str) -> str:

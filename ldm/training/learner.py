@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm.diffusion.guidance import join_contexts
@@ -24,6 +25,7 @@ from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
 from ldm.model import LatentDiffusion
 from ldm.sampling import BrokenPictures
+from ldm.training.fit import close_loggers, pack_loggers
 from ldm.training.resume import is_whole, refuse_fewer_steps
 from ldm.training.run import Inversion, packed_checkpoints
 
@@ -67,7 +69,8 @@ class Learner:
         self.step, self.seconds = 0, 0.0
         self._saved = 0  # optimiser steps in the checkpoint
         self._resume = resume
-        self._claim = ExitStack()
+        self._claim = ExitStack()  # of the run folder, and its loggers
+        self._loggers: list[Logger] = []
         self._micro = 0  # batches since the last step, whose gradients are summed
         self._ids: dict[str, Tensor] = {}
 
@@ -85,10 +88,25 @@ class Learner:
         if self._resume:
             self._load()
         self._resume = False
+        self._loggers = pack_loggers(self.config.logging, self.run.path)
+        self._claim.callback(close_loggers, self._loggers)
 
     def release(self) -> None:
-        """Leave the run folder to others."""
+        """Close the loggers, and leave the run folder to others."""
         self._claim.close()
+
+    @property
+    def scalars_due(self) -> bool:
+        """Whether the next micro-batch is logged: of an optimiser step that is due, the first one."""
+        due = (self.step + 1) % self.config.trainer.log_every == 0
+        return due and bool(self._loggers) and not self._micro
+
+    def log(self, scalars: Mapping[str, Tensor]) -> None:
+        """Log a step's scalars, by the names that a run of its own has, and its learning rate."""
+        values = {name: float(value) for name, value in scalars.items()}
+        values[f"lr-{type(self.optimizer).__name__}"] = self.optimizer.param_groups[0]["lr"]
+        for logger in self._loggers:
+            logger.log_metrics(values, step=self.step)
 
     def draw(self) -> Draw:
         """The next micro-batch; it is the same until :meth:`update`."""
@@ -129,7 +147,7 @@ class Learner:
             return
         step, task = self.step, self.task
         if self.done or step % task.monitor.every == 0:
-            task.monitor.measure(step, self.module, precision)
+            task.monitor.measure(step, self.module, precision, self._loggers)
         if self.saves:  # done by this measurement, perhaps
             self.keeper.save(step, self.module)
             self.save()
@@ -156,7 +174,7 @@ class Learner:
             return
         if isinstance(drawn, UserError):
             raise drawn
-        self.task.pictures.keep(self.step, {"samples": drawn})
+        self.task.pictures.keep(self.step, {"samples": drawn}, self._loggers)
 
     def save(self) -> None:
         """Write the checkpoint that ``_load`` goes on from, unless it holds this step; batches since the last
@@ -239,7 +257,7 @@ def joint_gradients(
 ) -> list[tuple[Tensor, ...]]:
     """For each concept, the gradients of its parameters by its own next micro-batch.
 
-    Nothing has changed if this fails.
+    Nothing has changed if this fails. What is to be logged of it is logged.
 
     Args:
         model: the shared one; the concepts' own models are twins of it (``with_own_words``).
@@ -255,10 +273,21 @@ def joint_gradients(
         cond = _contexts(model, learners, ids, [len(draw.ids) for draw in draws])
         per_sample = model.loss_terms(z, cond[prompt], t, noise).per_sample
     loss = (per_sample * to(weight)).sum()
-    for learner, part in zip(learners, share, strict=True):
+    own_losses = per_sample.detach().split([len(draw.z) for draw in draws])
+    scalars: list[dict[str, Tensor]] = [
+        {"train/loss": own.mean()} if learner.scalars_due else {}
+        for learner, own in zip(learners, own_losses, strict=True)
+    ]
+    for learner, part, logged in zip(learners, share, scalars, strict=True):
         if learner.config.regularization:
-            loss = loss + part * learner.config.regularization * learner.module.pull(learner.step)
+            pull = learner.module.pull(learner.step)
+            loss = loss + part * learner.config.regularization * pull
+            if logged:
+                logged["train/regularization"] = pull.detach()
     found = iter(torch.autograd.grad(loss, [p for learner in learners for p in learner.parameters]))
+    for learner, logged in zip(learners, scalars, strict=True):
+        if logged:
+            learner.log(logged)
     return [tuple(next(found) for _ in learner.parameters) for learner in learners]
 
 

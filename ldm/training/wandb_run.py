@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
+from ldm.io.runs import write_text
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: in a run's ``logs``: by which W&B knows it
+RUN_ID = "wandb-run-id.txt"
 #: seconds until a network that does not answer counts as none, and until an answer to a new run is due
 REACH, ANSWER = 8.0, 30.0
 #: what users may set WANDB_MODE to -> what it means
@@ -87,6 +91,9 @@ def _begun(config: LoggingConfig, folder: Path, mode: str) -> Logger:
     if "WANDB_INIT_TIMEOUT" not in os.environ:
         options.setdefault("settings", wandb.Settings(init_timeout=ANSWER))
     folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / RUN_ID
+    if "id" not in options:  # a run that goes on is the same one on the dashboard
+        options["id"] = kept.read_text().strip() if kept.is_file() else secrets.token_hex(4)
     logger = WandbLogger(
         project=config.project,
         name=config.name,
@@ -96,6 +103,8 @@ def _begun(config: LoggingConfig, folder: Path, mode: str) -> Logger:
         **options,
     )
     _ = logger.experiment  # now, not in the middle of the training's start
+    if mode != "disabled":
+        write_text(kept, f"{options['id']}\n")
     return logger
 
 
