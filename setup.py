@@ -20,6 +20,7 @@ RUNTIME = [
     "safetensors>=0.5",
     "PyYAML>=6.0",
     "filelock>=3.16",
+    "einops>=0.8",
     "numpy>=2.0",
     "pillow>=11.0",
     "Jinja2>=3.1",

@@ -30,6 +30,7 @@ ASSETS = Path(__file__).parent / "assets"
 #: imports nothing else. A new class that configs should build is added here.
 TARGETS = frozenset(
     {
+        "ldm.data.mixed.MixedPictures",
         "ldm.data.pictures.EmojiPictures",
         "ldm.data.pictures.FolderPictures",
         "ldm.models.autoencoder.AutoencoderKL",

@@ -29,7 +29,13 @@ class Pictures(NamedTuple):
 
 
 class PictureSource(Protocol):
-    """Anything that draws batches as a pure function of (step, seed)."""
+    """Anything that draws batches as a pure function of (step, seed).
+
+    Attributes:
+        shares: (M,) float32, how often each of M things is drawn; only the ratios count.
+    """
+
+    shares: Tensor
 
     def batch(self, step: int, n: int, seed: int) -> Pictures: ...
 
@@ -94,6 +100,7 @@ class EmojiPictures:
                 drawings = imagine_drawings(drawings, fantasies, UNNAMED, rng, warp)
             self.composer = DrawingComposer(drawings, image_size, unnamed=unnamed, balance=balance)
             self.drawings = drawings.sprites
+        self.shares = torch.ones(len(self.drawings))
 
     def batch(self, step: int, n: int, seed: int) -> Pictures:
         drawn = self.composer.batch(n, generator(seed, "pictures", step))
@@ -120,6 +127,7 @@ class FolderPictures:
 
         concept = load_concept(Path(root), image_size)
         self.images, self.flip_p = concept.images, flip_p
+        self.shares = torch.ones(len(self.images))
         files = caption_files(concept.paths)
         texts = [read_text(caption_of(path, files), "caption") for path in concept.paths]
         self.captions = [" ".join(text.split()) for text in texts]

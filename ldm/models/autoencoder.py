@@ -1,17 +1,20 @@
 """KL-regularised autoencoder between pictures and latents (Rombach et al. 2022, section 3.1, table 12).
 
-Module names are those of the public checkpoints (``encoder.down.0.block.1.conv1`` ...).
+Module names are those of the public checkpoints (``encoder.down.0.block.1.conv1`` ...). One part is not
+theirs: an optional linear path (:class:`PatchPCA`), to which the networks then add a residual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.models.layers import group_norm
+from ldm.models.layers import group_norm, zero_init
 
 
 class DiagonalGaussian:
@@ -207,8 +210,78 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+class PatchPCA(nn.Module):
+    """Principal components of f x f patches as latents: a linear autoencoder, fitted and not trained.
+
+    The latent of a patch x is ``W^T (x - centre)`` with half-whitened components, ``W = P s^(-1/2)``: P
+    (3 f^2, C) are the leading principal components and s their standard deviations, so that the first
+    components still lead and the last ones are not blown up to the size of the first. All latents are
+    scaled alike to a mean variance of 1. Decoding applies the pseudo-inverse, ``P s^(1/2)``.
+
+    Args:
+        channels: C, components kept.
+        factor: f, pixels a side of a patch.
+        in_channels: channels of the pictures.
+
+    Attributes:
+        encoding, decoding: (C, in_channels, f, f) kernels of stride f, zero until :meth:`fit`.
+        centre: (in_channels, f, f), the mean patch.
+        noise: (C, 1, 1), standard deviation in latents that is 1 in every direction of the pictures.
+    """
+
+    encoding: Tensor
+    decoding: Tensor
+    centre: Tensor
+    noise: Tensor
+
+    def __init__(self, channels: int, factor: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.factor = factor
+        shape = (in_channels, factor, factor)
+        if channels > in_channels * factor**2:
+            raise ValueError(f"a patch of {shape} has no {channels} components")
+        self.register_buffer("encoding", torch.zeros(channels, *shape))
+        self.register_buffer("decoding", torch.zeros(channels, *shape))
+        self.register_buffer("centre", torch.zeros(shape))
+        self.register_buffer("noise", torch.zeros(channels, 1, 1))
+
+    @torch.no_grad()
+    def fit(self, pictures: Tensor) -> None:
+        """Take the components from pictures (N, in_channels, H, W), H and W divisible by f."""
+        channels, f = len(self.encoding), self.factor
+        patches = rearrange(pictures.double(), "n c (h p) (w q) -> (n h w) (c p q)", p=f, q=f)
+        centre = patches.mean(0)
+        covariance = (patches - centre).T @ (patches - centre) / len(patches)
+        variance, axes = torch.linalg.eigh(covariance)
+        axes = axes.flip(1)[:, :channels].T  # (C, 3 f^2), the leading one first
+        # eigenvectors have no sign of their own: the largest coordinate is positive on every machine
+        peak = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+        axes = axes * peak.sign()
+        deviation = variance.flip(0)[:channels].clamp(min=1e-8).sqrt()
+        gain = deviation.rsqrt() / deviation.mean().sqrt()  # mean of gain^2 s^2 is 1
+        whole = self.encoding.shape
+        self.encoding.copy_((gain[:, None] * axes).view(whole))
+        self.decoding.copy_((axes / gain[:, None]).view(whole))
+        self.centre.copy_(centre.view(whole[1:]))
+        self.noise.copy_(gain[:, None, None])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents (B, C, H/f, W/f) of pictures (B, in_channels, H, W)."""
+        shift = torch.einsum("cipq,ipq->c", self.encoding, self.centre)
+        return F.conv2d(x, self.encoding, -shift, stride=self.factor)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures (B, in_channels, H, W) of latents (B, C, H/f, W/f)."""
+        centre = self.centre.repeat(1, z.shape[-2], z.shape[-1])
+        return F.conv_transpose2d(z, self.decoding, stride=self.factor) + centre
+
+
 class AutoencoderKL(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] to latents (B, embed_dim, H/f, W/f) and back.
+
+    With ``linear`` the way from pictures to latents and back is :class:`PatchPCA`, and the networks
+    add to it, starting from zero: ``decode(z) = linear.decode(z) + decoder(z)``. The linear path costs
+    nothing and has all edges, so that the decoder need only learn what components cannot hold.
 
     Args:
         ch: width of the first level.
@@ -218,6 +291,11 @@ class AutoencoderKL(nn.Module):
         embed_dim: channels of the latents.
         in_channels, out_ch: channels of the pictures.
         dropout: in the residual blocks, training only.
+        linear: "none" is the public layout; "both" adds the linear path to encoder and decoder;
+            "encoder" has no encoder network at all: latents are linear in the pictures, and the
+            posterior has the variance that ``posterior_std`` says.
+        posterior_std: standard deviation of a linear encoder's posterior, in units of the pictures
+            ([-1, 1]), alike in all directions of the picture space.
     """
 
     def __init__(
@@ -230,20 +308,52 @@ class AutoencoderKL(nn.Module):
         in_channels: int = 3,
         out_ch: int = 3,
         dropout: float = 0.0,
+        linear: Literal["none", "both", "encoder"] = "none",
+        posterior_std: float = 0.03,
     ) -> None:
         super().__init__()
-        self.embed_dim = embed_dim
+        if linear not in ("none", "both", "encoder"):
+            raise ValueError(f"linear is {linear!r}: use none, both or encoder")
+        self.embed_dim, self.posterior_std = embed_dim, posterior_std
         self.factor = 2 ** (len(ch_mult) - 1)
-        self.encoder = Encoder(ch, ch_mult, num_res_blocks, in_channels, 2 * z_channels, dropout)
+        self.linear = None if linear == "none" else PatchPCA(embed_dim, self.factor, in_channels)
+        self.encoder: Encoder | None = None
+        self.quant_conv: nn.Conv2d | None = None
+        if linear != "encoder":
+            self.encoder = Encoder(ch, ch_mult, num_res_blocks, in_channels, 2 * z_channels, dropout)
+            self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.decoder = Decoder(ch, ch_mult, num_res_blocks, z_channels, out_ch, dropout)
-        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        if self.linear is not None:
+            zero_init(self.decoder.conv_out)
+            if self.quant_conv is not None:
+                zero_init(self.quant_conv)
+
+    def fit_linear(self, pictures: Tensor) -> None:
+        """Fit the linear path, if there is one, to pictures (N, 3, H, W) in [-1, 1].
+
+        A learned posterior starts with the standard deviation ``posterior_std``.
+        """
+        if self.linear is None:
+            return
+        self.linear.fit(pictures)
+        if self.quant_conv is not None and self.quant_conv.bias is not None:
+            start = 2 * (self.posterior_std * self.linear.noise).log().flatten()
+            self.quant_conv.bias.data[self.embed_dim :] = start
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Posterior over unscaled latents of pictures in [-1, 1]; H and W divisible by f."""
+        if self.encoder is None or self.quant_conv is None:
+            assert self.linear is not None
+            mean = self.linear.encode(x)
+            std = (self.posterior_std * self.linear.noise).to(mean.dtype)
+            return DiagonalGaussian(mean, (2 * std.log()).expand_as(mean))
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        if self.linear is not None:
+            mean = mean + self.linear.encode(x)
         return DiagonalGaussian(mean, logvar)
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures of unscaled latents, about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(z))
+        residual = self.decoder(self.post_quant_conv(z))
+        return residual if self.linear is None else residual + self.linear.decode(z)

@@ -22,6 +22,7 @@ from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_
 from ldm.ranges import Amount, Count, Range
 from ldm.seeding import generator
 from ldm.training import optim
+from ldm.training.examples import from_bytes
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class AutoencoderTraining(pl.LightningModule):
 
     Args:
         autoencoder: the model.
-        make_batch: pictures of a step, a pure function of it.
+        make_batch: pictures of a step as bytes (B, 3, H, W) uint8, a pure function of it.
         seed: of the posterior's noise, which is a function of the step too.
         compiled: encoder and decoder go through ``torch.compile``.
+        workers: processes that make batches ahead; 0 makes them in this one.
     """
 
     def __init__(
@@ -62,15 +64,17 @@ class AutoencoderTraining(pl.LightningModule):
         max_steps: int,
         seed: int = 0,
         compiled: bool = False,
+        workers: int = 0,
     ) -> None:
         super().__init__()
-        self.compiled = compiled
+        self.compiled, self.workers = compiled, workers
         self.autoencoder = autoencoder
         self.make_batch = make_batch
         self.optim_config, self.loss_config, self.seed = optim_config, loss_config, seed
         if not loss_config.train_encoder:
-            autoencoder.encoder.requires_grad_(False)
-            autoencoder.quant_conv.requires_grad_(False)
+            for part in (autoencoder.encoder, autoencoder.quant_conv):
+                if part is not None:
+                    part.requires_grad_(False)
         self.adversarial = loss_config.adversarial_weight > 0
         self.discriminator: nn.Module | None = (
             PatchDiscriminator(loss_config.discriminator_channels) if self.adversarial else None
@@ -81,12 +85,13 @@ class AutoencoderTraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.compiled:
-            self.autoencoder.encoder.compile()
-            self.autoencoder.decoder.compile()
+            for part in (self.autoencoder.encoder, self.autoencoder.decoder):
+                if part is not None:
+                    part.compile()
 
     def train_dataloader(self) -> Any:
         stream = StepStream(lambda step: (step, self.make_batch(step)), self.global_batch)
-        return stream.loader()
+        return stream.loader(self.workers)
 
     @property
     def global_batch(self) -> int:
@@ -119,7 +124,7 @@ class AutoencoderTraining(pl.LightningModule):
         return loss, x_rec
 
     def training_step(self, batch: tuple[int, Tensor], batch_idx: int) -> Tensor | None:
-        step, x = batch
+        step, x = batch[0], from_bytes(batch[1])
         if not self.adversarial:
             return self.reconstruction(x, step)[0]
         self._adversarial_step(x, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,15 +11,18 @@ import torch
 from torch import nn
 
 from ldm.ranges import Amount, Count, Factor, Range
+from ldm.training.muon import Muon, matrices_and_others
 
 Beta = Annotated[float, Range(0, 1, below=True)]
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule.
+    """The optimiser and its schedule.
 
     Attributes:
+        kind: "adamw", or "muon" for the weight matrices of a network that is pretrained
+            (``ldm.training.muon``); a word is a vector and always learned by AdamW.
         lr: peak learning rate (for inversion: ``lr_base``, before scaling).
         schedule: after the warm-up, constant or a cosine to ``lr_final_ratio * lr``.
         warmup_steps: linear warm-up in optimiser steps.
@@ -35,6 +38,7 @@ class OptimConfig:
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Factor = 1e-8
     clip_norm: Amount = 0.0
+    kind: Literal["adamw", "muon"] = "adamw"
 
 
 def scale_lr(lr_base: float, *, accumulate: int, devices: int, batch_size: int) -> float:
@@ -73,6 +77,26 @@ def configure(
         weight_decay=config.weight_decay,
         fused=not config.clip_norm,  # Lightning cannot clip for an optimiser that unscales by itself
     )
+    return _scheduled(optimizer, config, total_steps)
+
+
+def configure_network(
+    modules: Sequence[nn.Module], config: OptimConfig, total_steps: int, ends: Sequence[nn.Module] = ()
+) -> dict[str, Any]:
+    """As :func:`configure`, for networks; ``ends`` are first and last layers, which Muon leaves to AdamW."""
+    if config.kind == "adamw":
+        return configure([p for module in modules for p in module.parameters()], config, total_steps)
+    optimizer = Muon(
+        matrices_and_others(modules, ends),
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    return _scheduled(optimizer, config, total_steps)
+
+
+def _scheduled(optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> dict[str, Any]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, total_steps, config)
     )

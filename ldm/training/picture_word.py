@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.data.bank import LatentBank
 from ldm.data.pictures import UNNAMED
 from ldm.models.layers import zero_init
 from ldm.seeding import generator
@@ -29,10 +28,15 @@ DETAILS, HIDDEN = 512, 1024
 
 
 class PictureWords(nn.Module):
-    """A token embedding for every thing of ``bank``, read off its portraits.
+    """A token embedding for every thing, read off its portraits.
 
     The axes of the components are kept with the network, so that a stage that goes on with other things
     reads them as the one before did.
+
+    Args:
+        text: the conditioner whose vocabulary gets the hidden name.
+        portraits: (M, 2, C, h, w) latents of the portraits of M things, on any device.
+        shares: (M,) how often each thing is drawn; only the ratios count.
     """
 
     centre: Tensor
@@ -42,13 +46,13 @@ class PictureWords(nn.Module):
     start: Tensor
     details: Tensor
 
-    def __init__(self, text: TextConditioner, bank: LatentBank) -> None:
+    def __init__(self, text: TextConditioner, portraits: Tensor, shares: Tensor) -> None:
         super().__init__()
         self.width = text.width
         self.token_id = text.tokenizer.add_placeholder(UNNAMED)
-        portraits, table = bank.portraits.flatten(1).float(), text.token_table.detach().float()
-        centre, axes = half_whitening(portraits, bank.subjects, DETAILS)
-        spread = ((portraits - centre) @ axes).square().mean().sqrt()
+        flat, table = portraits.flatten(1).float(), text.token_table.detach().float()
+        centre, axes = half_whitening(flat, shares, DETAILS)
+        spread = ((flat - centre) @ axes).square().mean().sqrt()
         self.register_buffer("centre", centre)
         self.register_buffer("axes", axes)
         self.register_buffer("spread", spread.clamp(min=1e-6))  # one thing alone has none
@@ -57,14 +61,17 @@ class PictureWords(nn.Module):
             nn.Linear(DETAILS, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(),
             zero_init(nn.Linear(HIDDEN, text.width)),
         )  # fmt: skip
-        self.read(bank)
+        self.to(portraits.device).read(portraits)
 
-    def read(self, bank: LatentBank) -> None:
-        """Take the things from ``bank`` now. Their components follow from it; no checkpoint has them."""
-        components = (bank.portraits.flatten(1).float() - self.centre) @ self.axes
-        start = F.layer_norm(components[:, : self.width] @ rotation(self.width), (self.width,))
+    def read(self, portraits: Tensor) -> None:
+        """Take these things now, portraits (M, 2, C, h, w). Their components follow from the portraits; no
+        checkpoint has them."""
+        components = (portraits.flatten(1).float() - self.centre) @ self.axes
+        turned = components[:, : self.width] @ rotation(self.width).to(components)
+        start = F.layer_norm(turned, (self.width,))
+        details = components @ rotation(DETAILS).to(components) / self.spread
         self.register_buffer("start", start, persistent=False)
-        self.register_buffer("details", components @ rotation(DETAILS) / self.spread, persistent=False)
+        self.register_buffer("details", details, persistent=False)
 
     def words(self, subjects: Tensor) -> Tensor:
         """Token embeddings (n, D) of things (n,), as long as those of the table: the conditioner normalises
@@ -77,14 +84,14 @@ class PictureWords(nn.Module):
         return torch.where((ids == self.token_id)[..., None], self.words(subjects)[:, None], embeds)
 
 
-def half_whitening(x: Tensor, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def half_whitening(x: Tensor, shares: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Centre (F,) and axes (F, width) of the principal components of x (M, F), each over the square root of
     its deviation.
 
     So the leading ones lead less than in the pictures, and the last ones are not blown up to noise. Rows
-    count as often as ``rows`` names them; where there are fewer than ``width`` the other axes are empty.
+    count by their ``shares`` (M,); where there are fewer than ``width`` the other axes are empty.
     """
-    share = torch.bincount(rows, minlength=len(x)).float()[:, None] / len(rows)
+    share = (shares.to(x) / shares.sum().to(x))[:, None]
     centre = (share * x).sum(0)
     centred = x - centre
     variance, axes = torch.linalg.eigh(centred.T @ (share * centred))

@@ -26,14 +26,15 @@ from ldm.io.checkpoints import (
 from ldm.io.runs import write_text
 from ldm.io.secrets import redacted_values
 from ldm.model import LatentDiffusion, ModelConfig, build
-from ldm.ranges import Batch, Positive, Range, Seed, Share
+from ldm.ranges import Batch, Count, Positive, Range, Seed, Share
 from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
 from ldm.training.diffusion import DiffusionTraining
+from ldm.training.examples import BankExamples, DrawnExamples, Examples, to_bytes
 from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
-from ldm.training.hardware import Precision, working_precision
+from ldm.training.hardware import Precision, device_of, working_precision
 from ldm.training.optim import OptimConfig
 from ldm.training.picture_word import PictureWords
 from ldm.training.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
@@ -52,12 +53,16 @@ class AutoencoderStage:
     Attributes:
         start_from: run folder of an autoencoder to go on from, such as for its decoder alone.
         compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU).
+        linear_pictures: how many pictures tell the principal components of a linear path.
+        workers: processes that make batches ahead; 0 makes them in the training process.
     """
 
     autoencoder: dict
     data: dict
     start_from: Path | None = None
     compiled: bool = False
+    linear_pictures: Batch = 4096
+    workers: Count = 0
     batch_size: Batch = 32
     seed: Seed = 0
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
@@ -87,7 +92,9 @@ class DiffusionStage:
         autoencoder_run: run folder of the autoencoder (or a model folder), shipped along.
         start_from: model folder or diffusion run whose UNet and text conditioner go on learning.
         latents: banks that ``ldm train latents`` wrote; every picture of all of them is drawn
-            equally often, so the sizes of the banks are their weights.
+            equally often, so the sizes of the banks are their weights. Or
+        data: a source of pictures, which are drawn anew each step and encoded on the way.
+        workers: processes that make batches ahead; 0 makes them in the training process.
         decoder_run: run folder of the decoder that went on learning, exported in place of that one's.
         inversion: settings for inverting into this model, written beside it at export.
         timesteps: which noise levels training looks at most.
@@ -98,7 +105,9 @@ class DiffusionStage:
 
     model: ModelConfig
     autoencoder_run: Path
-    latents: tuple[Path, ...]
+    latents: tuple[Path, ...] = ()
+    data: dict | None = None
+    workers: Count = 0
     start_from: Path | None = None
     decoder_run: Path | None = None
     inversion: dict = field(default_factory=dict)
@@ -155,14 +164,20 @@ def train_autoencoder(config: AutoencoderStage, folder: Path, resume: bool = Fal
     autoencoder = instantiate(config.autoencoder)
     if config.start_from is not None:
         load_part(autoencoder, config.start_from, "autoencoder")
+    elif checkpoint is None and autoencoder.linear is not None:
+        batches = range(config.linear_pictures // config.batch_size + 1)
+        autoencoder.fit_linear(
+            torch.cat([source.batch(step, config.batch_size, config.seed).images for step in batches])
+        )
     module = AutoencoderTraining(
         autoencoder,
-        lambda step: source.batch(step, config.batch_size, config.seed).images,
+        lambda step: to_bytes(source.batch(step, config.batch_size, config.seed).images),
         config.optim,
         config.loss,
         config.trainer.max_steps,
         config.seed,
         config.compiled,
+        config.workers,
     )
     fixed = source.batch(0, 16, config.seed + 1).images
 
@@ -232,13 +247,28 @@ def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
     return bank
 
 
-def diffusion_model(config: DiffusionStage, bank: LatentBank) -> LatentDiffusion:
+def examples_of(config: DiffusionStage) -> Examples:
+    """Where the stage's batches come from.
+
+    Raises:
+        UserError: neither or both of ``latents`` and ``data`` are given.
+    """
+    if bool(config.latents) == (config.data is not None):
+        raise UserError("give either latents (files of `ldm train latents`) or data (a source of pictures)")
+    if config.data is None:
+        return BankExamples.load(*config.latents)
+    return DrawnExamples(instantiate(config.data))
+
+
+def diffusion_model(config: DiffusionStage, examples: Examples) -> LatentDiffusion:
     """The stage's model: trained autoencoder, UNet and text as they start.
 
-    The scale factor is the bank's, or that of the model folder that goes on learning.
+    The scale factor is that of the examples, or of the model folder that goes on learning.
     """
     torch.manual_seed(config.seed)
-    scale_factor = round(bank.scale_factor, 5)
+    autoencoder = instantiate(config.model.autoencoder)
+    load_part(autoencoder, config.autoencoder_run, "autoencoder")
+    scale_factor = round(examples.scale_factor(autoencoder), 5)
     if config.start_from is not None and (config.start_from / "model.safetensors").is_file():
         scale_factor = load_yaml([config.start_from / "config.yaml"])["model"]["scale_factor"]
     model = build(replace(config.model, scale_factor=scale_factor))
@@ -249,25 +279,27 @@ def diffusion_model(config: DiffusionStage, bank: LatentBank) -> LatentDiffusion
     return model
 
 
-def _picture_words(config: DiffusionStage, model: LatentDiffusion, bank: LatentBank) -> PictureWords:
-    """Words of the bank's portraits, as a run that goes on had learned them: its UNet knows no others."""
-    words = PictureWords(model.text, bank)
+def _picture_words(config: DiffusionStage, model: LatentDiffusion, examples: Examples) -> PictureWords:
+    """Words of the portraits, as a run that goes on had learned them: its UNet knows no others."""
+    device = device_of(config.trainer.accelerator)
+    portraits = examples.portraits(model.autoencoder, device)
+    words = PictureWords(model.text, portraits, examples.shares)
     before = config.start_from
     path = None if before is None else last_checkpoint(before)
     if before and path and any(name.startswith("picture_words.") for name in read_state_dict(path)):
         load_part(words, before, "picture_words")
-        words.read(bank)
+        words.read(portraits)
     return words
 
 
 def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) -> Path:
     """Train UNet and text conditioner; returns the last checkpoint."""
     checkpoint = start(folder, config, resume)
-    bank = LatentBank.load(*config.latents)
-    model = diffusion_model(config, bank)
+    examples = examples_of(config)
+    model = diffusion_model(config, examples)
     module = DiffusionTraining(
         model,
-        bank,
+        examples,
         config.optim,
         batch_size=config.batch_size,
         max_steps=config.trainer.max_steps,
@@ -275,7 +307,8 @@ def train_diffusion(config: DiffusionStage, folder: Path, resume: bool = False) 
         seed=config.seed,
         timesteps=config.timesteps,
         compiled=config.compiled,
-        picture_words=_picture_words(config, model, bank) if config.picture_words else None,
+        picture_words=_picture_words(config, model, examples) if config.picture_words else None,
+        workers=config.workers,
     )
     average = EMAWeightAveraging(decay=config.ema_decay, update_every_n_steps=config.ema_every)
 
@@ -307,8 +340,7 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     The folder holds ``model.safetensors`` (float16, public layout), ``config.yaml`` and the
     vocabulary.
     """
-    bank = LatentBank.load(*config.latents)
-    model = diffusion_model(config, bank)
+    model = diffusion_model(config, examples_of(config))
     path = checkpoint or last_checkpoint(run)
     if path is None:
         raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")

@@ -87,3 +87,49 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(model.encode(x).mean, model.encode(x).mean)
     model.eval()
     assert torch.equal(model.encode(x).mean, model.encode(x).mean)
+
+
+def linear_autoencoder(kind: str, channels: int = 48) -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(32, [1, 1, 1], num_res_blocks=1, z_channels=8, embed_dim=channels, linear=kind)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "both"])
+def test_a_linear_path_starts_as_principal_components(kind: str) -> None:
+    pictures = torch.nn.functional.interpolate(torch.randn(64, 3, 4, 4), size=(16, 16), mode="bilinear")
+    model = linear_autoencoder(kind, channels=8)
+    model.fit_linear(pictures)
+    with torch.no_grad():
+        posterior = model.encode(pictures)
+        rebuilt = model.decode(posterior.mean)
+    # the best linear code of eight numbers a patch, by the singular values of the patches
+    patches = pictures.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48)
+    lost = torch.linalg.svdvals(patches - patches.mean(0))[8:].square().sum() / patches.numel()
+    torch.testing.assert_close((rebuilt - pictures).square().mean(), lost, rtol=1e-3, atol=1e-6)
+    assert posterior.mean.var().item() == pytest.approx(1, abs=0.05)
+    deviation = posterior.mean.std((0, 2, 3))
+    spread = torch.linalg.svdvals(patches - patches.mean(0))[:8]
+    ratio = deviation / spread.sqrt()  # half-whitened: as the square root of the components' own
+    torch.testing.assert_close(ratio, ratio.mean().expand(8), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "both"])
+def test_a_linear_codes_noise_is_alike_in_every_direction_of_the_pictures(kind: str) -> None:
+    model = linear_autoencoder(kind)  # 48 components: all of a patch
+    model.fit_linear(torch.randn(200, 3, 8, 8) * torch.linspace(0.2, 1, 8))
+    with torch.no_grad():
+        posterior = model.encode(torch.zeros(400, 3, 8, 8))
+        noisy = model.decode(posterior.sample(torch.Generator().manual_seed(0)))
+    assert (noisy - model.decode(posterior.mean)).std().item() == pytest.approx(0.03, rel=0.03)
+
+
+def test_a_linear_encoder_has_no_network_and_what_is_unknown_is_refused() -> None:
+    model = linear_autoencoder("encoder")
+    assert not any(name.startswith(("encoder.", "quant_conv.")) for name in model.state_dict())
+    assert {name for name, _ in model.named_buffers()} == {
+        f"linear.{name}" for name in ("encoding", "decoding", "centre", "noise")
+    }
+    with pytest.raises(ValueError, match="none, both or encoder"):
+        linear_autoencoder("decoder")
+    with pytest.raises(ValueError, match="components"):
+        linear_autoencoder("encoder", channels=49)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from stages import LOGGING, OPTIM, TRAINER, Interrupted, assert_same, checkpoint, interrupt
+from PIL import Image
+from stages import LOGGING, OPTIM, TRAINER, WORDS, Interrupted, assert_same, checkpoint, interrupt
 from torch import nn
 
 from ldm.config import load_yaml, resolve
@@ -19,6 +20,7 @@ from ldm.loading import load
 from ldm.model import LatentDiffusion, ModelConfig
 from ldm.sampling import sample
 from ldm.training.diffusion import DiffusionTraining
+from ldm.training.examples import BankExamples
 from ldm.training.export import average_models
 from ldm.training.picture_word import PictureWords, half_whitening, rotation
 from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
@@ -105,7 +107,7 @@ def test_a_copied_run_goes_on_in_its_new_folder(
 def test_captions_are_dropped_and_timesteps_spread_as_the_stage_says(
     tiny_model: LatentDiffusion, bank: Path
 ) -> None:
-    loaded = LatentBank.load(bank)
+    loaded = BankExamples.load(bank)
     options = {"batch_size": 10, "max_steps": 1, "seed": 0}
     module = DiffusionTraining(tiny_model, loaded, OPTIM, caption_dropout=0.3, **options)
     batches = [module.make_batch(step) for step in range(100)]
@@ -115,8 +117,9 @@ def test_captions_are_dropped_and_timesteps_spread_as_the_stage_says(
     for b in batches:  # one timestep a stratum, in random order
         assert sorted((b["t"] // 100).tolist()) == list(range(10))
     torch.testing.assert_close(module.make_batch(7), batches[7], rtol=0, atol=0)
+    assert not torch.equal(batches[7]["t"], batches[8]["t"])
     kept = DiffusionTraining(tiny_model, loaded, OPTIM, caption_dropout=0.0, **options)
-    ids = tiny_model.text.tokenize(loaded.captions)[loaded.batch(0, 10, 0)[1]]
+    ids = tiny_model.text.tokenize(loaded.bank.captions)[loaded.bank.batch(0, 10, 0)[1]]
     assert torch.equal(kept.make_batch(0)["ids"], ids)
 
 
@@ -153,14 +156,14 @@ def test_the_word_of_a_thing_stands_where_its_name_is_hidden(
     tiny_model: LatentDiffusion, bank: Path
 ) -> None:
     text = tiny_model.text
-    words_bank = LatentBank.load(bank)
-    words = PictureWords(text, words_bank)
+    examples = BankExamples.load(bank)
+    words = PictureWords(text, examples.bank.portraits, examples.shares)
     told = words.words(torch.arange(3))
     assert told.shape == (3, text.width)
     length = text.token_table.square().mean().sqrt().expand(3)
     torch.testing.assert_close(told.square().mean(1).sqrt(), length, rtol=1e-2, atol=0.0)
-    portraits = words_bank.portraits.flatten(1).float()
-    centre, axes = half_whitening(portraits, words_bank.subjects, text.width)
+    portraits = examples.bank.portraits.flatten(1).float()
+    centre, axes = half_whitening(portraits, examples.shares, text.width)
     components = (portraits - centre) @ axes @ rotation(text.width)
     cosine = torch.cosine_similarity(told, components - components.mean(1, keepdim=True))
     torch.testing.assert_close(cosine, torch.ones(3))  # before the network has learned anything
@@ -177,8 +180,7 @@ def test_half_whitened_components_are_uncorrelated_and_lead_by_the_square_root()
     deviation = torch.tensor([9.0, 4.0, 1.0, 0.25])
     basis = torch.linalg.qr(torch.randn(6, 6, generator=rng))[0][:4]
     x = torch.randn(4000, 4, generator=rng) * deviation @ basis
-    once = torch.arange(len(x))
-    centre, axes = half_whitening(x, once, 8)  # four components in a code of eight
+    centre, axes = half_whitening(x, torch.ones(len(x)), 8)  # four components in a code of eight
     codes = (x - centre) @ axes @ rotation(8)
     assert codes.shape == (4000, 8)
     codes = codes - codes.mean(0)
@@ -187,9 +189,9 @@ def test_half_whitened_components_are_uncorrelated_and_lead_by_the_square_root()
     assert spread[4:].max() < 1e-3
     near, far = (x[0] - x).norm(dim=1)[1:], (codes[0] - codes).norm(dim=1)[1:]
     assert torch.corrcoef(torch.stack([near, far]))[0, 1] > 0.9  # neighbours stay neighbours
-    # a row named twice counts as two rows
-    twice = half_whitening(torch.cat([x, x[:9]]), torch.arange(len(x) + 9), 8)
-    named = half_whitening(x, torch.cat([once, once[:9]]), 8)
+    # a row drawn twice as often counts as two rows
+    twice = half_whitening(torch.cat([x, x[:9]]), torch.ones(len(x) + 9), 8)
+    named = half_whitening(x, 1.0 + (torch.arange(len(x)) < 9), 8)
     torch.testing.assert_close(named[0], twice[0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(named[1] @ named[1].T, twice[1] @ twice[1].T, rtol=1e-3, atol=1e-3)
 
@@ -224,11 +226,60 @@ def test_a_shipped_model_can_go_on_learning_without_the_runs_that_made_it(
 ) -> None:
     out = export(diffusion_stage, finished[0], tmp_path / "model")
     stage = replace(diffusion_stage, autoencoder_run=out, start_from=out)
-    going_on = diffusion_model(stage, LatentBank.load(*stage.latents))
+    going_on = diffusion_model(stage, BankExamples.load(*stage.latents))
     assert going_on.fingerprint() == load(out).fingerprint()
-    other = LatentBank.load(*stage.latents)
-    other.mean *= 3  # pictures that spread otherwise: the scale factor stays the one the UNet knows
+    other = BankExamples.load(*stage.latents)
+    other.bank.mean *= 3  # pictures that spread otherwise: the scale factor stays the one the UNet knows
     assert diffusion_model(stage, other).scale_factor == going_on.scale_factor != other.scale_factor
+
+
+@pytest.fixture()
+def captioned_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, colour in enumerate(WORDS):
+        Image.new("RGB", (40, 40), colour).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {colour} cat")
+    return folder
+
+
+def test_pictures_drawn_anew_train_as_latents_do(
+    diffusion_stage: DiffusionStage, captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"root": str(captioned_folder), "image_size": diffusion_stage.model.image_size}
+    node = {"target": "ldm.data.pictures.FolderPictures", "params": params}
+    mixed = {"target": "ldm.data.mixed.MixedPictures", "params": {"sources": [{"share": 3, **node}, node]}}
+    stage = replace(diffusion_stage, latents=(), data=mixed)
+    with pytest.raises(UserError, match="either latents .* or data"):
+        train_diffusion(replace(stage, data=None), tmp_path / "neither")
+    with pytest.raises(UserError, match="either latents .* or data"):
+        train_diffusion(replace(stage, latents=diffusion_stage.latents), tmp_path / "both")
+    whole = checkpoint(train_diffusion(stage, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        interrupt(patch, DiffusionTraining, "make_batch", 5)
+        with pytest.raises(Interrupted):
+            train_diffusion(stage, tmp_path / "cut")
+    resumed = checkpoint(train_diffusion(stage, tmp_path / "cut", resume=True))
+    assert_same(resumed["current_model_state"], whole["current_model_state"])
+    ahead = checkpoint(train_diffusion(replace(stage, workers=2), tmp_path / "ahead"))
+    assert_same(ahead["current_model_state"], whole["current_model_state"])
+    latents = load(export(stage, tmp_path / "whole", tmp_path / "model"))
+    assert sample(latents, "a cat", steps=2, seed=0).isfinite().all()
+
+
+def test_a_run_with_muon_trains_every_weight(
+    finished: tuple[Path, dict[str, Any]], diffusion_stage: DiffusionStage, tmp_path: Path
+) -> None:
+    stage = replace(diffusion_stage, optim=replace(diffusion_stage.optim, kind="muon"))
+    state = checkpoint(train_diffusion(stage, tmp_path / "run"))
+    other = finished[1]["current_model_state"]
+    differ = [key for key, value in state["current_model_state"].items() if not torch.equal(value, other[key])]
+    assert any("attn2.to_k" in key for key in differ)
+    groups = state["optimizer_states"][0]["param_groups"]
+    assert [group["muon"] for group in groups] == [True, False]
+    # the same weights train, each in one group
+    before = sum(len(g["params"]) for g in finished[1]["optimizer_states"][0]["param_groups"])
+    assert sum(len(group["params"]) for group in groups) == before
 
 
 def test_timesteps_follow_the_logistic_normal_in_strata() -> None:
