@@ -63,6 +63,7 @@ class DiffusionTraining(pl.LightningModule):
         self.unet: nn.Module = model.unet
         self.text: nn.Module = model.text
         self.picture_words = picture_words
+        self.register_buffer("scale_factor", torch.tensor(model.scale_factor))
         if model.diffusion_loss.logvar.requires_grad:
             self.diffusion_loss: nn.Module = model.diffusion_loss
         object.__setattr__(self, "model", model)

@@ -265,17 +265,23 @@ def diffusion_model(config: DiffusionStage, examples: Examples) -> LatentDiffusi
 
     The scale factor is that of the examples, or of the model folder that goes on learning.
     """
-    torch.manual_seed(config.seed)
     autoencoder = instantiate(config.model.autoencoder)
     load_part(autoencoder, config.autoencoder_run, "autoencoder")
     scale_factor = round(examples.scale_factor(autoencoder), 5)
     if config.start_from is not None and (config.start_from / "model.safetensors").is_file():
         scale_factor = load_yaml([config.start_from / "config.yaml"])["model"]["scale_factor"]
-    model = build(replace(config.model, scale_factor=scale_factor))
-    load_part(model.autoencoder, config.autoencoder_run, "autoencoder")
+    model = _assembled(config, scale_factor)
     if config.start_from is not None:
         load_part(model.unet, config.start_from, "unet")
         load_part(model.text, config.start_from, "text")
+    return model
+
+
+def _assembled(config: DiffusionStage, scale_factor: float) -> LatentDiffusion:
+    """The trained autoencoder with a UNet and a text conditioner that know nothing."""
+    torch.manual_seed(config.seed)
+    model = build(replace(config.model, scale_factor=scale_factor))
+    load_part(model.autoencoder, config.autoencoder_run, "autoencoder")
     return model
 
 
@@ -340,13 +346,16 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     The folder holds ``model.safetensors`` (float16, public layout), ``config.yaml`` and the
     vocabulary.
     """
-    model = diffusion_model(config, examples_of(config))
     path = checkpoint or last_checkpoint(run)
     if path is None:
         raise UserError(f"{run} holds no checkpoint; train the diffusion stage first")
     state = read_state_dict(path)
+    if "scale_factor" not in state:
+        raise UserError(f"{path} is of an older version, which did not keep its scale factor: train it anew")
+    model = _assembled(config, round(float(state["scale_factor"]), 5))
     trained = {"unet.": model.unet, "text.": model.text}
-    load_model_weights(trained, state, source=str(path), ignore=("diffusion_loss.*", "picture_words.*"))
+    aside = ("diffusion_loss.*", "picture_words.*", "scale_factor")
+    load_model_weights(trained, state, source=str(path), ignore=aside)
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
     model.inversion_defaults = dict(config.inversion or {})

@@ -58,7 +58,7 @@ def test_diffusion_stage_trains_unet_and_text_and_averages_them(
     assert state["global_step"] == 4
     average, raw = state["state_dict"], state["current_model_state"]
     # only what trains is kept: no autoencoder, no manager, no tables
-    assert {key.split(".")[0] for key in average} == {"unet", "text"}
+    assert {key.split(".")[0] for key in average} == {"unet", "text", "scale_factor"}
     assert average.keys() == raw.keys()
     differ = [not torch.equal(average[k], raw[k]) for k in raw]
     assert sum(differ) > 0.9 * len(differ)
@@ -138,7 +138,7 @@ def test_a_hidden_name_is_told_by_portraits(
     state = checkpoint(train_diffusion(stage, run))["state_dict"]
     last = "picture_words.net.4.weight"
     assert state[last].abs().max() > 0  # the network learns, and starts at the components alone
-    assert {name.split(".")[0] for name in state} == {"unet", "text", "picture_words"}
+    assert {name.split(".")[0] for name in state} == {"unet", "text", "picture_words", "scale_factor"}
     again = replace(stage, start_from=run, optim=replace(stage.optim, lr=0.0))
     going_on = checkpoint(train_diffusion(again, tmp_path / "going on"))["state_dict"]
     kept = [name for name in state if name.startswith("picture_words.")]
@@ -208,7 +208,7 @@ def test_export_is_a_model_folder_with_the_averaged_weights(
     stored = read_state_dict(out / "model.safetensors")
     assert {t.dtype for t in stored.values()} == {torch.float16}
     model = load(out)
-    average = {k: v.half().float() for k, v in state["state_dict"].items()}
+    average = {k: v.half().float() for k, v in state["state_dict"].items() if k != "scale_factor"}
     trained = {"unet": model.unet, "text": model.text}
     assert_same({f"{n}.{k}": v for n, m in trained.items() for k, v in m.state_dict().items()}, average)
     ours = {k: v.half().float() for k, v in autoencoder.state_dict().items()}
