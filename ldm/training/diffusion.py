@@ -1,9 +1,9 @@
 """Text-to-image training of the latent diffusion model: UNet and text conditioner together.
 
 The autoencoder is frozen. Latents were encoded once, or pictures are drawn anew each step and encoded on the
-way (``ldm.training.examples``). Captions are dropped with probability ``caption_dropout`` for classifier-free guidance (Ho & Salimans
-2022); weights are averaged by Lightning's ``EMAWeightAveraging``. A caption may leave out the thing's
-name: its portraits tell it (``ldm.training.picture_word``).
+way (``ldm.training.examples``). Captions are dropped with probability ``caption_dropout`` for
+classifier-free guidance (Ho & Salimans 2022); weights are averaged by Lightning's ``EMAWeightAveraging``.
+A caption may leave out the thing's name: its portraits tell it (``ldm.training.picture_word``).
 """
 
 from __future__ import annotations

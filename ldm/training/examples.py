@@ -1,4 +1,4 @@
-"""What a denoiser is pretrained on: latents that were encoded once, or pictures that are drawn anew each step."""
+"""What a denoiser is pretrained on: latents that were encoded once, or pictures drawn anew each step."""
 
 from __future__ import annotations
 

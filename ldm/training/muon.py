@@ -2,8 +2,8 @@
 
 A weight matrix moves alike in all of its singular directions and not only in the few that lead its
 gradient. Vectors, tables and the first and last layers keep AdamW. Steps are scaled to the size of AdamW's
-(Liu et al. 2025, arXiv 2502.16982), so that both share a learning rate and its schedule. Matrices of one shape
-are orthogonalised in one batched product, which is what makes it cheap for a network of many layers.
+(Liu et al. 2025, arXiv 2502.16982), so that both share a learning rate and its schedule. Matrices of one
+shape are orthogonalised in one batched product, which is what makes it cheap for a network of many layers.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
             self.state[p].setdefault("momentum", torch.zeros_like(p))
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         momenta = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
@@ -111,7 +111,7 @@ class Muon(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p] |= {"step": 0, "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
             self.state[p]["step"] += 1
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         states = [self.state[p] for p in params]
         first, second = [s["first"] for s in states], [s["second"] for s in states]
         (beta1, beta2), step = group["betas"], states[0]["step"]

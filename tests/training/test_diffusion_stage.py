@@ -273,7 +273,8 @@ def test_a_run_with_muon_trains_every_weight(
     stage = replace(diffusion_stage, optim=replace(diffusion_stage.optim, kind="muon"))
     state = checkpoint(train_diffusion(stage, tmp_path / "run"))
     other = finished[1]["current_model_state"]
-    differ = [key for key, value in state["current_model_state"].items() if not torch.equal(value, other[key])]
+    own = state["current_model_state"]
+    differ = [key for key, value in own.items() if not torch.equal(value, other[key])]
     assert any("attn2.to_k" in key for key in differ)
     groups = state["optimizer_states"][0]["param_groups"]
     assert [group["muon"] for group in groups] == [True, False]
