@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from PIL import Image
 
 from ldm.cli import official
 from ldm.cli.main import main
 from ldm.config import dump_yaml
-from ldm.io.embeddings import load_embedding
+from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 
 LATIN = os.fsdecode(b"caf\xe9")  # "café" in Latin-1, a lone byte in UTF-8
 
@@ -89,19 +89,18 @@ class Console(io.TextIOWrapper):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_whatever_is_printed_is_printed_on_every_console(
-    encoding: str, odd: Path, monkeypatch: pytest.MonkeyPatch
+    encoding: str, odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, run = str(odd / f"m{LATIN}"), str(odd / "run")
-    name = "<猫 é 🙂>"
+    model, word = str(odd / f"m{LATIN}"), odd / f"{LATIN}.safetensors"
+    save_embeddings(Embedding("<猫 é 🙂>", torch.ones(1, 32)), tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").rename(word)
     lines = [
-        ["invert", "--model", model, "--images", str(odd / f"p{LATIN}"), "--name", name, "--steps", "1",
-         "--out", run],
-        ["embeddings", "show", f"{run}/embeddings.safetensors"],
-        ["inspect", "--model", model, f"{run}/embeddings.safetensors"],
+        ["embeddings", "show", str(word)],
+        ["inspect", "--model", model, str(word)],
         ["sample", "--model", model, "--prompt", "猫 é 🙂", "--n", "1", "--steps", "1", "--out", f"{odd}/猫"],
         ["sample", "--model", model, "--embedding", f"{odd}/猫🙂.pt", "--prompt", "x"],
         ["invert", "--help"],
-    ]  # fmt: skip
+    ]
     for words in lines:
         out, err = Console(encoding), Console(encoding)
         monkeypatch.setattr(sys, "stdout", out)
@@ -115,9 +114,12 @@ def test_whatever_is_printed_is_printed_on_every_console(
         assert (out if status == 0 else err).text()
 
 
-def test_pictures_of_such_names_are_named_in_warnings(cli: Callable, odd: Path) -> None:
-    Image.new("RGB", (8, 8)).save(odd / f"p{LATIN}" / "x.png")
-    (odd / f"p{LATIN}" / f"{LATIN}.xyz").touch()
-    result = cli("invert", "--model", odd / f"m{LATIN}", "--images", odd / f"p{LATIN}", "--name", "<toy>",
-                 "--steps", 1, "--out", odd / "run")  # fmt: skip
-    assert result.code == 0 and "\\udce9.xyz" in result.err
+def test_files_of_such_names_are_named_in_warnings_and_errors(cli: Callable, odd: Path) -> None:
+    folder = odd / f"p{LATIN}"
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / f"{LATIN}.xyz").touch()
+    result = cli("invert", "--model", odd / f"m{LATIN}", "--images", folder, "--name", "<toy>")
+    assert result.code == 2 and result.err.count("\n") == 2
+    assert "\\udce9.xyz" in result.err
+    assert f"no pictures in {folder}".replace("\udce9", "\\udce9") in result.err

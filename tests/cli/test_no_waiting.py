@@ -44,7 +44,7 @@ def impatient() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("what", ["pipe", "folder", "missing"])
+@pytest.mark.parametrize("what", ["pipe", "folder"])
 @pytest.mark.parametrize("option", LINES)
 def test_what_is_no_file_is_said_at_once(
     cli: Callable, model_folder: Path, pictures: Path, embedding: Path, capsys: pytest.CaptureFixture[str],
