@@ -33,6 +33,7 @@ DEV = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "hypothesis>=6.110",
+    "ray>=2.60",  # lists on a cluster
     "ruff>=0.9",
     "mypy>=1.14",
     # the implementations that the tests compare with

@@ -157,6 +157,6 @@ def _failed(job: Job, out: Path, error: BaseException) -> Result:
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line, with its kind if it is none of ours."""
+    """An error in one line, with its kind and its first sentence if it is none of ours."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text.split('. ')[0][:300]}"

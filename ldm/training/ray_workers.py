@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -12,6 +15,8 @@ from ldm.errors import UserError
 
 #: of a local cluster's object store, in bytes; what passes through it are settings and results
 STORE = 2**27
+#: seconds in which a cluster must answer, the start of Ray included
+ANSWER = 60
 
 
 class RayWorkers(Executor):
@@ -27,14 +32,16 @@ class RayWorkers(Executor):
         verbose: show what Ray and the workers say.
 
     Raises:
-        UserError: Ray is not installed, there is no cluster at the address, or a task asks for more
-            than the whole cluster has.
+        UserError: Ray is not installed, there is no cluster at the address or it asks for another token, or
+            a task asks for more than the whole cluster has.
     """
 
     def __init__(
         self, address: str, *, cpus: int = 1, gpus: float | None = None, verbose: bool = False
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not verbose:  # also the last pages of a killed node's log, which Ray would print
+            os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         try:
             import ray
         except ImportError:
@@ -43,22 +50,23 @@ class RayWorkers(Executor):
                 "machine without it: ldm invert --concepts)"
             ) from None
         self.ray = ray
-        level = "INFO" if verbose else "ERROR"
         local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE}
         try:
             if address not in ("local", "auto"):
                 _knock(address)
+                _ask(address)
             ray.init(
                 address=address,
                 log_to_driver=verbose,
-                logging_level=level,
+                logging_level=logging.INFO if verbose else logging.ERROR,
                 **(local if address == "local" else {}),
             )
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"there is no Ray cluster at {address!r}; start one with `ray start --head` and `ray "
-                "start --address HOST:PORT`, or use --address local"
-            ) from error
+            raise _nobody(address) from error
+        except ray.exceptions.RayError as error:
+            raise _needs_token(address) if "oken" in str(error) else _nobody(address) from error
         has = ray.cluster_resources()
         gpus = float(has.get("GPU", 0) > 0) if gpus is None else gpus
         for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
@@ -93,6 +101,40 @@ def _knock(address: str) -> None:
     """OSError or ValueError if nobody listens at "host:port"; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _ask(address: str) -> None:
+    """Refuse a server that is no Ray cluster, or one that does not take this machine's token.
+
+    In a process of its own: Ray would try for 20 seconds, and for each of them print a line.
+    """
+    if "://" in address:  # of Ray's client, which has no such command
+        return
+    words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        asked = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _nobody(address) from error
+    if "AuthenticationError" in asked.stderr:
+        raise _needs_token(address)
+    if asked.returncode and "RpcError" in asked.stderr:
+        raise _nobody(address)
+
+
+def _nobody(address: str) -> UserError:
+    return UserError(
+        f"there is no Ray cluster at {address!r}; start one with `ray start --head` and `ray start --address "
+        "HOST:PORT`, or use --address local"
+    )
+
+
+def _needs_token(address: str) -> UserError:
+    given = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    what = "takes another token than this one" if given else "asks for a token: set RAY_AUTH_MODE=token"
+    return UserError(
+        f"the Ray cluster at {address!r} {what}; copy ~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN "
+        "to what `ray get-auth-token` prints there"
+    )
 
 
 def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

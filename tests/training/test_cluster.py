@@ -1,47 +1,24 @@
 """Tasks on workers: every concept comes back once, whatever happens to the workers, with Ray or without."""
 
-import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from PIL import Image
+from cluster_world import make_jobs, write_world
 
-from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
-from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import load_embedding
 from ldm.model import LatentDiffusion, ModelConfig
 from ldm.training import cluster, ray_workers
-from ldm.training.cluster import HOPELESS, Task, hand_out, learn_on, learn_task
-from ldm.training.config import InversionConfig
-from ldm.training.fit import LoggingConfig, TrainerConfig
+from ldm.training.cluster import HOPELESS, Task, hand_out, learn_on
 from ldm.training.jobs import Job, Result
 
-CONFIG = InversionConfig(
-    images=Path("pictures"),
-    placeholder="",
-    model="tiny",
-    init="cat",
-    templates="plain",
-    prompts=("a photo of {}",),
-    samples_per_prompt=0,
-    batch_size=2,
-    allow_untrained=True,
-    trainer=TrainerConfig(max_steps=3, accelerator="cpu", checkpoint_every=2, image_every=0),
-    logging=LoggingConfig(loggers=()),
-)
 Learn = Callable[[Sequence[Job]], list[Result]]
-
-
-def make_jobs(n: int) -> list[Job]:
-    return [Job(f"c{i}", replace(CONFIG, placeholder=f"<{i}>", seed=i)) for i in range(n)]
 
 
 def learned(jobs: Sequence[Job]) -> list[Result]:
@@ -163,13 +140,7 @@ def world(
     tiny_model: LatentDiffusion, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A folder to work in, with a model and pictures at relative paths."""
-    (tmp_path / "tiny").mkdir()
-    save_checkpoint(tiny_model.parts, tmp_path / "tiny/model.safetensors", dtype=None)
-    values = {"model": {**to_plain(tiny_config), "checkpoint": "model.safetensors"}}
-    (tmp_path / "tiny/config.yaml").write_text(dump_yaml(values))
-    (tmp_path / "pictures").mkdir()
-    for colour in ("red", "green"):
-        Image.new("RGB", (16, 16), colour).save(tmp_path / "pictures" / f"{colour}.png")
+    write_world(tmp_path, tiny_model, tiny_config)
     monkeypatch.chdir(tmp_path)
     cluster._model.cache_clear()
     return tmp_path
@@ -227,56 +198,3 @@ def test_an_address_where_nobody_listens_is_said_at_once(
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
     with pytest.raises(UserError, match="no Ray cluster"):
         ray_workers.RayWorkers(address)
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[ray_workers.RayWorkers]:
-    pytest.importorskip("ray")
-    with ray_workers.RayWorkers("local") as workers:
-        yield workers
-
-
-def test_ray_gives_back_results_and_the_functions_own_errors(ray_cluster: ray_workers.RayWorkers) -> None:
-    def half(n: int) -> int:
-        if n % 2:
-            raise UserError(f"{n} is odd")
-        return n // 2
-
-    assert ray_cluster.submit(half, 6).result(60) == 3
-    error = ray_cluster.submit(half, n=7).exception(60)
-    assert type(error) is UserError and str(error) == "7 is odd"
-
-
-def test_a_word_is_learned_although_its_worker_is_killed(
-    world: Path, ray_cluster: ray_workers.RayWorkers
-) -> None:
-    marks = world / "killed"
-    marks.mkdir()
-
-    def learn(jobs: Sequence[Job]) -> list[Result]:
-        mark = marks / jobs[0].name
-        if not mark.exists():  # after one of its two concepts is finished
-            mark.touch()
-            learn_task(jobs[:1], world, Path("runs"), "auto")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return learn_task(jobs, world, Path("runs"), "auto")
-
-    jobs = make_jobs(2)
-    ((_, results),) = hand_out([Task(tuple(jobs))], ray_cluster, learn, 1)
-    assert isinstance(results, list) and len(list(marks.iterdir())) == 1
-    assert [(result.name, result.status) for result in results] == [("c0", "kept"), ("c1", "learned")]
-    for job in jobs:
-        assert load_embedding(world / "runs" / job.name / "embeddings.safetensors").K == 1
-
-
-def test_a_worker_that_dies_each_time_costs_its_concept_alone(ray_cluster: ray_workers.RayWorkers) -> None:
-    def learn(jobs: Sequence[Job]) -> list[Result]:
-        if any(job.name == "c2" for job in jobs):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return [Result(job.name, job.config.placeholder, "learned", Path(job.name)) for job in jobs]
-
-    # not ``learned``: a worker cannot import a test file, only what it is handed
-    tasks = [Task(tuple(make_jobs(4)))]
-    found = list(hand_out(tasks, ray_cluster, learn, 0))
-    lost = [task.jobs for task, outcome in found if isinstance(outcome, BaseException)]
-    assert [[job.name for job in jobs] for jobs in lost] == [["c2"]]
