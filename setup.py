@@ -64,7 +64,7 @@ setup(
     package_data={"ldm": ["py.typed", "assets/**/*"]},
     include_package_data=True,
     install_requires=RUNTIME,
-    extras_require={"dev": DEV, "ray": ["ray>=2.40"], "heif": ["pillow-heif>=0.22"]},
+    extras_require={"dev": DEV, "ray": ["ray>=2.60"], "heif": ["pillow-heif>=0.22"]},
     entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},
     zip_safe=False,
     classifiers=[

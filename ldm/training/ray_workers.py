@@ -46,7 +46,7 @@ class RayWorkers(Executor):
             import ray
         except ImportError:
             raise UserError(
-                "Ray is not installed; install it with: pip install 'ray>=2.40' (or learn on this "
+                "Ray is not installed; install it with: pip install 'ray>=2.60' (or learn on this "
                 "machine without it: ldm invert --concepts)"
             ) from None
         self.ray = ray
