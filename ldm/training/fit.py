@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from ldm.io.files import printable
 from ldm.io.runs import atomic_write
 from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
+from ldm.training.csv_log import CsvLog
 from ldm.training.hardware import Precision, refuse_machine, working_precision
 from ldm.training.quiet import quiet
 from ldm.training.wandb_run import wandb_logger
@@ -120,7 +121,7 @@ def make_loggers(config: LoggingConfig, folder: Path) -> list[Logger]:
     made: list[Logger] = []
     for name in config.loggers:
         if name == "csv":
-            made.append(CSVLogger(folder, name="", version=_unused(folder, "csv")))
+            made.append(CsvLog(folder, _unused(folder, "csv")))
         elif name == "tensorboard" and printable(folder) != str(folder):
             log.warning("TensorBoard cannot write to %s, whose name is not UTF-8: the scalars are in the CSV",
                         folder)  # fmt: skip

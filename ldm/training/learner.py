@@ -71,6 +71,7 @@ class Learner:
         self._resume = resume
         self._claim = ExitStack()  # of the run folder, and its loggers
         self._loggers: list[Logger] = []
+        self._begun = False
         self._micro = 0  # batches since the last step, whose gradients are summed
         self._ids: dict[str, Tensor] = {}
 
@@ -84,12 +85,15 @@ class Learner:
 
     def begin(self) -> None:
         """Before its first step in a pack: claim the run folder, load what it goes on from."""
+        if self._begun:  # it had to wait once more
+            return
         self._claim.enter_context(claimed(self.run.path))
         if self._resume:
             self._load()
         self._resume = False
         self._loggers = pack_loggers(self.config.logging, self.run.path)
         self._claim.callback(close_loggers, self._loggers)
+        self._begun = True
 
     def release(self) -> None:
         """Close the loggers, and leave the run folder to others."""

@@ -85,20 +85,24 @@ def one_size(work: Work, place: Path, size: int, row: Row) -> None:
             row.lost.append(f"{what}: with more room, gone: {gone}")
 
 
+def bytes_of(work: Work, place: Path) -> int:
+    """What a command needs, with a page for each file's place in its folder."""
+    place.mkdir()
+    assert run(work.words, place).status == 0
+    files = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
+    return sum(-(-size // 4096) * 4096 for size in files) + 4096 * len(files)
+
+
 def many_sizes(n: int) -> Row:
     """``n`` sizes, from nothing to enough, of each command in turn."""
     with scratch() as folder, timed(Row("a full disk")) as row:
         world = build_world(folder / "world")
         chosen = works(world)
         need: dict[str, int] = {}
-        for work in chosen:
-            place = folder / f"needs {work.name}"
-            place.mkdir()
-            assert run(work.words, place).status == 0
-            files = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
-            need[work.name] = sum(-(-size // 4096) * 4096 for size in files) + 4096 * len(files)
         for number in range(n):
             work = chosen[number % len(chosen)]
+            if work.name not in need:
+                need[work.name] = bytes_of(work, folder / f"needs {work.name}")
             share = (number // len(chosen) + 0.5) / max(1, -(-n // len(chosen)))
             one_size(work, folder / f"disk {number}", max(8192, int(need[work.name] * share)), row)
     return row

@@ -56,7 +56,7 @@ def works(world: World) -> list[Work]:
     sample = ("--embedding", world.word, "--prompt", "a {}", "--n", 3, "--steps", 2, "--batch-size", 1)
     stage = ("train", "autoencoder", "--base", world.stage)
     return [
-        Work("single run", ("invert", *model, *word, "--steps", 4, "--out", "run"), ("--resume",), "run",
+        Work("single", ("invert", *model, *word, "--steps", 4, "--out", "run"), ("--resume",), "run",
              ("embeddings.safetensors", "images/final_000.png")),
         Work("pack", ("invert", "--concepts", world.concepts, "--steps", 4, "--pack", 2, "--out", "all"),
              ("--resume",), "all", ("*/embeddings.safetensors", "embeddings.safetensors")),
@@ -93,27 +93,6 @@ def at_point(number: int) -> Callable[[], None]:
     return install
 
 
-def points(work: Work, folder: Path) -> int:
-    """How many points its writes have."""
-    tally = folder / "tally"
-
-    def install() -> None:
-        real = os.replace
-
-        def replace(source: str | Path, target: str | Path) -> None:
-            if is_temporary(Path(source)):
-                with open(tally, "ab") as handle:
-                    handle.write(b"x")
-            real(source, target)
-
-        os.replace = replace  # type: ignore[assignment]
-
-    (folder / "counted").mkdir()
-    done = run(work.words, folder / "counted", install)
-    assert done.status == 0, done.err
-    return len(MOMENTS) * tally.stat().st_size
-
-
 def results(work: Work, folder: Path) -> dict[str, str]:
     """Path -> hash of what must be the same."""
     out = folder / work.out
@@ -140,20 +119,33 @@ def go_on(work: Work, folder: Path, expected: dict[str, str], row: Row, what: st
 
 
 # ------------------------------------------------------------------ many
-def reference(work: Work, folder: Path) -> tuple[dict[str, str], float]:
-    """The results of a command that nobody kills, and its seconds."""
+def reference(work: Work, folder: Path) -> tuple[dict[str, str], float, int]:
+    """Of a command that nobody kills: results, seconds, and how many points its writes have."""
     folder.mkdir()
+    tally = folder / "tally"
+    tally.touch()
+
+    def install() -> None:
+        real = os.replace
+
+        def replace(source: str | Path, target: str | Path) -> None:
+            if is_temporary(Path(source)):
+                with open(tally, "ab") as handle:
+                    handle.write(b"x")
+            real(source, target)
+
+        os.replace = replace  # type: ignore[assignment]
+
     started = time.monotonic()
-    done = run(work.words, folder)
+    done = run(work.words, folder, install)
     assert done.status == 0, done.err
-    return results(work, folder), time.monotonic() - started
+    return results(work, folder), time.monotonic() - started, len(MOMENTS) * tally.stat().st_size
 
 
 def kill_at_points(work: Work, folder: Path, n: int | None, rng: random.Random) -> Row:
     """At every point of every write, or at ``n`` of them."""
     with timed(Row(f"{work.name}: killed at the points of its writes")) as row:
-        expected, _ = reference(work, folder / "reference")
-        of = points(work, folder)
+        expected, _, of = reference(work, folder / "reference")
         row.what += f" ({of} points)"
         for point in range(of) if n is None or n >= of else sorted(rng.sample(range(of), n)):
             place = folder / "killed"
@@ -168,7 +160,7 @@ def kill_at_points(work: Work, folder: Path, n: int | None, rng: random.Random) 
 def kill_at_random(work: Work, folder: Path, n: int, rng: random.Random) -> Row:
     """``n`` times, at random moments of its time, and every second time once more while it goes on."""
     with timed(Row(f"{work.name}: killed at random moments")) as row:
-        expected, seconds = reference(work, folder / "reference")
+        expected, seconds, _ = reference(work, folder / "reference")
         for number in range(n):
             place = folder / "killed"
             place.mkdir()
@@ -191,7 +183,7 @@ def _rest(work: Work) -> tuple[str, tuple[str, ...]]:
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0], 400)
-    parser.add_argument("--only", help="one of: single run, pack, sample, convert, stage")
+    parser.add_argument("--only", help="one of: single, pack, sample, convert, stage")
     parser.add_argument("--points", type=int, help="at most so many points of each (default: all)")
     args = parser.parse_args()
     rng, rows = random.Random(args.seed), []
