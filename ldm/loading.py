@@ -26,6 +26,7 @@ from ldm.io.checkpoints import (
 )
 from ldm.io.files import kind_of, read_head
 from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.paths import expanded
 from ldm.recognize import recognize
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     if isinstance(source, Mapping):
         values, folder = dict(source), Path(".")
     else:
-        path = Path(source)
+        path = expanded(source)
         named = ASSETS / str(source) / "config.yaml"
         beside = config_beside(path)
         if beside is not None:
@@ -186,6 +187,8 @@ def load(
     if isinstance(config_or_path, ModelConfig):
         config, folder, defaults = config_or_path, Path("."), {}
     else:
+        if not isinstance(config_or_path, Mapping):
+            config_or_path = expanded(config_or_path)
         values, folder = find(config_or_path)
         defaults = dict(values.get("inversion") or {})
         config = resolve(ModelConfig, values["model"], "model.")
@@ -203,9 +206,9 @@ def load(
         image_size=image_size or config.image_size,
     )
     weights = (
-        Path(checkpoint)
+        expanded(checkpoint)
         if checkpoint
-        else folder / config.checkpoint
+        else folder / expanded(config.checkpoint)
         if config.checkpoint
         else None
     )
@@ -235,6 +238,6 @@ def _random(config: ModelConfig, dtype: torch.dtype | None) -> LatentDiffusion:
 def in_folder(config: ModelConfig, folder: Path) -> ModelConfig:
     """The config with the files of its text conditioner found beside it."""
     params = dict(config.text.get("params") or {})
-    beside = {k: str(folder / str(v)) for k, v in params.items() if k in FILES and v}
+    beside = {k: str(folder / expanded(str(v))) for k, v in params.items() if k in FILES and v}
     params |= {key: path for key, path in beside.items() if Path(path).exists()}
     return replace(config, text={**config.text, "params": params})

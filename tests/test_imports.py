@@ -21,21 +21,22 @@ ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "interrupt": set(),
     "names": set(),
+    "paths": set(),
     "seeding": set(),
     "device": set(),
     "ranges": {"errors"},
     "yaml_text": {"errors"},
-    "config": {"errors", "ranges", "yaml_text"},
-    "io": {"errors", "names", "seeding"},
+    "config": {"errors", "paths", "ranges", "yaml_text"},
+    "io": {"errors", "names", "paths", "seeding"},
     "models": set(),
     "diffusion": {"errors", "seeding"},
-    "text": {"errors", "io", "device", "names", "ranges"},
+    "text": {"errors", "io", "device", "names", "paths", "ranges"},
     "inversion": {"errors", "config", "text", "device", "names"},
-    "data": {"errors", "names", "seeding", "io", "text", "config"},
+    "data": {"errors", "names", "paths", "seeding", "io", "text", "config"},
 }
 ALLOWED["legacy"] = {"errors", "config", "io", "inversion"}
 ALLOWED["model"] = set(ALLOWED) - {"data", "legacy"}
-ALLOWED["editing"] = {"errors", "diffusion", "data", "model"}
+ALLOWED["editing"] = {"errors", "paths", "diffusion", "data", "model"}
 ALLOWED["sampling"] = {
     "errors", "config", "interrupt", "ranges", "seeding", "diffusion", "model", "editing",
 }  # fmt: skip

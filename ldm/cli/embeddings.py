@@ -204,7 +204,7 @@ def _write(words: Sequence[Embedding], out: Path, to: str | None, force: bool) -
     from ldm.io.claims import sweep
     from ldm.io.embeddings import save_embeddings
 
-    sweep(out.expanduser().parent)
+    sweep(out.parent)
     save_embeddings(words, out, format=to, overwrite=force)
     common.heading(f"{len(words)} {'word' if len(words) == 1 else 'words'} in {out}")
     for word in words:

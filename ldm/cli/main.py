@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ldm import interrupt
 from ldm._version import __version__
 from ldm.cli import cluster, common, edit, embeddings, evaluate, inspect, invert, sample, train
 from ldm.errors import UserError
 from ldm.io.files import printable
+from ldm.paths import expanded
 
 EXAMPLE = """\
 example:
@@ -57,11 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(args.run, args)
 
 
+#: options that are paths, or may be, beside those that are parsed as one
+PATHS = (
+    "model", "checkpoint", "judge", "prompts_file", "base", "models", "data_root", "actual_resume",
+    "embedding_manager_ckpt",
+)  # fmt: skip
+
+
+def expand(args: argparse.Namespace) -> None:
+    """Put the home folder in place of ``~`` in every path: a shell leaves it as it is in ``--out=~/x``."""
+    for name, value in vars(args).items():
+        values = value if isinstance(value, list) else [value]
+        new = [expanded(one) if isinstance(one, Path) else
+               os.path.expanduser(one) if name in PATHS and isinstance(one, str) else one
+               for one in values]  # fmt: skip
+        setattr(args, name, new if isinstance(value, list) else new[0])
+
+
 def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Call ``run(args)``; an error that the user caused is one line on stderr, not a traceback."""
     _log_to_stderr(args.verbose)
     with interrupt.listening():
         try:
+            expand(args)
             run(args)
             return 0
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`

@@ -31,7 +31,7 @@ def load(paths: Sequence[Path]) -> list[Embedding]:
     words = []
     for path in paths:
         for word in load_embeddings(path):
-            beside = {"file": redacted(path.name), "sha256": file_sha256(path.expanduser())}
+            beside = {"file": redacted(path.name), "sha256": file_sha256(path)}
             words.append(replace(word, metadata={**word.metadata, **beside}))
     return words
 

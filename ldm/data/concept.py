@@ -23,6 +23,7 @@ from ldm.data.captions import TEXTS, caption_files
 from ldm.data.decode import HEIF_SUFFIXES, SUFFIXES, decode, flatten, suffixes
 from ldm.errors import UserError
 from ldm.io.runs import file_sha256
+from ldm.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def list_pictures(
     (for both see ``CompatConfig``). :class:`UserError` if the folder does not exist, is a file, or
     holds no picture.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file: give the folder that your pictures are in")
     if not folder.is_dir():
@@ -153,7 +154,7 @@ def concept_of(
     of 8 bits, tensors (3, H, W) or (1, H, W) of 8 bits, or floats (3, S, S) in [-1, 1] of that very size.
     :class:`UserError` for none at all, kinds that are mixed, another shape, or what cannot be decoded.
     """
-    if isinstance(images, str | Path) and not Path(images).is_file():
+    if isinstance(images, str | Path) and not expanded(images).is_file():
         return load_concept(images, size, fit=fit, background=background, upright=upright,
                             interpolation=interpolation, every_file=every_file, unsorted=unsorted)
     items = in_memory.listed(images)
@@ -168,7 +169,7 @@ def concept_of(
         loaded = load_pil(pictures, size, fit=fit, background=background,  # type: ignore[arg-type]
                           upright=upright, interpolation=interpolation)
         return Concept(loaded, (), ())
-    paths = tuple(Path(str(item)) for item in items)
+    paths = tuple(expanded(str(item)) for item in items)
     loaded = torch.stack([
         load_picture(path, size, fit=fit, background=background, upright=upright,
                      interpolation=interpolation) for path in paths])
@@ -189,7 +190,7 @@ def load_picture(
     :class:`UserError` that names the file and what is wrong with it.
     """
     colour = _colour(background)
-    flat = decode(path, size, colour, upright)
+    flat = decode(expanded(path), size, colour, upright)
     return to_tensor(fit_square(flat, size, fit, colour, interpolation))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.paths import expanded
 from ldm.seeding import generator
 
 #: in a caption, stands for the name of a thing that only its portraits tell
@@ -86,14 +87,14 @@ class EmojiPictures:
         rng = generator(0, "fantasies")
         self.composer: Composer
         if sets is None:
-            sprites = EmojiSprites.load(Path(root), groups, exclude)
+            sprites = EmojiSprites.load(expanded(root), groups, exclude)
             if fantasies:
                 sprites = imagine(sprites, fantasies, UNNAMED, rng, warp)
             self.composer = Composer(sprites, image_size, unnamed=unnamed)
             self.drawings = sprites.sprites.flatten(0, 1)
         else:
             names = [sets] if isinstance(sets, str) and sets != "all" else sets
-            drawings = EmojiDrawings.load(Path(root), groups, exclude, None if names == "all" else names)
+            drawings = EmojiDrawings.load(expanded(root), groups, exclude, None if names == "all" else names)
             if kept_for_tests := set(drawings.styles) & set(VENDORS):
                 raise UserError(f"{min(kept_for_tests)} is a set to test with, never to train with")
             if fantasies:
@@ -125,7 +126,7 @@ class FolderPictures:
         from ldm.data.concept import load_concept
         from ldm.io.files import read_text
 
-        concept = load_concept(Path(root), image_size)
+        concept = load_concept(expanded(root), image_size)
         self.images, self.flip_p = concept.images, flip_p
         self.shares = torch.ones(len(self.images))
         files = caption_files(concept.paths)

@@ -20,6 +20,7 @@ from ldm.config import ASSETS, dump_yaml, load_yaml, resolve, to_plain
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
 from ldm.io.runs import atomic_write, write_bytes, write_text
+from ldm.paths import expanded
 from ldm.text.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.yaml", "vocab.txt"
@@ -199,7 +200,7 @@ def load_clip(name_or_path: str | Path = "emoji-clip", device: str = "cpu") -> C
     Raises:
         UserError: no such judge, or its weights do not fit its config.
     """
-    folder = Path(name_or_path)
+    folder = expanded(name_or_path)
     shipped = ASSETS / str(name_or_path)
     if not (folder / WEIGHTS).is_file() and (shipped / WEIGHTS).is_file():
         folder = shipped

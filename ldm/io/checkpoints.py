@@ -27,6 +27,7 @@ from ldm.io.containers import checked_head, is_safetensors, is_weights, is_zip
 from ldm.io.files import native, read_head
 from ldm.io.runs import atomic_write
 from ldm.io.tensors import save_tensors
+from ldm.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     are both accepted. Tensors lie on the CPU, mapped from the file where the format allows.
     Nothing pickled is ever run. :class:`UserError` names a missing, corrupt or foreign file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     head = checked_head(path, "checkpoint")
     try:
         if is_safetensors(head):
@@ -158,7 +159,7 @@ def in_precision(
 
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The metadata of a ``.safetensors`` file; empty for other formats. Errors as reading."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not is_safetensors(checked_head(path)):
         return {}
     try:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ldm.errors import UserError
 from ldm.io import runs
+from ldm.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def claimed(
     Raises:
         UserError: another process has claimed it, or it cannot be written to.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if folder.resolve() in _held:
         yield folder
         return

@@ -27,6 +27,7 @@ from ldm.io.embedding_formats.word import Embedding, likely_base, width_in_words
 from ldm.io.files import unicode_name
 from ldm.io.runs import atomic_write
 from ldm.names import normal
+from ldm.paths import expanded
 
 __all__ = [
     "Embedding", "EmbeddingFile", "check_base_model", "check_width", "join_encoders", "learned_clip_skip",
@@ -134,7 +135,7 @@ def read_file(path: Path | str) -> EmbeddingFile:
     A file whose format has no place for a name gives its own. :class:`UserError` for a missing,
     corrupt, oversized or foreign file, and for OneTrainer's output embeddings.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     head = checked_head(path, "embedding")
     try:
         content = read_content(path, head)
@@ -194,7 +195,7 @@ def save_embeddings(
     several widths, a file that exists (unless ``overwrite``) or a failed write.
     """
     words = [embeddings] if isinstance(embeddings, Embedding) else list(embeddings)
-    path = Path(path)
+    path = expanded(path)
     _check_together(words, path)
     chosen = to_write(path, len(words[0].widths), format)
     if len(words) > 1 and not chosen.several:

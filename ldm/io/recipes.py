@@ -25,6 +25,7 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding
 from ldm.io.files import opened, printable
+from ldm.paths import expanded
 
 RECIPE_VERSION = 1
 #: Of a picture with a setting that versions before would ignore.
@@ -142,7 +143,7 @@ def png_text(path: Path | str) -> dict[str, str]:
     Raises:
         UserError: no such file, no PNG, or a broken one.
     """
-    with opened(Path(path).expanduser(), "picture") as handle:
+    with opened(expanded(path), "picture") as handle:
         head = io.BytesIO(handle.read(_HEAD_BYTES))
     try:
         with warnings.catch_warnings():

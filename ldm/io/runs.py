@@ -29,6 +29,7 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.io.files import opened, unreadable
 from ldm.io.secrets import redacted_values, redacted_words
+from ldm.paths import expanded
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -315,7 +316,7 @@ def create_run(out: Path | str, *, resume: bool = False) -> RunFolder:
     something (with ``resume``: something that is no run, not even the beginning of one), if it is a file,
     or if nothing can be written there.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     if path.is_file():
         raise UserError(f"{path} is a file: choose another folder for the run")
     try:

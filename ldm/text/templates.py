@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.io.files import read_text
+from ldm.paths import expanded
 
 # "<medium>" stands for what the picture is; sentences without it are the same in every set
 _SUBJECT = (
@@ -97,7 +98,7 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     Raises:
         UserError: no such file, a file that cannot be one, or sentences that :func:`templates` refuses.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.exists():
         raise UserError(
             f"no template set and no file {str(path)!r}; choose one of {', '.join(SETS)}, or give a list of "

@@ -26,6 +26,7 @@ from ldm.io.images import save_png
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
 from ldm.io.secrets import redacted, redacted_values
 from ldm.model import LatentDiffusion
+from ldm.paths import expanded
 from ldm.sampling import Sampling
 from ldm.text.templates import described
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
@@ -76,6 +77,7 @@ def run_inversion(
     check(config)
     config.trainer.check_machine()
     config = as_trained(config)
+    out = expanded(out)
     if is_claimed(out.parent) and (out.parent / LIST_NAME).is_file():
         raise UserError(f"the list in {out.parent} is being learned, with {out.name} in it: wait for its end")
     if resume:  # looked at before anything is written
