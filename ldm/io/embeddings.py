@@ -220,7 +220,7 @@ def save_embeddings(
             raise UserError(f"{target} exists: choose another name, or overwrite it by --force")
     with ExitStack() as files:  # all are written before the first gets its name
         for target, content in zip(targets, contents, strict=True):
-            write_content(content, files.enter_context(atomic_write(target)))
+            write_content(content, files.enter_context(atomic_write(target, overwrite=overwrite)))
     return path
 
 

@@ -119,11 +119,12 @@ def write_error(path: Path | str, error: BaseException) -> UserError | None:
 
 
 @contextmanager
-def atomic_write(path: Path | str) -> Iterator[Path]:
+def atomic_write(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is flushed and renamed to ``path``.
 
     Parents are created. If the body or the disk fails the temporary file is removed and an older
-    file at ``path`` is untouched; a failed write is a :class:`UserError`, other errors pass.
+    file at ``path`` is untouched; a failed write is a :class:`UserError`, other errors pass. Without
+    ``overwrite``, a file that is there by then is one too.
 
     >>> with atomic_write("out/picture.png") as temporary:   # doctest: +SKIP
     ...     image.save(temporary)
@@ -140,8 +141,11 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         new = not path.exists()
-        os.replace(temporary, path)
-        for paths in made.values() if new else ():
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _place(temporary, path)
+        for paths in list(made.values()) if new else ():
             paths.add(path.absolute())
         _sync_folder(path.parent)
     except UserError:
@@ -161,6 +165,19 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         except OSError:  # its folder is gone or is a file: nothing was written there
             pass
         writing.discard(temporary)
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless that is taken: of two processes, one is told."""
+    taken = UserError(f"{path} exists: choose another name, or overwrite it by --force")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise taken from None
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise taken from None
+        os.replace(temporary, path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -108,6 +108,15 @@ def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, target):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_without_overwriting_a_file_that_came_meanwhile_stays(tmp_path):
+    with pytest.raises(UserError, match="exists"), atomic_write(tmp_path / "a", overwrite=False) as temporary:
+        temporary.write_text("mine")
+        (tmp_path / "a").write_text("another's")
+    with atomic_write(tmp_path / "b", overwrite=False) as temporary:
+        temporary.write_text("mine")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "another's", "b": "mine"}
+
+
 # ------------------------------------------------------------------------------ folders
 def test_a_new_or_empty_folder_is_taken_and_stays_empty(tmp_path):
     (tmp_path / "b").mkdir()
