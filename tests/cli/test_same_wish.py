@@ -90,55 +90,54 @@ def plain(config: InversionConfig) -> dict[str, Any]:
     return {k: v for k, v in to_plain(config).items() if k not in ("model", "images")}
 
 
-@pytest.mark.parametrize("name", WISHES)
-def test_the_same_wish_is_the_same_config(ways: dict[str, Say], name: str) -> None:
-    value = WISHES[name]
-    configs = {way: plain(say(name, value)) for way, say in ways.items()}
-    first = configs["python"]
-    at: Any = first
-    for part in name.split("."):
-        at = at[part]
-    assert at == value
-    # of the section that the wish is in, the rest is the model's own
-    assert first["trainer"]["log_every"] == 1 and first["optim"]["betas"] == [0.9, 0.999]
-    assert name.startswith("optim.") or first["optim"]["lr"] == 0.01
-    assert name == "optim.schedule" or first["optim"]["schedule"] == "constant"
-    for way, config in configs.items():
-        assert config == first, way
+def test_the_same_wish_is_the_same_config(ways: dict[str, Say]) -> None:
+    for name, value in WISHES.items():
+        configs = {way: plain(say(name, value)) for way, say in ways.items()}
+        first = configs["python"]
+        at: Any = first
+        for part in name.split("."):
+            at = at[part]
+        assert at == value, name
+        # of the section that the wish is in, the rest is the model's own
+        assert first["trainer"]["log_every"] == 1 and first["optim"]["betas"] == [0.9, 0.999]
+        assert name.startswith("optim.") or first["optim"]["lr"] == 0.01
+        assert name == "optim.schedule" or first["optim"]["schedule"] == "constant"
+        for way, config in configs.items():
+            assert config == first, (name, way)
 
 
-@pytest.mark.parametrize("short", [short for short in SHORT if short not in ("name", "accelerator")])
-def test_a_short_name_is_the_full_one(ways: dict[str, Say], short: str) -> None:
-    value = WISHES[SHORT[short]]
-    full = plain(ways["python"](SHORT[short], value))
-    for way, say in ways.items():
-        assert plain(say(short, value)) == full, way
+def test_a_short_name_is_the_full_one(ways: dict[str, Say]) -> None:
+    for short in SHORT.keys() - {"name", "accelerator"}:
+        value = WISHES[SHORT[short]]
+        full = plain(ways["python"](SHORT[short], value))
+        for way, say in ways.items():
+            assert plain(say(short, value)) == full, (short, way)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("seed", -1), ("seed", 2**32), ("steps", 0), ("steps", -1), ("lr", -1), ("lr", float("nan")),
-        ("trainer.accumulate", 0), ("monitor_every", 0), ("trainer.checkpoint_every", 0),
-        ("trainer.threads", -1), ("precision", "fp16"), ("batch_size", 0), ("sampler", "ddimm"),
-        ("templates", "objects"), ("num_vectors", 0), ("optim.betas", [0.9]), ("trainer.devices", 0),
-        ("num_vektors", 2), ("per_layer", 1), ("prompts", ["no word"]), ("shared_steps", 3),
-    ],
-)  # fmt: skip
-def test_the_same_mistake_is_the_same_line(ways: dict[str, Say], name: str, value: Any, capsys) -> None:
-    said = {}
-    for way, say in ways.items():
-        try:
-            say(name, value)
-        except UserError as error:
-            said[way] = str(error)
-        except AssertionError:  # main.py writes it and returns 2
-            said[way] = capsys.readouterr().err
-    last = SHORT.get(name, name).split(".")[-1]
-    assert set(said) == set(ways) and all(last.rstrip("s") in line for line in said.values()), said
-    assert all("\n" not in line.strip() for line in said.values())
-    expected = said["python"]
-    assert all(expected in line for line in said.values()), said
+MISTAKES: list[tuple[str, Any]] = [
+    ("seed", -1), ("seed", 2**32), ("steps", 0), ("steps", -1), ("lr", -1), ("lr", float("nan")),
+    ("trainer.accumulate", 0), ("monitor_every", 0), ("trainer.checkpoint_every", 0),
+    ("trainer.threads", -1), ("precision", "fp16"), ("batch_size", 0), ("sampler", "ddimm"),
+    ("templates", "objects"), ("num_vectors", 0), ("optim.betas", [0.9]), ("trainer.devices", 0),
+    ("num_vektors", 2), ("per_layer", 1), ("prompts", ["no word"]), ("shared_steps", 3),
+]  # fmt: skip
+
+
+def test_the_same_mistake_is_the_same_line(ways: dict[str, Say], capsys) -> None:
+    for name, value in MISTAKES:
+        said = {}
+        for way, say in ways.items():
+            try:
+                say(name, value)
+            except UserError as error:
+                said[way] = str(error)
+            except AssertionError:  # main.py writes it and returns 2
+                said[way] = capsys.readouterr().err
+        last = SHORT.get(name, name).split(".")[-1]
+        assert set(said) == set(ways) and all(last.rstrip("s") in line for line in said.values()), said
+        assert all("\n" not in line.strip() for line in said.values())
+        expected = said["python"]
+        assert all(expected in line for line in said.values()), said
 
 
 def test_two_names_of_one_setting_with_two_values_are_refused() -> None:

@@ -58,18 +58,18 @@ def refused(cli, tmp_path, monkeypatch):
         before = tree(tmp_path)
         result = cli(*words)
         lines = [line for line in result.err.splitlines() if not line.startswith("ldm: warning: ")]
-        assert result.code == 2 and len(lines) == 1, result.err
-        assert lines[0].startswith(("ldm: error: ", "ldm invert: error: ")) and setting in lines[0]
-        assert tree(tmp_path) == before
+        assert result.code == 2 and len(lines) == 1, (words, result.err)
+        assert lines[0].startswith(("ldm: error: ", "ldm invert: error: ")) and setting in lines[0], lines
+        assert tree(tmp_path) == before, words
 
     return run
 
 
-@pytest.mark.parametrize("word", OF_INVERT)
-def test_of_a_word(refused, model_folder, pictures, word: str) -> None:
-    words = [word] if word.startswith("--") else ["--set", word]
+def test_of_a_word(refused, model_folder, pictures) -> None:
     common = ("--model", model_folder, "--images", pictures, "--name", "<toy>", "--out", "new/run")
-    refused("invert", *common, *words, setting=OF_INVERT[word])
+    for word, setting in OF_INVERT.items():
+        words = [word] if word.startswith("--") else ["--set", word]
+        refused("invert", *common, *words, setting=setting)
 
 
 OF_STAGES = [
@@ -91,21 +91,21 @@ OF_STAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("stage", "word"), OF_STAGES)
-def test_of_a_stage(cli, tiny_config, tmp_path, stage: str, word: str) -> None:
+def test_of_a_stage(cli, tiny_config, tmp_path) -> None:
     data = {"target": "ldm.data.pictures.FolderPictures", "params": {"root": "none", "image_size": 16}}
-    values = {
+    stages = {
         "autoencoder": {"autoencoder": tiny_config.autoencoder, "data": data},
         "latents": {"autoencoder": tiny_config.autoencoder, "data": data, "autoencoder_run": "none"},
         "diffusion": {"model": to_plain(tiny_config), "autoencoder_run": "none", "latents": ["none"]},
         "clip": {"clip": {}},
-    }[stage]  # fmt: skip
-    (tmp_path / "stage.yaml").write_text(dump_yaml(values))
-    before = tree(tmp_path)
-    result = cli("train", stage, "--base", "stage.yaml", "--out", "new", word)
-    assert result.code == 2 and result.err.count("\n") == 1, result.err
-    assert word.partition("=")[0].split(".")[-1] in result.err
-    assert tree(tmp_path) == before
+    }
+    for stage, word in OF_STAGES:
+        (tmp_path / "stage.yaml").write_text(dump_yaml(stages[stage]))
+        before = tree(tmp_path)
+        result = cli("train", stage, "--base", "stage.yaml", "--out", "new", word)
+        assert result.code == 2 and result.err.count("\n") == 1, (stage, word, result.err)
+        assert word.partition("=")[0].split(".")[-1] in result.err
+        assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
