@@ -58,6 +58,8 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     """
     if isinstance(source, Mapping):
         values, folder = dict(source), Path(".")
+    elif not isinstance(source, str | Path):  # YAML has values of any kind
+        raise UserError(f"the model is {source!r}; give a name or a path, as text")
     else:
         path = expanded(source)
         named = ASSETS / str(source) / "config.yaml"
@@ -187,7 +189,7 @@ def load(
     if isinstance(config_or_path, ModelConfig):
         config, folder, defaults = config_or_path, Path("."), {}
     else:
-        if not isinstance(config_or_path, Mapping):
+        if isinstance(config_or_path, str | Path):
             config_or_path = expanded(config_or_path)
         values, folder = find(config_or_path)
         defaults = dict(values.get("inversion") or {})

@@ -264,3 +264,9 @@ def test_a_text_encoder_of_endless_layers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     with pytest.raises(UserError, match="config.json asks for 1000000000 layers"):
         read_sizes(tmp_path)
+
+
+@pytest.mark.parametrize("source", [1.5, None, True, 3, ["emoji"]])
+def test_a_model_that_is_no_text_is_one_line(source: object) -> None:
+    with pytest.raises(UserError, match="give a name or a path"):
+        ldm.load(source)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.io.containers import checked_head, is_safetensors, is_weights, is_zip
-from ldm.io.files import native, read_head
+from ldm.io.files import native, opened, read_head
 from ldm.io.runs import atomic_write
 from ldm.io.tensors import save_tensors
 from ldm.paths import expanded
@@ -168,6 +168,16 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"cannot read {path}: it is corrupt or cut short; fetch it again") from error
+
+
+def read_torch(path: Path) -> Any:
+    """What this program wrote by ``torch.save``, in a file of any name; no code is run and nothing printed.
+
+    If the file is damaged, nearly any error.
+    """
+    with opened(path, "checkpoint") as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about broken files; those are errors
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ldm.inversion.init import nearest_words
 from ldm.inversion.manager import EmbeddingManager
 from ldm.inversion.regularize import regularization
 from ldm.io import checkpoints
+from ldm.io.checkpoints import read_torch
 from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
@@ -192,7 +193,7 @@ class TextualInversion(pl.LightningModule):
             UserError: it is damaged, or of another base model.
         """
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = read_torch(path)
             self.on_load_checkpoint(checkpoint)
             self.load_state_dict(checkpoint["state_dict"], strict=False)
         except UserError:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
+from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
 from ldm.model import LatentDiffusion
@@ -235,7 +236,7 @@ class Learner:
 
     def _take(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_torch(path)
             self.module.on_load_checkpoint(state)
             if self.module.vectors_only:
                 self.module.manager.load_state_dict(state["manager"])

@@ -9,10 +9,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import torch
-
 from ldm.config import load_yaml, resolve, to_plain
 from ldm.errors import UserError
+from ldm.io.checkpoints import read_torch
 from ldm.io.runs import CONFIG_NAME, RunFolder
 from ldm.io.secrets import redacted_values
 
@@ -151,9 +150,7 @@ def _step_of(path: Path) -> int | None:
     if not is_whole(path):
         return None
     try:
-        with open(path, "rb") as stream:  # torch opens no path whose name is not UTF-8
-            state = torch.load(stream, map_location="cpu", weights_only=True)
-        return int(state.get("global_step", 0))  # with compat.vectors_only there is none
+        return int(read_torch(path).get("global_step", 0))  # with compat.vectors_only there is none
     except Exception:  # readers raise nearly anything on broken bytes
         return None
 

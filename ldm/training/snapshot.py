@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ldm.errors import UserError
+from ldm.io.checkpoints import read_torch
 from ldm.io.claims import sweep
 from ldm.io.runs import atomic_write
 from ldm.training.resume import is_whole
@@ -55,7 +56,7 @@ class SnapshotFile:
         if not self.path.is_file() or not is_whole(self.path):
             return None
         try:
-            return Snapshot(**torch.load(self.path, map_location="cpu", weights_only=True))
+            return Snapshot(**read_torch(self.path))
         except Exception:  # of another version, say
             return None
 

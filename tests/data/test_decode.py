@@ -144,12 +144,16 @@ def test_a_transparent_colour_is_the_background_at_every_depth(tmp_path: Path, d
 
 
 # ------------------------------------------------------------------------------ size
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
 @pytest.mark.parametrize("limit", [3000, 1000])  # Pillow warns at its limit, and refuses at twice of it
 def test_a_large_jpeg_is_decoded_smaller_and_nothing_is_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, limit: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, limit: int,
+    kind: str,
 ) -> None:
     ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0)
-    Image.fromarray(ramp).convert("RGB").save(tmp_path / "a.jpg", quality=100)
+    image = Image.fromarray(ramp).convert("RGB")
+    more = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}  # of two lenses
+    image.save(tmp_path / "a.jpg", kind, quality=100, **more)
     whole = load_picture(tmp_path / "a.jpg", 4)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(decode, "MAX_PIXELS", 1100)

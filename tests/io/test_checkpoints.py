@@ -16,6 +16,7 @@ from ldm.io.checkpoints import (
     load_model_weights,
     read_metadata,
     read_state_dict,
+    read_torch,
     save_checkpoint,
 )
 
@@ -249,3 +250,13 @@ def test_tied_weights_can_be_saved(tmp_path):
     module[1].weight = module[0].weight
     path = save_checkpoint({"cond_stage_model.": module}, tmp_path / "m.safetensors", None)
     assert len(read_state_dict(path)) == 4
+
+
+def test_what_torch_says_of_a_damaged_file_is_not_printed(tmp_path, recwarn):
+    """Found by tests/torture/fuzz.py: a program of protocol 128."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.ckpt")
+    data = (tmp_path / "x.ckpt").read_bytes()
+    (tmp_path / "x.ckpt").write_bytes(data.replace(b"\x80\x02}", b"\x80\x80}", 1))
+    assert (tmp_path / "x.ckpt").read_bytes() != data
+    assert read_torch(tmp_path / "x.ckpt")["a"].tolist() == [1, 1]
+    assert not recwarn.list
