@@ -221,3 +221,14 @@ def test_a_run_of_the_library_is_looked_at_too(cli, run):
     with pytest.raises(UserError, match="num_vectors is 1, not 2"):
         run_inversion(replace(config, num_vectors=2), run, resume=True, progress=False)
     assert everything(run) == before
+
+
+def test_a_damaged_checkpoint_costs_a_line_and_some_steps(cli, run):
+    assert cli("invert", "--resume", "--out", run, "--steps", 5).code == 0
+    whole = (run / "embeddings.safetensors").read_bytes()
+    last = run / "checkpoints" / "last.ckpt"
+    for damaged in (last.read_bytes()[:-100], b"", b"no checkpoint"):
+        last.write_bytes(damaged)
+        result = cli("invert", "--resume", "--out", run)
+        assert result.code == 0 and "last.ckpt is damaged: going on from step=" in result.err, result.err
+        assert (run / "embeddings.safetensors").read_bytes() == whole
