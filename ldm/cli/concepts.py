@@ -166,9 +166,10 @@ def _learn_in(
     args.how_to_resume = lambda: f"continue with: {again}"
     jobs = [one for one in read if isinstance(one, Job)]
     check_together(jobs)
-    if args.resume:
-        _refuse_another_list(out, jobs)
-    write_text(out / LIST_NAME, _as_list(read))
+    listed, kept = _as_list(read), out / LIST_NAME
+    if args.resume and kept.is_file() and kept.read_text(encoding="utf-8") != listed:
+        _refuse_another_list(kept, jobs)
+    write_text(kept, listed)
     learned = {result.name: result for result in learn(jobs, out)}
     results = [
         learned[one.name] if isinstance(one, Job)
@@ -187,18 +188,16 @@ def _learn_in(
                         f"({first.error}); put it right, then: {again}")
 
 
-def _refuse_another_list(out: Path, jobs: Sequence[Job]) -> None:
-    """Refuse a list that lacks a concept which was begun in ``out``, or learns it by other settings.
+def _refuse_another_list(kept: Path, jobs: Sequence[Job]) -> None:
+    """Refuse a list that lacks a concept of ``kept`` which was begun, or learns it by other settings.
 
     Raises:
         UserError: names the concept.
     """
     from ldm.training.resume import OF_INVERSIONS, changes
 
-    if not (out / LIST_NAME).is_file():
-        return
-    now = {job.name: job.config for job in jobs}
-    for job in read_jobs(out / LIST_NAME, {}):
+    now, out = {job.name: job.config for job in jobs}, kept.parent
+    for job in read_jobs(kept, {}):
         if isinstance(job, Refused) or not (out / job.name / CONFIG_NAME).is_file():
             continue
         word = job.config.placeholder
