@@ -21,6 +21,9 @@ from kills import Work, works
 
 from ldm.io import runs
 
+#: in the names of files that go when they are no longer needed: locks, older checkpoints, snapshots of packs
+OF_THE_WAY = (".ldm-lock", "step=", "packs/")
+
 
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[bool]:
@@ -81,7 +84,7 @@ def one_size(work: Work, place: Path, size: int, row: Row) -> None:
         gone = sorted(before.keys() - contents(place).keys())
         if again.status or again.traceback:
             row.lost.append(f"{what}: with more room: {again.err.strip()[-400:]}")
-        elif [name for name in gone if not name.endswith(".ldm-lock") and "step=" not in name]:
+        elif [name for name in gone if not any(part in name for part in OF_THE_WAY)]:
             row.lost.append(f"{what}: with more room, gone: {gone}")
 
 
