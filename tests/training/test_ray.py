@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,8 +57,8 @@ class Cluster:
         self.head_address = f"{ray.util.get_node_ip_address()}:{port}"
         self.home, self.commands, self.nodes = home, commands, list[subprocess.Popen[bytes]]()
         subprocess.run([*RAY, *commands["token"][1:]], env=self.env, check=True, capture_output=True)
-        short = Path("/tmp") / f"ray-{port}"  # a socket's path has at most 107 characters
-        self.start(*commands["head"][1:], "--port", str(port), "--temp-dir", str(short))
+        self.logs = tempfile.mkdtemp(prefix="ray-")  # short: a socket's path has at most 107 characters
+        self.start(*commands["head"][1:], "--port", str(port), "--temp-dir", self.logs)
         self.start(*self.with_head(commands["join"][1:]))
 
     @property
@@ -87,6 +89,7 @@ class Cluster:
         for number, node in enumerate(self.nodes):
             if node.poll() is None:
                 self.kill(number)
+        shutil.rmtree(self.logs, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
