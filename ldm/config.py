@@ -148,11 +148,16 @@ def resolve(
     for key in values:
         if key not in fields:
             raise unknown_key(str(key), fields, where)
-    given = {k: _convert(v, hints[k], where + k, _default(fields[k], default)) for k, v in values.items()}
+    given = {}
+    for key, value in values.items():
+        section = isinstance(value, Mapping | None)  # of which some keys may be left out
+        filled = _default(fields[key], default) if section else None
+        given[key] = _convert(value, hints[key], where + key, filled)
     if default is not None:
         return dataclasses.replace(default, **given)  # type: ignore[type-var]
     for name, field in fields.items():
-        if _default(field) is dataclasses.MISSING and name not in given:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in given:
             raise UserError(f"config lacks {where + name!r}; add it")
     return cls(**given)
 
@@ -177,9 +182,14 @@ def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
+@functools.cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return typing.get_origin(hint), typing.get_args(hint)
+
+
 def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
     """``value`` as the type ``hint``; ``default`` fills the keys that a section leaves out."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args = _parts(hint)
     if hint is Any:
         return value
     if origin is Annotated:

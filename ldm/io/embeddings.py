@@ -9,6 +9,7 @@ know, is (n, K, D). Every other format in use is read and written too:
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -111,9 +112,15 @@ def learned_clip_skip(embeddings: Iterable[Embedding]) -> int | None:
     return int(value) if value.isdecimal() and len(value) < 4 else None
 
 
+#: names that every file holds: no format uses one of them for itself
+_USUAL = re.compile(r"<[A-Za-z0-9_-]{1,60}>")
+
+
 def check_names(names: Sequence[str], suffixes: Sequence[str] = ("safetensors",)) -> None:
     """:class:`UserError` if files with these suffixes cannot hold words of these names, or would give them
     back under others: tried before there is anything to write."""
+    if all(_USUAL.fullmatch(name) for name in names):
+        return  # a list has thousands of them, and a trial is files on a disk
     words = [Embedding(name, torch.zeros(1, 2)) for name in names]
     token_ids = {word.placeholder: number for number, word in enumerate(words)}
     with TemporaryDirectory() as folder:
