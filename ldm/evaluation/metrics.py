@@ -148,8 +148,10 @@ def caption_rank(
         (N,) int64. A tie counts against the picture, and so does a NaN.
     """
     cosines = image_features @ text_features.T
+    labels = labels.to(cosines.device)
     own = cosines.gather(1, labels[:, None])
     if candidates is not None:
+        candidates = candidates.to(cosines.device)
         if not (candidates == labels[:, None]).any(1).all():
             raise ValueError("the right text must be among the candidates")
         cosines = cosines.gather(1, candidates)

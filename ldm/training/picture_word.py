@@ -4,7 +4,7 @@ In part of the captions the thing's name is hidden, and its place is taken by a 
 portraits: their latents' principal components. (unCLIP, Ramesh et al. 2022, also tells a denoiser by a
 picture's vector what to draw, beside the text; here it is one word in a sentence.) UNet and text
 conditioner so learn a word space in which every point is a thing and neighbours look alike, named or not:
-there Textual Inversion can find v*. Nothing of this is part of the exported model.
+there Textual Inversion can find v*. The model itself has none of this; the words' weights are kept beside it.
 
 The code starts as principal components, which hold nearly all of the portraits of things that had no part
 in them (``benchmarks/base_model.py``). A network that is trained along with the denoiser moves it to where
@@ -14,17 +14,27 @@ network without the components keeps to a few directions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.config import ASSETS
 from ldm.data.pictures import UNNAMED
+from ldm.errors import UserError
+from ldm.io.checkpoints import load_model_weights, read_state_dict
+from ldm.io.runs import atomic_write
 from ldm.models.layers import zero_init
 from ldm.seeding import generator
 from ldm.text.conditioner import TextConditioner
 
 #: of the network: principal components that it reads, and its width
 DETAILS, HIDDEN = 512, 1024
+#: beside a model's weights
+FILE = "picture_words.safetensors"
 
 
 class PictureWords(nn.Module):
@@ -35,8 +45,7 @@ class PictureWords(nn.Module):
 
     Args:
         text: the conditioner whose vocabulary gets the hidden name.
-        portraits: (M, 2, C, h, w) latents of the portraits of M things, on any device.
-        shares: (M,) how often each thing is drawn; only the ratios count.
+        features: F, numbers of a thing's two portraits together, 2 C h w.
     """
 
     centre: Tensor
@@ -46,42 +55,83 @@ class PictureWords(nn.Module):
     start: Tensor
     details: Tensor
 
-    def __init__(self, text: TextConditioner, portraits: Tensor, shares: Tensor) -> None:
+    def __init__(self, text: TextConditioner, features: int) -> None:
         super().__init__()
         self.width = text.width
         self.token_id = text.tokenizer.add_placeholder(UNNAMED)
-        flat, table = portraits.flatten(1).float(), text.token_table.detach().float()
-        centre, axes = half_whitening(flat, shares, DETAILS)
-        spread = ((flat - centre) @ axes).square().mean().sqrt()
-        self.register_buffer("centre", centre)
-        self.register_buffer("axes", axes)
-        self.register_buffer("spread", spread.clamp(min=1e-6))  # one thing alone has none
-        self.register_buffer("length", table.square().mean().sqrt())
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("axes", torch.zeros(features, DETAILS))
+        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("length", text.token_table.detach().float().square().mean().sqrt())
         self.net = nn.Sequential(
             nn.Linear(DETAILS, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(),
             zero_init(nn.Linear(HIDDEN, text.width)),
         )  # fmt: skip
-        self.to(portraits.device).read(portraits)
+
+    @classmethod
+    def fitted(cls, text: TextConditioner, portraits: Tensor, shares: Tensor) -> PictureWords:
+        """Axes from the portraits (M, 2, C, h, w), latents on any device, of M things that are drawn
+        ``shares`` (M,) often; only the ratios count."""
+        flat = portraits.flatten(1).float()
+        words = cls(text, flat.shape[1]).to(portraits.device)
+        words.centre, words.axes = half_whitening(flat, shares, DETAILS)
+        spread = ((flat - words.centre) @ words.axes).square().mean().sqrt()
+        words.spread = spread.clamp(min=1e-6)  # one thing alone has none
+        words.read(portraits)
+        return words
 
     def read(self, portraits: Tensor) -> None:
         """Take these things now, portraits (M, 2, C, h, w). Their components follow from the portraits; no
         checkpoint has them."""
+        start, details = self._components(portraits)
+        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("details", details, persistent=False)
+
+    def _components(self, portraits: Tensor) -> tuple[Tensor, Tensor]:
         components = (portraits.flatten(1).float() - self.centre) @ self.axes
         turned = components[:, : self.width] @ rotation(self.width).to(components)
         start = F.layer_norm(turned, (self.width,))
-        details = components @ rotation(DETAILS).to(components) / self.spread
-        self.register_buffer("start", start, persistent=False)
-        self.register_buffer("details", details, persistent=False)
+        return start, components @ rotation(DETAILS).to(components) / self.spread
 
     def words(self, subjects: Tensor) -> Tensor:
         """Token embeddings (n, D) of things (n,), as long as those of the table: the conditioner normalises
         its input, so that only direction would tell."""
-        moved = self.start[subjects] + self.net(self.details[subjects]).float()
+        return self._words(self.start[subjects], self.details[subjects])
+
+    def of(self, portraits: Tensor) -> Tensor:
+        """Token embeddings (n, D) of any things, by their portraits (n, 2, C, h, w)."""
+        return self._words(*self._components(portraits))
+
+    def _words(self, start: Tensor, details: Tensor) -> Tensor:
+        moved = start + self.net(details).float()
         return self.length * F.layer_norm(moved, moved.shape[1:])
 
     def put(self, ids: Tensor, embeds: Tensor, subjects: Tensor) -> Tensor:
         """``embeds`` (n, L, D) of ``ids`` (n, L) with the words of things ``subjects`` (n,) where hidden."""
         return torch.where((ids == self.token_id)[..., None], self.words(subjects)[:, None], embeds)
+
+
+def save_picture_words(state: Mapping[str, Tensor], folder: Path) -> Path:
+    """Write the words' weights beside a model, matrices in half precision."""
+    stored = {k: (v.half() if v.ndim > 1 else v).contiguous().cpu() for k, v in state.items()}
+    with atomic_write(folder / FILE) as path:
+        save_file(stored, path)
+    return folder / FILE
+
+
+def load_picture_words(text: TextConditioner, model: str | Path) -> PictureWords:
+    """The words that a model was trained with: of a shipped model's name, or a model folder.
+
+    Raises:
+        UserError: it has none, or they are another model's.
+    """
+    path = next((p for p in (Path(model) / FILE, ASSETS / str(model) / FILE) if p.is_file()), None)
+    if path is None:
+        raise UserError(f"{model} was not trained with words of portraits: it has no {FILE}")
+    state = {key: value.float() for key, value in read_state_dict(path).items()}
+    words = PictureWords(text, len(state.get("centre", ())))
+    load_model_weights({"": words}, state, source=str(path))
+    return words
 
 
 def half_whitening(x: Tensor, shares: Tensor, width: int) -> tuple[Tensor, Tensor]:

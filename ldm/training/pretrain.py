@@ -36,7 +36,7 @@ from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.hardware import Precision, device_of, working_precision
 from ldm.training.optim import OptimConfig
-from ldm.training.picture_word import PictureWords
+from ldm.training.picture_word import FILE, PictureWords, load_picture_words, save_picture_words
 from ldm.training.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
 from ldm.training.timesteps import TimestepConfig
 
@@ -289,8 +289,12 @@ def _picture_words(config: DiffusionStage, model: LatentDiffusion, examples: Exa
     """Words of the portraits, as a run that goes on had learned them: its UNet knows no others."""
     device = device_of(config.trainer.accelerator)
     portraits = examples.portraits(model.autoencoder, device)
-    words = PictureWords(model.text, portraits, examples.shares)
     before = config.start_from
+    if before and (before / FILE).is_file():
+        words = load_picture_words(model.text, before).to(device)
+        words.read(portraits)
+        return words
+    words = PictureWords.fitted(model.text, portraits, examples.shares)
     path = None if before is None else last_checkpoint(before)
     if before and path and any(name.startswith("picture_words.") for name in read_state_dict(path)):
         load_part(words, before, "picture_words")
@@ -359,4 +363,9 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
     model.inversion_defaults = dict(config.inversion or {})
-    return export_model(model, out, dtype=torch.float16)
+    export_model(model, out, dtype=torch.float16)
+    prefix = "picture_words."
+    words = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if words:
+        save_picture_words(words, out)
+    return out

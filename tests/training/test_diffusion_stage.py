@@ -22,7 +22,7 @@ from ldm.sampling import sample
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.examples import BankExamples
 from ldm.training.export import average_models
-from ldm.training.picture_word import PictureWords, half_whitening, rotation
+from ldm.training.picture_word import PictureWords, half_whitening, load_picture_words, rotation
 from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 
@@ -148,8 +148,19 @@ def test_a_hidden_name_is_told_by_portraits(
     other.save(hidden)
     different = checkpoint(train_diffusion(stage, tmp_path / "other"))["state_dict"]
     assert any(not torch.equal(state[name], different[name]) for name in state)  # portraits do tell
-    weights = read_state_dict(export(stage, run, tmp_path / "m") / "model.safetensors")
-    assert not any("picture_words" in name for name in weights)
+    out = export(stage, run, tmp_path / "m")
+    assert not any("picture_words" in name for name in read_state_dict(out / "model.safetensors"))
+    told = load_picture_words(load(out).text, out).of(loaded.portraits)
+    prefix = "picture_words."
+    trained = PictureWords(load(out).text, loaded.portraits[0].numel())
+    trained.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    expected = trained.of(loaded.portraits)
+    torch.testing.assert_close(told, expected, rtol=0.02, atol=0.02 * float(expected.detach().std()))
+    shipped = replace(again, start_from=out, autoencoder_run=out)
+    from_model = checkpoint(train_diffusion(shipped, tmp_path / "from the model"))["state_dict"]
+    torch.testing.assert_close(from_model[last], state[last], rtol=1e-2, atol=1e-3)
+    with pytest.raises(UserError, match="not trained with words of portraits"):
+        load_picture_words(load(out).text, tmp_path)
 
 
 def test_the_word_of_a_thing_stands_where_its_name_is_hidden(
@@ -157,7 +168,7 @@ def test_the_word_of_a_thing_stands_where_its_name_is_hidden(
 ) -> None:
     text = tiny_model.text
     examples = BankExamples.load(bank)
-    words = PictureWords(text, examples.bank.portraits, examples.shares)
+    words = PictureWords.fitted(text, examples.bank.portraits, examples.shares)
     told = words.words(torch.arange(3))
     assert told.shape == (3, text.width)
     length = text.token_table.square().mean().sqrt().expand(3)
