@@ -1,7 +1,7 @@
 """What several test files share: random weights that mean something, and a tiny whole model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -48,3 +48,13 @@ def tiny_config(tiny_vocab: Path) -> ModelConfig:
 def tiny_model(tiny_config: ModelConfig) -> LatentDiffusion:
     """A fresh, frozen model of ``tiny_config`` with the same random weights each time (20 ms)."""
     return tiny.model(tiny_config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test printed of names that are no UTF-8 could not be sent between processes: escape it."""
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report

@@ -33,6 +33,9 @@ from ldm.text.conditioner import TextConditioner
 
 #: of the network: principal components that it reads, and its width
 DETAILS, HIDDEN = 512, 1024
+#: of the components: up to this many of features or things all are computed, else the leading ones from
+#: so many more than are wanted
+EXACT, OVERSAMPLED = 2048, 64
 #: beside a model's weights
 FILE = "picture_words.safetensors"
 
@@ -143,9 +146,15 @@ def half_whitening(x: Tensor, shares: Tensor, width: int) -> tuple[Tensor, Tenso
     """
     share = (shares.to(x) / shares.sum().to(x))[:, None]
     centre = (share * x).sum(0)
-    centred = x - centre
-    variance, axes = torch.linalg.eigh(centred.T @ (share * centred))
-    variance, axes = variance.flip(0)[:width], axes.flip(1)[:, :width]
+    weighed = share.sqrt() * (x - centre)  # its right singular vectors are the components
+    if min(weighed.shape) <= EXACT:
+        _, deviation, axes = torch.linalg.svd(weighed, full_matrices=False)
+        variance, axes = deviation[:width].square(), axes[:width].T
+    else:  # the leading ones alone, by random projections (Halko et al. 2011)
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            torch.manual_seed(0)
+            _, deviation, axes = torch.svd_lowrank(weighed, q=width + OVERSAMPLED, niter=4)
+        variance, axes = deviation[:width].square(), axes[:, :width]
     kept = variance > 1e-6 * variance[0]
     axes = axes[:, kept] * variance[kept] ** -0.25
     return centre, F.pad(axes, (0, width - axes.shape[1]))
