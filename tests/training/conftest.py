@@ -1,6 +1,7 @@
 """An autoencoder as its stage leaves it, and a bank of latents."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ from torch import nn
 
 from ldm.data.bank import LatentBank
 from ldm.model import ModelConfig, build
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_run_is_left_open() -> Iterator[None]:
+    """A run that a test leaves open would be the next one's, whatever that sets up for itself."""
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 @pytest.fixture(scope="module")

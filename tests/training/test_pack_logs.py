@@ -97,7 +97,8 @@ def test_what_goes_on_goes_on_in_the_same_wandb_run(
     for job in jobs:
         begun = [path.name for path in (runs / job.name / "logs" / "wandb").glob("offline-run-*")]
         own = (runs / job.name / "logs" / RUN_ID).read_text().strip()
-        assert {name.rpartition("-")[2] for name in begun} == {own}
+        # offline-run-<time>-<id>, and -1 behind it where both began in one second
+        assert len(begun) == 2 and {name.split("-")[3] for name in begun} == {own}
         ids.add(own)
     assert len(ids) == 2 and wandb.run is None  # each has its own
     first = make_loggers(to_wandb, tmp_path / "single")[0]
