@@ -13,7 +13,7 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv with the locked versions of everything (once)
 
-demo: $(STAMP) ## teach the shipped model a new word from five pictures (under a minute on two cores)
+demo: $(STAMP) ## teach the shipped model a new word from five pictures (about a minute on two cores)
 	$(BIN)/ldm invert --model emoji --images $(CONCEPT) --name "<koala>" --init "bear"
 
 test: $(STAMP) ## run the tests, two workers of one thread each
