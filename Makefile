@@ -20,7 +20,7 @@ test: $(STAMP) ## run the tests, two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 STAGES := configs/emoji/diffusion.yaml configs/emoji/gpu.yaml
-model-gpu: $(STAMP) ## train a 128-pixel model on a GPU (about 25 minutes of an H100), into ./emoji-128
+model-gpu: $(STAMP) ## train a 128-pixel model on a GPU (meant for 25 minutes of an H100, not tried yet), into ./emoji-128
 	$(BIN)/ldm train data --sets all --size 128 --out data/emoji-128
 	$(BIN)/ldm train autoencoder --base configs/emoji/autoencoder.yaml configs/emoji/gpu-autoencoder.yaml \
 	  --out logs/emoji-128-autoencoder
