@@ -29,6 +29,7 @@ model-gpu: $(STAMP) ## train a 128-pixel model on a GPU (meant for 25 minutes of
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 lock: ## write requirements.lock from what .venv holds now

@@ -203,9 +203,7 @@ def main() -> None:
     if args.point:  # in the process of its own
         sys.stdout.write(json.dumps(measure(args.point[0], int(args.point[1]), args)) + "\n")
         return
-    found = {
-        axis: [in_a_process_of_its_own(axis, point, args) for point in AXES[axis]] for axis in args.axis
-    }
+    found = {axis: [in_a_process_of_its_own(axis, point, args) for point in AXES[axis]] for axis in args.axis}
     first = next(iter(found.values()))[0]
     title = f"{args.size}: {first['shapes']}; {first['machine']}; {first['precision']}; n = {args.steps}"
     sys.stdout.write(table(found).replace("| grows |", f"| grows ({title}) |", 1))

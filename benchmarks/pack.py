@@ -139,8 +139,10 @@ def table(
     ]
     for n, seconds in packed.items():
         pass_ = statistics.median(seconds)
-        rows.append(f"| {n} | {n * batch} | {pass_:.4f} | {n / pass_:.2f} | {n * base / pass_:.2f} x | "
-                    f"{len(seconds)} |")
+        rows.append(
+            f"| {n} | {n * batch} | {pass_:.4f} | {n / pass_:.2f} | {n * base / pass_:.2f} x | "
+            f"{len(seconds)} |"
+        )
     return rows
 
 
@@ -215,8 +217,10 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor()
     shape = " x ".join(map(str, model.latent_shape))
     how = " ".join(settings(args)) + ", n = 1" if args.commands else "medians of n"
-    sys.stdout.write(f"{args.model}, {args.precision}, latents {shape}, {machine or platform.machine()}, "
-                     f"{args.threads} threads, torch {torch.__version__}, {how}\n\n")
+    sys.stdout.write(
+        f"{args.model}, {args.precision}, latents {shape}, {machine or platform.machine()}, "
+        f"{args.threads} threads, torch {torch.__version__}, {how}\n\n"
+    )
     sys.stdout.write("\n".join(rows) + "\n")
 
 

@@ -58,9 +58,7 @@ def invert(
     return learn(model, concept, config, captions=captions, progress=progress)
 
 
-def evaluate(
-    model: LatentDiffusion, embedding: Embedding, images: Any, **settings: Any
-) -> dict[str, Any]:
+def evaluate(model: LatentDiffusion, embedding: Embedding, images: Any, **settings: Any) -> dict[str, Any]:
     """Measure a word: reconstruction, editability and obeyed backgrounds (``ldm evaluate``)."""
     from ldm.evaluation.word import evaluate_embedding
 

@@ -122,9 +122,7 @@ def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     return UserError(f"unknown config key {where + key!r}; {hint}")
 
 
-def resolve(
-    cls: type[T], values: Mapping[str, Any] | None, where: str = "", default: T | None = None
-) -> T:
+def resolve(cls: type[T], values: Mapping[str, Any] | None, where: str = "", default: T | None = None) -> T:
     """Build the frozen dataclass ``cls`` from a mapping, checking every key and type.
 
     A section of which only some keys are given keeps, for the others, what its field's default says: not
@@ -212,9 +210,7 @@ def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
         return resolve(hint, value, where + ".", default if isinstance(default, hint) else None)
     if origin is typing.Literal:
         if value not in args:
-            raise UserError(
-                f"config {where} is {value!r}; choose one of {', '.join(map(str, args))}"
-            )
+            raise UserError(f"config {where} is {value!r}; choose one of {', '.join(map(str, args))}")
         return value
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):

@@ -200,7 +200,8 @@ def load(
             log.warning(
                 "%s is taken for Stable Diffusion 2 with v-prediction at 768 pixels; the base model of 512 "
                 "pixels has the same shapes: give it as the checkpoint of "
-                "configs/stable-diffusion/v2-base.yaml", config_or_path,
+                "configs/stable-diffusion/v2-base.yaml",
+                config_or_path,
             )
     config = replace(
         config,
@@ -215,9 +216,7 @@ def load(
         else None
     )
     if weights is None:
-        raise UserError(
-            "this config names no checkpoint; give one (checkpoint=..., --checkpoint FILE)"
-        )
+        raise UserError("this config names no checkpoint; give one (checkpoint=..., --checkpoint FILE)")
     config = in_folder(config, folder)
     model = build(config, empty=True) if strict else _random(config, dtype)
     state = in_precision(partial(read_weights, weights, use_ema), dtype)

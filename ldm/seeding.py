@@ -7,9 +7,7 @@ import hashlib
 import torch
 
 
-def generator(
-    seed: int, *keys: int | str, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose stream is named by the seed and the keys (a step, an image, a concept).
 
     On ``device``: kinds of device differ in their streams.

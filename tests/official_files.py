@@ -104,9 +104,7 @@ def ldm_inference(**more: Any) -> dict[str, Any]:
     return {"model": model(False, 32, bert(False), unet(False), **more)}
 
 
-def sd1_inversion(
-    *, style: bool = False, unfrozen: bool = False, clip: Path | None = None
-) -> dict[str, Any]:
+def sd1_inversion(*, style: bool = False, unfrozen: bool = False, clip: Path | None = None) -> dict[str, Any]:
     """Stable Diffusion's v1-finetune, v1-finetune_style and v1-finetune_unfrozen.
 
     With ``clip``, the folder of a small text encoder, the model is tiny too.

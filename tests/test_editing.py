@@ -166,10 +166,17 @@ def test_it_is_public() -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-@pytest.mark.parametrize(("size", "mask_size"), [
-    ((40, 20), (30, 20)), ((40, 20), (20, 40)), ((20, 40), (30, 20)),
-    ((20, 20), (40, 20)), ((40, 20), (20, 10)), ((40, 20), (41, 20)),
-])
+@pytest.mark.parametrize(
+    ("size", "mask_size"),
+    [
+        ((40, 20), (30, 20)),
+        ((40, 20), (20, 40)),
+        ((20, 40), (30, 20)),
+        ((20, 20), (40, 20)),
+        ((40, 20), (20, 10)),
+        ((40, 20), (41, 20)),
+    ],
+)
 def test_a_mask_of_any_aspect_paints_the_place_that_it_covers(
     tiny_model: LatentDiffusion, tmp_path: Path, caplog: pytest.LogCaptureFixture,
     size: tuple[int, int], mask_size: tuple[int, int], fit: str,

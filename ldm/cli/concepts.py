@@ -184,8 +184,10 @@ def _learn_in(
         common.say(f"  embeddings  {out / 'embeddings.safetensors'}")
     if failed:
         first = failed[0]
-        raise UserError(f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "
-                        f"({first.error}); put it right, then: {again}")
+        raise UserError(
+            f"{len(failed)} of {len(results)} concepts failed, the first being {first.word} "
+            f"({first.error}); put it right, then: {again}"
+        )
 
 
 def _refuse_another_list(kept: Path, jobs: Sequence[Job]) -> None:
@@ -205,8 +207,10 @@ def _refuse_another_list(kept: Path, jobs: Sequence[Job]) -> None:
             raise UserError(f"{out} holds {word} too, which this list lacks: give the whole list, or no list")
         differ = changes(job.config, now[job.name], OF_INVERSIONS)
         if differ:
-            raise UserError(f"{word} was begun in {out} with other settings: {', '.join(differ)}; leave them "
-                            "as they are, or choose another folder")
+            raise UserError(
+                f"{word} was begun in {out} with other settings: {', '.join(differ)}; leave them "
+                "as they are, or choose another folder"
+            )
 
 
 def _handed_out(args: argparse.Namespace) -> list[str]:

@@ -143,9 +143,7 @@ def _edit(args: argparse.Namespace, source: Source, learned: list[Embedding]) ->
     )
 
 
-def _start(
-    model: LatentDiffusion, source: Source, recipe: Recipe
-) -> tuple[Source | None, Tensor | None]:
+def _start(model: LatentDiffusion, source: Source, recipe: Recipe) -> tuple[Source | None, Tensor | None]:
     """What the pictures start from: the source, or the noise behind it (which replaces it)."""
     from ldm.editing import find_noise
 

@@ -251,8 +251,8 @@ def merged(
                 if collision is None:
                     raise UserError(
                         f"{owners[word.placeholder]} and {file.path} both hold {word.placeholder!r}: give "
-                        "one of them another name, "
-                        + common.command(["--rename", f"{file.path}:{old}=NEW"]))
+                        "one of them another name, " + common.command(["--rename", f"{file.path}:{old}=NEW"])
+                    )
                 word = collision(word, owners[word.placeholder], file.path)
             owners[word.placeholder] = file.path
             words[word.placeholder] = word

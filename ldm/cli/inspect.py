@@ -89,9 +89,7 @@ def _neighbours(word: Embedding, model: LatentDiffusion, top: int) -> list[tuple
 
     if word.D != model.text.width:
         return [("nearest words", "give the model that it was learned on by --model")]
-    found = nearest_words(
-        word.vectors, model.text.token_table, model.text.tokenizer.decode_id, max(1, top)
-    )
+    found = nearest_words(word.vectors, model.text.token_table, model.text.tokenizer.decode_id, max(1, top))
     names = [f"nearest to vector {i + 1}" for i in range(word.K)] if word.K > 1 else ["nearest words"]
     if word.layers:
         names = [f"{name}, layer {i + 1}" for i in range(word.layers) for name in names]

@@ -95,9 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(_debugged if args.debug else run, args)
 
 
-def split_overrides(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[list[str], list[str]]:
+def split_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Options, and the ``key=value`` words, which may stand anywhere but as an option's value."""
     valued = {flag for a in parser._actions if a.nargs is None for flag in a.option_strings}
     words: list[str] = []

@@ -69,9 +69,7 @@ def caption_files(pictures: Sequence[Path]) -> dict[Path, Path]:
     return found
 
 
-def read_captions(
-    paths: Sequence[Path], subject: str, words: Collection[str] = ()
-) -> list[tuple[str, ...]]:
+def read_captions(paths: Sequence[Path], subject: str, words: Collection[str] = ()) -> list[tuple[str, ...]]:
     """The captions of every picture: the lines of its text (see :func:`caption_files`).
 
     A caption names the concept by one of ``words``, the placeholders (the subject alone unless given),
@@ -96,14 +94,18 @@ def caption_of(picture: Path, files: Mapping[Path, Path]) -> Path:
 
 def _read_caption(file: Path, subject: str, words: Collection[str]) -> tuple[str, ...]:
     names = " or ".join(words)
-    captions = tuple(" ".join(line.split()).replace("{}", subject)
-                     for line in read_text(file, "caption").splitlines() if line.strip())
+    captions = tuple(
+        " ".join(line.split()).replace("{}", subject)
+        for line in read_text(file, "caption").splitlines()
+        if line.strip()
+    )
     if not captions:
         raise UserError(f"the caption {file} is empty: write a sentence with {names} into it")
     for caption in captions:
         if not any(contains_placeholder(caption, word) for word in words):
-            raise UserError(f"the caption {file} does not name the concept ({caption!r}): "
-                            f"write {names} or {{}} into it")
+            raise UserError(
+                f"the caption {file} does not name the concept ({caption!r}): write {names} or {{}} into it"
+            )
     return captions
 
 
@@ -132,9 +134,14 @@ class PromptSource:
         if captions is not None and image_tokens is not None:
             raise UserError("caption files and per-image words cannot be used together: choose one")
         if captions is None and dual != (image_tokens is not None):
-            raise UserError(f"the templates {kind!r} "
-                            + ("need one word for every picture" if dual else
-                               "take no per-image words: choose 'dual' or 'style-dual'"))
+            raise UserError(
+                f"the templates {kind!r} "
+                + (
+                    "need one word for every picture"
+                    if dual
+                    else "take no per-image words: choose 'dual' or 'style-dual'"
+                )
+            )
         self.name = f"{coarse_class} {subject}" if coarse_class else subject
         self.captions = captions
         self.image_tokens = image_tokens

@@ -33,8 +33,11 @@ _RAW = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"
 _HEIF = "a HEIC picture: `pip install pillow-heif` makes it readable, or convert it to JPEG"
 __all__ = ["SUFFIXES", "Concept", "concept_of", "list_pictures", "load_concept", "load_picture", "load_pil"]
 _FITS = ("crop", "pad", "squash")
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
-            "lanczos": Image.Resampling.LANCZOS}
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +57,7 @@ class Concept:
         return {path.name: digest for path, digest in zip(self.paths, self.hashes, strict=True)}
 
 
-def list_pictures(
-    folder: Path | str, *, every_file: bool = False, unsorted: bool = False
-) -> list[Path]:
+def list_pictures(folder: Path | str, *, every_file: bool = False, unsorted: bool = False) -> list[Path]:
     """The pictures directly in ``folder``, sorted by name; anything else is warned about.
 
     Hidden files and the captions of a picture (``ldm.data.captions.caption_files``) pass without a warning.
@@ -131,9 +132,14 @@ def load_concept(
     :class:`UserError` for a folder without pictures or a picture that cannot be decoded.
     """
     paths = list_pictures(folder, every_file=every_file, unsorted=unsorted)
-    images = torch.stack([
-        load_picture(p, size, fit=fit, background=background, upright=upright,
-                     interpolation=interpolation) for p in paths])
+    images = torch.stack(
+        [
+            load_picture(
+                p, size, fit=fit, background=background, upright=upright, interpolation=interpolation
+            )
+            for p in paths
+        ]
+    )
     return Concept(images, tuple(paths), tuple(file_sha256(p) for p in paths))
 
 
@@ -155,8 +161,16 @@ def concept_of(
     :class:`UserError` for none at all, kinds that are mixed, another shape, or what cannot be decoded.
     """
     if isinstance(images, str | Path) and not expanded(images).is_file():
-        return load_concept(images, size, fit=fit, background=background, upright=upright,
-                            interpolation=interpolation, every_file=every_file, unsorted=unsorted)
+        return load_concept(
+            images,
+            size,
+            fit=fit,
+            background=background,
+            upright=upright,
+            interpolation=interpolation,
+            every_file=every_file,
+            unsorted=unsorted,
+        )
     items = in_memory.listed(images)
     pictures = [in_memory.picture(item) for item in items if not isinstance(item, str | Path)]
     if pictures and len(pictures) < len(items):
@@ -166,13 +180,24 @@ def concept_of(
     if any(isinstance(picture, Tensor) for picture in pictures):
         raise UserError("pictures of 8 bits and of floats are mixed: give only one kind")
     if pictures:
-        loaded = load_pil(pictures, size, fit=fit, background=background,  # type: ignore[arg-type]
-                          upright=upright, interpolation=interpolation)
+        loaded = load_pil(
+            pictures,
+            size,
+            fit=fit,
+            background=background,  # type: ignore[arg-type]
+            upright=upright,
+            interpolation=interpolation,
+        )
         return Concept(loaded, (), ())
     paths = tuple(expanded(str(item)) for item in items)
-    loaded = torch.stack([
-        load_picture(path, size, fit=fit, background=background, upright=upright,
-                     interpolation=interpolation) for path in paths])
+    loaded = torch.stack(
+        [
+            load_picture(
+                path, size, fit=fit, background=background, upright=upright, interpolation=interpolation
+            )
+            for path in paths
+        ]
+    )
     return Concept(loaded, paths, tuple(file_sha256(path) for path in paths))
 
 
@@ -207,8 +232,7 @@ def load_pil(
     colour = _colour(background)
     turned = (ImageOps.exif_transpose(image) if upright else image for image in images)
     flat = (flatten(image, colour, managed=upright) for image in turned)
-    return torch.stack([
-        to_tensor(fit_square(image, size, fit, colour, interpolation)) for image in flat])
+    return torch.stack([to_tensor(fit_square(image, size, fit, colour, interpolation)) for image in flat])
 
 
 def _colour(name: str) -> tuple[int, int, int]:

@@ -22,8 +22,24 @@ from ldm.io.files import HEAD, kind_of, opened, unreadable
 log = logging.getLogger(__name__)
 
 #: What is taken for a picture by its name. The content decides how it is decoded.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-                      ".avif", ".jp2", ".ppm", ".pgm", ".tga"})
+SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+        ".tga",
+    }
+)
 #: As well, where the package pillow-heif is installed.
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 #: Pillow's decoders for these: none of them starts another program, as the one for EPS does.

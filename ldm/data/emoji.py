@@ -112,9 +112,7 @@ def tarball(package: Package, packages: Path | None, temporary: Path) -> Path:
     return path
 
 
-def members(
-    path: Path, wanted: Collection[str] | None, folder: str
-) -> Iterator[tuple[str, bytes]]:
+def members(path: Path, wanted: Collection[str] | None, folder: str) -> Iterator[tuple[str, bytes]]:
     """(name, content) of files in a tarball folder, or of the ``wanted`` full names."""
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
@@ -321,9 +319,7 @@ def choose_holdout(concepts: Iterable[Concept], seed: int = 0, count: int = 100)
     out (clock faces, moon phases), and so are labels of more than two words.
     """
     everything = list(concepts)
-    bags = {
-        c.hex: {w.removeprefix("un").rstrip("s") for w in words_of(c.label)} for c in everything
-    }
+    bags = {c.hex: {w.removeprefix("un").rstrip("s") for w in words_of(c.label)} for c in everything}
 
     def has_twin(c: Concept) -> bool:
         own = bags[c.hex]

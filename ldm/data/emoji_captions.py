@@ -24,8 +24,7 @@ STYLE_WORDS = {
 # The paper's templates: those that claim a size go to objects of that size, the others anywhere.
 _SIZE_WORDS = {"large": ("close-up", "large"), "small": ("small",)}
 SIZED = {
-    size: tuple(t for t in OBJECT if any(word in t for word in words))
-    for size, words in _SIZE_WORDS.items()
+    size: tuple(t for t in OBJECT if any(word in t for word in words)) for size, words in _SIZE_WORDS.items()
 }
 NEUTRAL = tuple(t for t in OBJECT if not any(t in row for row in SIZED.values())) + (
     "a picture of a {}",

@@ -153,9 +153,7 @@ class Composer:
         angle = torch.where(rare, _stretch(u[:, 2], -20, 20), _stretch(u[:, 2], -6, 6))
         room = (1 - scale) * torch.where(rare, 1.0, 0.5)  # how far from the middle, in half canvases
         centre = (u[:, 3:5] * 2 - 1) * room[:, None]
-        kinds = torch.bucketize(
-            u[:, 5].contiguous(), torch.tensor(KIND_SHARES).cumsum(0)[:2], right=True
-        )
+        kinds = torch.bucketize(u[:, 5].contiguous(), torch.tensor(KIND_SHARES).cumsum(0)[:2], right=True)
         pixels, described = self._backgrounds(kinds, u[:, 6:9], generator)
         chosen = self._pixels[drawings.to(self.device)]
         where = scale.to(self.device), angle.to(self.device), centre.to(self.device)
@@ -185,9 +183,7 @@ class Composer:
         colours = colours.clamp_(0, 1)
         pixels = colours[:, 0, :, None, None].expand(n, 3, size, size).contiguous()
         two = (kinds == 1).nonzero()[:, 0].to(self.device)
-        pixels[two] = gradients(
-            colours[two, 0], colours[two, 1], u[:, 2].to(self.device)[two], size
-        )
+        pixels[two] = gradients(colours[two, 0], colours[two, 1], u[:, 2].to(self.device)[two], size)
         scene = (u[:, 0] * len(SCENES)).long().clamp_(max=len(SCENES) - 1)
         variant = (u[:, 2] * self._bank.shape[1]).long().clamp_(max=self._bank.shape[1] - 1)
         drawn = (kinds == 2).nonzero()[:, 0]

@@ -58,8 +58,10 @@ class LatentCache:
 
     def __post_init__(self) -> None:
         if not (self.mean.isfinite().all() and self.std.isfinite().all()):
-            raise UserError("the autoencoder gives values that are not finite for these pictures: "
-                            "encode in float32, or check its checkpoint")
+            raise UserError(
+                "the autoencoder gives values that are not finite for these pictures: "
+                "encode in float32, or check its checkpoint"
+            )
 
     def __len__(self) -> int:
         return self.mean.shape[1]
@@ -87,8 +89,9 @@ class LatentCache:
         if not self.mirrored and bool(flip.any()):
             raise ValueError("this cache holds no mirrored pictures: build it with mirror=True")
         rows, view = indices.to(self.mean.device), flip.long().to(self.mean.device)
-        noise = torch.randn(len(indices), *self.shape, generator=generator,
-                            device=generator.device).to(self.mean.device)
+        noise = torch.randn(len(indices), *self.shape, generator=generator, device=generator.device).to(
+            self.mean.device
+        )
         return (self.mean[view, rows] + self.std[view, rows] * noise) * self.scale_factor
 
 
@@ -142,11 +145,15 @@ def cached_latents(
     kept = _read_cache(path, key, scale_factor)
     if kept is not None:
         return kept
-    cache = encode_latents(encode, images, scale_factor=scale_factor, mirror=mirror,
-                           batch_size=batch_size, progress=progress)
+    cache = encode_latents(
+        encode, images, scale_factor=scale_factor, mirror=mirror, batch_size=batch_size, progress=progress
+    )
     with atomic_write(path) as temporary:
-        save_file({"mean": cache.mean.contiguous(), "std": cache.std.contiguous()},
-                  str(temporary), metadata={"key": key})
+        save_file(
+            {"mean": cache.mean.contiguous(), "std": cache.std.contiguous()},
+            str(temporary),
+            metadata={"key": key},
+        )
     return cache
 
 
@@ -210,10 +217,10 @@ class ConceptBatches:
         """(B,) int64: which pictures batch ``step`` shows."""
         first, n = step * self.batch_size, len(self.cache)
         rounds = {place // n for place in range(first, first + self.batch_size)}
-        order = {r: torch.randperm(n, generator=generator(self.seed, self.concept, "order", r))
-                 for r in rounds}
-        return torch.stack([order[place // n][place % n]
-                            for place in range(first, first + self.batch_size)])
+        order = {
+            r: torch.randperm(n, generator=generator(self.seed, self.concept, "order", r)) for r in rounds
+        }
+        return torch.stack([order[place // n][place % n] for place in range(first, first + self.batch_size)])
 
     def batch(self, step: int) -> Batch:
         """Batch number ``step`` >= 0: pictures, mirroring, prompts and posterior noise."""

@@ -21,15 +21,11 @@ class StepStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         info = torch.utils.data.get_worker_info()
-        step, stride = (
-            (self.first_step, 1) if info is None else (self.first_step + info.id, info.num_workers)
-        )
+        step, stride = (self.first_step, 1) if info is None else (self.first_step + info.id, info.num_workers)
         while True:
             yield self.make_batch(step)
             step += stride
 
     def loader(self, workers: int = 0) -> DataLoader:
         """A DataLoader that hands the batches on as they are; pinned where a GPU will fetch them."""
-        return DataLoader(
-            self, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
-        )
+        return DataLoader(self, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())

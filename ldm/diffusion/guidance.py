@@ -36,9 +36,7 @@ def guided(eps: Eps, scale: float) -> GuidedEps:
             raise UserError("guidance needs a prompt: give cond as a tensor, or no uncond")
         uncond = _rows(uncond, batch, "uncond")
         if cond.shape[-2:] != uncond.shape[-2:]:
-            raise UserError(
-                f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must have one shape"
-            )
+            raise UserError(f"cond {tuple(cond.shape)} and uncond {tuple(uncond.shape)} must have one shape")
         both = join_contexts([uncond.to(cond), cond])
         without, with_ = eps(torch.cat([z_t, z_t]), torch.cat([t, t]), both).chunk(2)
         return without + scale * (with_ - without)

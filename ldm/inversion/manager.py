@@ -212,9 +212,7 @@ class EmbeddingManager(nn.Module):
 
     # ------------------------------------------------------------------ the prompt
 
-    def forward(
-        self, ids: Tensor, embeds: Tensor, step: int | Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, embeds: Tensor, step: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Put the v* into looked-up prompts. Pure: the arguments are left as they are.
 
         Every occurrence of a placeholder becomes its k vectors in use side by side; what follows
@@ -239,8 +237,11 @@ class EmbeddingManager(nn.Module):
             return ids, embeds
         index = self._index(names, ids.device)
         now = (
-            NEVER - 1 if step is None else step.view(-1, 1, 1).to(ids.device)
-            if isinstance(step, Tensor) else step
+            NEVER - 1
+            if step is None
+            else step.view(-1, 1, 1).to(ids.device)
+            if isinstance(step, Tensor)
+            else step
         )
         slot = torch.searchsorted(index.ids, ids.contiguous()).clamp(max=len(names) - 1)
         is_ours = index.ids[slot] == ids

@@ -38,9 +38,7 @@ def seen(tokenizer: PlaceholderTokenizer, manager: EmbeddingManager, prompt: str
     return {token_id for token_id, _, left in _places(tokenizer, manager, prompt) if left}
 
 
-def what_is_cut(
-    tokenizer: PlaceholderTokenizer, manager: EmbeddingManager, prompt: str
-) -> str | None:
+def what_is_cut(tokenizer: PlaceholderTokenizer, manager: EmbeddingManager, prompt: str) -> str | None:
     """One line about a prompt from which learned words are cut off, or push something out; else None."""
     names = {token_id: name for name, token_id in manager.placeholders.items()}
     places = list(_places(tokenizer, manager, prompt))

@@ -48,9 +48,18 @@ _NOT_WEIGHTS = re.compile(
 _BARE_TOWER = re.compile(r"^cond_stage_model\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)")
 #: Classes that training frameworks pickle beside the weights. Each is replaced by an inert
 #: stand-in, so that such a file opens without running anything of what it names.
-_BYSTANDERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.",
-               "typing.", "collections.", "argparse.Namespace", "pathlib.",
-               "torch.nn.modules.container.ParameterDict")
+_BYSTANDERS = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "omegaconf.",
+    "numpy.",
+    "typing.",
+    "collections.",
+    "argparse.Namespace",
+    "pathlib.",
+    "torch.nn.modules.container.ParameterDict",
+)
 _PLAIN = {f"builtins.{n}" for n in ("bool", "dict", "float", "int", "list", "set", "str", "tuple")}
 
 
@@ -85,10 +94,14 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     except Exception as error:  # readers raise nearly anything on broken bytes
         raise UserError(
             f"cannot read the checkpoint {path}: it is corrupt, cut short or of another format; "
-            f"fetch it again ({_first_line(error)})") from error
+            f"fetch it again ({_first_line(error)})"
+        ) from error
     inner = found.get("state_dict", found)
-    tensors = {k: v for k, v in inner.items() if isinstance(v, Tensor) and isinstance(k, str)} \
-        if isinstance(inner, Mapping) else {}
+    tensors = (
+        {k: v for k, v in inner.items() if isinstance(v, Tensor) and isinstance(k, str)}
+        if isinstance(inner, Mapping)
+        else {}
+    )
     if "string_to_param" in found:
         raise UserError(f"{path} is a learned embedding, not a model: give it as an embedding")
     if not tensors:
@@ -128,8 +141,9 @@ def prefer_ema(state: Mapping[str, Tensor], source: str = "the checkpoint") -> d
     there = [name for name, average in ema.items() if average is not None]
     whole = {n: t for n, t in ema.items() if t is not None and t.shape == state[n].shape}
     if there and len(whole) < len(names):
-        log.warning("%s holds averages (EMA) of %d of the UNet's %d weights: not used",
-                    source, len(whole), len(names))
+        log.warning(
+            "%s holds averages (EMA) of %d of the UNet's %d weights: not used", source, len(whole), len(names)
+        )
         return dict(state)
     return {**state, **whole}
 
@@ -152,7 +166,7 @@ def in_precision(
     size = -(-len(other) // runs) or 1
     for start in range(0, len(other), size):
         mapped = read()
-        state |= {name: mapped[name].to(dtype) for name in other[start:start + size]}
+        state |= {name: mapped[name].to(dtype) for name in other[start : start + size]}
         del mapped
     return state
 
@@ -166,8 +180,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         with native(path) as name, safe_open(name, framework="pt") as handle:
             return dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"cannot read {path}: it is corrupt or cut short; fetch it again") from error
+        raise UserError(f"cannot read {path}: it is corrupt or cut short; fetch it again") from error
 
 
 def read_torch(path: Path) -> Any:
@@ -184,8 +197,11 @@ def _read_pickle(path: Path, zipped: bool) -> dict[str, Any]:
     """``torch.load(weights_only=True)``, mapped where possible; bystanders become inert."""
     # torch takes a file for safetensors by its ending, and several web sites give every model that one
     misnamed = path.suffix == ".safetensors"
-    with torch.serialization.safe_globals(_stand_ins(path) if zipped else []), \
-            native(path, rename=misnamed) as name, warnings.catch_warnings():
+    with (
+        torch.serialization.safe_globals(_stand_ins(path) if zipped else []),
+        native(path, rename=misnamed) as name,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # about broken files; those are errors
         found = torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(found, dict):
@@ -199,8 +215,11 @@ def _stand_ins(path: Path) -> list[Any]:
     Anything else that the file names (``os.system``, say) stays forbidden and the load fails.
     """
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(type("Inert", (_Inert,), {}), name) for name in names
-            if name.startswith(_BYSTANDERS) or name in _PLAIN]
+    return [
+        (type("Inert", (_Inert,), {}), name)
+        for name in names
+        if name.startswith(_BYSTANDERS) or name in _PLAIN
+    ]
 
 
 def _first_line(error: BaseException) -> str:
@@ -238,22 +257,32 @@ def load_model_weights(
     """
     ignore = tuple(ignore)
     skipped = tuple(p for p in PREFIXES if p not in parts)
-    wanted = {prefix + name: tensor for prefix, module in parts.items()
-              for name, tensor in module.state_dict(keep_vars=True).items()}
-    given = {name: tensor for name, tensor in state_dict.items()
-             if name in wanted or (is_weight(name, ignore) and not name.startswith(skipped))}
+    wanted = {
+        prefix + name: tensor
+        for prefix, module in parts.items()
+        for name, tensor in module.state_dict(keep_vars=True).items()
+    }
+    given = {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if name in wanted or (is_weight(name, ignore) and not name.startswith(skipped))
+    }
     missing = sorted(n for n in wanted if n not in given and is_weight(n, ignore))
     unexpected = sorted(n for n in given if n not in wanted)
-    mismatched = [f"{n} {tuple(given[n].shape)} instead of {tuple(wanted[n].shape)}"
-                  for n in sorted(given) if n in wanted and given[n].shape != wanted[n].shape]
+    mismatched = [
+        f"{n} {tuple(given[n].shape)} instead of {tuple(wanted[n].shape)}"
+        for n in sorted(given)
+        if n in wanted and given[n].shape != wanted[n].shape
+    ]
     if missing or unexpected or mismatched:
         difference = _difference(source, len(wanted), missing, unexpected, mismatched)
         if strict or mismatched:
-            raise UserError(f"{difference}; this checkpoint is of another model: give the config that "
-                            "belongs to it")
+            raise UserError(
+                f"{difference}; this checkpoint is of another model: give the config that belongs to it"
+            )
         log.warning("%s; it is used all the same (compat.loose_weights)", difference)
     for prefix, module in parts.items():
-        own = {n[len(prefix):]: t for n, t in given.items() if n.startswith(prefix)}
+        own = {n[len(prefix) :]: t for n, t in given.items() if n.startswith(prefix)}
         meta = any(t.is_meta for t in module.state_dict(keep_vars=True).values())
         module.load_state_dict(own, strict=False, assign=meta)
 
@@ -263,8 +292,7 @@ def _difference(
 ) -> str:
     """The one line that says how a checkpoint differs from the model: counts, then names."""
     clauses = []
-    for what, names in (("missing", missing), ("unexpected", unexpected),
-                        ("of another shape", mismatched)):
+    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched)):
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             clauses.append(f"{len(names)} {what} ({shown})")
@@ -274,9 +302,14 @@ def _difference(
 # ------------------------------------------------------------------------------- saving
 def collect(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The weights of ``parts`` under their public names, sorted, detached, where they are."""
-    return dict(sorted(
-        (prefix + name, tensor.detach()) for prefix, module in parts.items()
-        for name, tensor in module.state_dict().items() if is_weight(prefix + name)))
+    return dict(
+        sorted(
+            (prefix + name, tensor.detach())
+            for prefix, module in parts.items()
+            for name, tensor in module.state_dict().items()
+            if is_weight(prefix + name)
+        )
+    )
 
 
 def save_checkpoint(
@@ -295,8 +328,10 @@ def save_checkpoint(
     for name, tensor in collect(parts).items():
         stored = tensor.to("cpu", dtype if tensor.is_floating_point() else None, copy=True)
         if tensor.is_floating_point() and not stored.isfinite().all():
-            raise UserError(f"cannot save {name} as {stored.dtype}: it holds values that are not "
-                            "finite there; save in float32, or look for a diverged training")
+            raise UserError(
+                f"cannot save {name} as {stored.dtype}: it holds values that are not "
+                "finite there; save in float32, or look for a diverged training"
+            )
         tensors[name] = stored.contiguous()
     notes = {"format_version": FORMAT_VERSION, "fingerprint": _digest(tensors, exact=False)}
     with atomic_write(path) as temporary:

@@ -31,9 +31,19 @@ from ldm.names import normal
 from ldm.paths import expanded
 
 __all__ = [
-    "Embedding", "EmbeddingFile", "check_base_model", "check_width", "join_encoders", "learned_clip_skip",
+    "Embedding",
+    "EmbeddingFile",
+    "check_base_model",
+    "check_width",
+    "join_encoders",
+    "learned_clip_skip",
     "likely_base",
-    "load_embedding", "load_embeddings", "provenance", "read_file", "save_embeddings", "width_in_words",
+    "load_embedding",
+    "load_embeddings",
+    "provenance",
+    "read_file",
+    "save_embeddings",
+    "width_in_words",
 ]
 
 log = logging.getLogger(__name__)
@@ -85,7 +95,8 @@ def check_width(embedding: Embedding, width: int) -> None:
         raise UserError(
             f"the embedding {embedding.placeholder!r} has width {width_in_words(*embedding.widths)}, "
             f"but this model's words have width {width_in_words(width)}: it was learned on another "
-            "model, use that one")
+            "model, use that one"
+        )
 
 
 def check_base_model(embedding: Embedding, fingerprint: str) -> bool:
@@ -96,9 +107,13 @@ def check_base_model(embedding: Embedding, fingerprint: str) -> bool:
     learned_on = embedding.metadata.get("base_model", "")
     same = not learned_on or learned_on == fingerprint
     if not same:
-        log.warning("the embedding %r was learned on another base model (%s..., this one is "
-                    "%s...): expect other pictures", embedding.placeholder, learned_on[:12],
-                    fingerprint[:12])
+        log.warning(
+            "the embedding %r was learned on another base model (%s..., this one is "
+            "%s...): expect other pictures",
+            embedding.placeholder,
+            learned_on[:12],
+            fingerprint[:12],
+        )
     return same
 
 
@@ -154,8 +169,10 @@ def read_file(path: Path | str) -> EmbeddingFile:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # readers raise nearly anything on broken bytes
-        raise UserError(f"cannot read the embedding {path}: it is corrupt, of another format or "
-                        "holds more than vectors (which is refused); fetch it again") from error
+        raise UserError(
+            f"cannot read the embedding {path}: it is corrupt, of another format or "
+            "holds more than vectors (which is refused); fetch it again"
+        ) from error
 
 
 def load_embeddings(path: Path | str) -> list[Embedding]:
@@ -165,8 +182,10 @@ def load_embeddings(path: Path | str) -> list[Embedding]:
     """
     found = read_file(path)
     if found.format.encoders > 1:
-        raise UserError(f"{path} is for SDXL, with vectors for two text encoders "
-                        f"({found.format.name}): this model has one")
+        raise UserError(
+            f"{path} is for SDXL, with vectors for two text encoders "
+            f"({found.format.name}): this model has one"
+        )
     return found.words
 
 
@@ -174,8 +193,10 @@ def load_embedding(path: Path | str) -> Embedding:
     """The embedding of a file that holds exactly one; :class:`UserError` if it holds several."""
     words = load_embeddings(path)
     if len(words) > 1:
-        raise UserError(f"{path} holds {len(words)} embeddings "
-                        f"({', '.join(w.placeholder for w in words)}): give a file with one")
+        raise UserError(
+            f"{path} holds {len(words)} embeddings "
+            f"({', '.join(w.placeholder for w in words)}): give a file with one"
+        )
     return words[0]
 
 
@@ -206,21 +227,31 @@ def save_embeddings(
     _check_together(words, path)
     chosen = to_write(path, len(words[0].widths), format)
     if len(words) > 1 and not chosen.several:
-        raise UserError(f"cannot write {path} as {chosen.name}: that holds one embedding a file, "
-                        f"not {len(words)} ({', '.join(w.placeholder for w in words)})")
+        raise UserError(
+            f"cannot write {path} as {chosen.name}: that holds one embedding a file, "
+            f"not {len(words)} ({', '.join(w.placeholder for w in words)})"
+        )
     layered = next((w for w in words if w.layers), None)
     if layered and not chosen.per_layer:
-        raise UserError(f"cannot write {path} as {chosen.name}: {layered.placeholder} has vectors for each "
-                        f"of {layered.layers} layers, which other tools do not know; write .safetensors, or "
-                        "learn it with per_layer=false")
+        raise UserError(
+            f"cannot write {path} as {chosen.name}: {layered.placeholder} has vectors for each "
+            f"of {layered.layers} layers, which other tools do not know; write .safetensors, or "
+            "learn it with per_layer=false"
+        )
     ids = {normal(name): number for name, number in (token_ids or {}).items()}
-    words = [replace(w, metadata={**w.metadata, "token_id": str(ids[w.placeholder])})
-             if w.placeholder in ids else w for w in words]
+    words = [
+        replace(w, metadata={**w.metadata, "token_id": str(ids[w.placeholder])})
+        if w.placeholder in ids
+        else w
+        for w in words
+    ]
     contents = chosen.write(words)
     if not all(_reads_back(content, chosen) for content in contents):
-        raise UserError(f"cannot write {path} as {chosen.name}: its readers take one of the names "
-                        f"{', '.join(w.placeholder for w in words)} for another format's or for a part of "
-                        "a network; rename it")
+        raise UserError(
+            f"cannot write {path} as {chosen.name}: its readers take one of the names "
+            f"{', '.join(w.placeholder for w in words)} for another format's or for a part of "
+            "a network; rename it"
+        )
     targets = [path, path.with_name(f"{path.stem}_2{path.suffix}")][: len(contents)]
     for target in targets:
         if target.exists() and not overwrite:
@@ -247,9 +278,9 @@ def _check_together(words: Sequence[Embedding], path: Path) -> None:
     """One file is for one base model, and its words go by their names."""
     names = [word.placeholder for word in words]
     if not words or len(set(names)) < len(names):
-        raise UserError(f"cannot write {path}: every embedding in a file needs its own name, "
-                        f"got {names}")
+        raise UserError(f"cannot write {path}: every embedding in a file needs its own name, got {names}")
     if len({word.widths for word in words}) > 1:
         widths = ", ".join(f"{w.placeholder!r} has width {width_in_words(*w.widths)}" for w in words)
-        raise UserError(f"cannot write {path}: its words are of different base models: {widths}; "
-                        "write one file for each")
+        raise UserError(
+            f"cannot write {path}: its words are of different base models: {widths}; write one file for each"
+        )

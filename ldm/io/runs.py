@@ -153,8 +153,7 @@ def atomic_write(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     except Exception as error:
         # A missing or unreadable *other* file inside the body is not a failed write of this one.
         name = getattr(error, "filename", None)
-        foreign = isinstance(name, str | os.PathLike) and Path(name) not in {
-            temporary, path, *path.parents}
+        foreign = isinstance(name, str | os.PathLike) and Path(name) not in {temporary, path, *path.parents}
         readable = None if foreign else write_error(path, error)
         if readable is None:
             raise

@@ -99,9 +99,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, dim_head, context_dim) for _ in range(depth)
         )
-        self.proj_out = zero_init(
-            nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1)
-        )
+        self.proj_out = zero_init(nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         height, width = x.shape[-2:]

@@ -178,9 +178,7 @@ class ClipConditioner(TextConditioner):
         self.width, self.max_length = sizes["width"], sizes["max_length"]
         self.own_clip_skip, self.blocks = clip_skip, sizes["layers"]
         self.use_clip_skip(clip_skip)
-        self.tokenizer = ClipTokenizer(
-            self.max_length, folder=tokenizer, pad=pad, rows=sizes["vocab_size"]
-        )
+        self.tokenizer = ClipTokenizer(self.max_length, folder=tokenizer, pad=pad, rows=sizes["vocab_size"])
         self.tower: Any = build_tower(**sizes, projection=None)
         self.register_state_dict_post_hook(_to_public)
         self.register_load_state_dict_pre_hook(_from_public)

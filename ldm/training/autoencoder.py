@@ -117,9 +117,7 @@ class AutoencoderTraining(pl.LightningModule):
         l1, mse = F.l1_loss(x_rec, x), F.mse_loss(x_rec, x)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         psnr = 10 * torch.log10(4.0 / mse.detach())
-        self.log_dict(
-            {"train/l1": l1, "train/kl": kl, "train/psnr": psnr}, prog_bar=True, batch_size=len(x)
-        )
+        self.log_dict({"train/l1": l1, "train/kl": kl, "train/psnr": psnr}, prog_bar=True, batch_size=len(x))
         loss = l1 + self.loss_config.mse_weight * mse + self.loss_config.kl_weight * kl
         return loss, x_rec
 

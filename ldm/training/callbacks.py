@@ -79,9 +79,7 @@ class EmbeddingCheckpoint(Callback):
         if "pt" in self.formats:
             self._save("embeddings.pt", trainer.global_step, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step and step % self.every == 0:
             self.save(step, pl_module)
@@ -131,9 +129,7 @@ class ImageLogger(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._show(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self.every and not trainer.global_step % self.every:
             self._show(trainer, pl_module)
 

@@ -132,9 +132,7 @@ def hand_out(
             future.cancel()
 
 
-def learn_task(
-    jobs: Sequence[Job], home: Path, out: Path, pack: int | Literal["auto"]
-) -> list[Result]:
+def learn_task(jobs: Sequence[Job], home: Path, out: Path, pack: int | Literal["auto"]) -> list[Result]:
     """What a worker does, in the folder ``home`` of the command, where relative paths mean what they say.
 
     ``out`` may hold what another worker left of these jobs.

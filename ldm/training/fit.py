@@ -163,9 +163,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     a copy: a disk that fills up then leaves half a checkpoint under its final name.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         _refuse_exploded(checkpoint)
         with atomic_write(path) as temporary, open(temporary, "wb") as stream:
             torch.save(checkpoint, stream)  # to a stream: a path would be stored in the file
@@ -231,9 +229,7 @@ class EndCheckpoint(Callback):
         self._step = trainer.global_step
         self._stop_at_signal(trainer)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         self._ends = self._ends or trainer.should_stop or step >= trainer.max_steps
         if step == self._step:  # gradients are being accumulated: what is saved now could not go on exactly
@@ -312,9 +308,7 @@ def fit(
         trainer = pl.Trainer(
             max_steps=config.max_steps,
             plugins=[AtomicCheckpoints()],
-            max_time=None
-            if config.max_minutes is None
-            else {"seconds": int(config.max_minutes * 60)},
+            max_time=None if config.max_minutes is None else {"seconds": int(config.max_minutes * 60)},
             max_epochs=-1,
             precision=config.compute_precision,  # type: ignore[arg-type]
             accelerator=config.accelerator,

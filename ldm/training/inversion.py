@@ -182,9 +182,7 @@ class TextualInversion(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("base_model") != self.base_fingerprint:
-            raise UserError(
-                "this run was made with another base model; give the model it was started with"
-            )
+            raise UserError("this run was made with another base model; give the model it was started with")
 
     def take_vectors(self, path: Path) -> None:
         """Start from the vectors of a checkpoint, with all else anew.
@@ -263,9 +261,7 @@ class FixedBatchMonitor(Callback):
         self._measure(trainer, pl_module)
         self._stop_if_converged(trainer)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step % self.every == 0:
             self._measure(trainer, pl_module)
             self._stop_if_converged(trainer)
@@ -323,15 +319,10 @@ class FixedBatchMonitor(Callback):
         for logger in loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
         for name in manager.trained:
-            words = nearest_words(
-                manager.vectors(name, step), table, module.model.text.tokenizer.decode_id
-            )
+            words = nearest_words(manager.vectors(name, step), table, module.model.text.tokenizer.decode_id)
             row[f"nearest/{name}"] = [[n.word, round(n.cosine, 3)] for n in words[0]]
 
-
-    def _refuse_exploded(
-        self, step: int, loss: float, norms: dict[str, Tensor], table: Tensor
-    ) -> None:
+    def _refuse_exploded(self, step: int, loss: float, norms: dict[str, Tensor], table: Tensor) -> None:
         """Numbers that no training comes back from are an error, and no result.
 
         Raises:

@@ -77,23 +77,33 @@ def check_together(jobs: Sequence[Job]) -> None:
     for job in jobs:
         for quirk in map(attrgetter, OF_THE_MODEL):
             if quirk(switches(job.config.compat)) != quirk(switches(first.config.compat)):
-                raise UserError(f"{job.name}: the quirks {' and '.join(OF_THE_MODEL)} are of the model that "
-                                f"a pack shares and differ from those of {first.name}; set them alike")
+                raise UserError(
+                    f"{job.name}: the quirks {' and '.join(OF_THE_MODEL)} are of the model that "
+                    f"a pack shares and differ from those of {first.name}; set them alike"
+                )
         for key in SHARED:
             own, common = attrgetter(key)(job.config), attrgetter(key)(first.config)
             if own != common:
-                raise UserError(f"{job.name}: a pack has one {key}, but it is {own!r} here and {common!r} "
-                                f"for {first.name}; learn them by commands of their own")
+                raise UserError(
+                    f"{job.name}: a pack has one {key}, but it is {own!r} here and {common!r} "
+                    f"for {first.name}; learn them by commands of their own"
+                )
         trainer = job.config.trainer
         if job.config.model_lr:
-            raise UserError(f"{job.name}: model_lr trains the model that a pack shares; set it to 0, or "
-                            "learn this concept by a command of its own")
+            raise UserError(
+                f"{job.name}: model_lr trains the model that a pack shares; set it to 0, or "
+                "learn this concept by a command of its own"
+            )
         if job.config.compiled or job.config.cuda_graphs:
-            raise UserError(f"{job.name}: a pack changes its size and would be compiled anew each time; set "
-                            "compiled and cuda_graphs to false, or learn it by a command of its own")
+            raise UserError(
+                f"{job.name}: a pack changes its size and would be compiled anew each time; set "
+                "compiled and cuda_graphs to false, or learn it by a command of its own"
+            )
         if trainer.devices != 1 or trainer.precision not in PRECISIONS:
-            raise UserError(f"{job.name}: a pack trains on one device, in {' or '.join(PRECISIONS)}; not on "
-                            f"{trainer.devices} in {trainer.precision}")
+            raise UserError(
+                f"{job.name}: a pack trains on one device, in {' or '.join(PRECISIONS)}; not on "
+                f"{trainer.devices} in {trainer.precision}"
+            )
 
 
 def write_summary(results: Sequence[Result], out: Path) -> None:

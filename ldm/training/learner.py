@@ -304,9 +304,7 @@ def _collate(draws: Sequence[Draw]) -> Draw:
     return Draw(torch.cat(z), torch.cat(t), torch.cat(noise), torch.cat(ids), torch.cat(rows))
 
 
-def _contexts(
-    model: LatentDiffusion, learners: Sequence[Learner], ids: Tensor, unique: list[int]
-) -> Tensor:
+def _contexts(model: LatentDiffusion, learners: Sequence[Learner], ids: Tensor, unique: list[int]) -> Tensor:
     """(U, L, D) contexts of all prompts; ids (U, L), ``unique`` of them each learner's.
 
     Every learner puts in its own words, whose private ids may be another's too; the encoder then runs

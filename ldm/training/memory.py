@@ -90,9 +90,7 @@ def freed_memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def step_bytes(
-    step: Callable[[], Any], device: torch.device, weights: Iterable[Tensor] = ()
-) -> int:
+def step_bytes(step: Callable[[], Any], device: torch.device, weights: Iterable[Tensor] = ()) -> int:
     """Bytes that ``step()`` takes at its peak beyond what it finds; ``weights`` are there already.
 
     On a GPU measured by its allocator; on a CPU what autograd saves for the backward pass, times

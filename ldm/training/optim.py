@@ -53,9 +53,7 @@ def lr_factor(step: int, total: int, config: OptimConfig) -> float:
     if config.schedule == "constant":
         return 1.0
     progress = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
-    shape = (
-        0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
-    )
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.lr_final_ratio + (1 - config.lr_final_ratio) * shape
 
 

@@ -277,8 +277,10 @@ class Pack:
         names = [name for name in found.members if name in by_name]  # the others have been finished since
         errors = {name: self._error_of(by_name[name], by_name[name].begin) for name in names}
         own = [by_name[name].step for name in names]
-        if any(errors.values()) or own and all(
-            step > found.states[name]["step"] for name, step in zip(names, own, strict=True)
+        if (
+            any(errors.values())
+            or own
+            and all(step > found.states[name]["step"] for name, step in zip(names, own, strict=True))
         ):
             return []
         for name in names:

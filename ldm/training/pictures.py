@@ -107,9 +107,7 @@ def _together(orders: Sequence[Order]) -> Sequence[Tensor]:
     if not draws:
         return [torch.empty(0)] * len(orders)
     first = orders[0]
-    cond = join_contexts(
-        [order.model.condition(list(order.prompts)) for order in orders if order.prompts]
-    )
+    cond = join_contexts([order.model.condition(list(order.prompts)) for order in orders if order.prompts])
     size = min(len(draws), usual_batch(first.model.image_size))
     while True:
         try:
@@ -128,7 +126,9 @@ def _together(orders: Sequence[Order]) -> Sequence[Tensor]:
                 raise
         # not in the handler: its traceback keeps the activations
         if size == 1:
-            raise UserError("out of memory with one picture: draw none (samples_per_prompt=0 and "
-                            "trainer.image_every=0), and draw with the word elsewhere")
+            raise UserError(
+                "out of memory with one picture: draw none (samples_per_prompt=0 and "
+                "trainer.image_every=0), and draw with the word elsewhere"
+            )
         size //= 2
         log.warning("out of memory: drawing %d pictures at a time", size)

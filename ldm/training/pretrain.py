@@ -145,9 +145,7 @@ def start(folder: Path, config: Any, resume: bool) -> Path | None:
         raise UserError("this stage trains on one device; leave out trainer.devices and trainer.nodes")
     checkpoint = whole_checkpoint(folder)
     if checkpoint is not None and not resume:
-        raise UserError(
-            f"{folder} already holds a run; add --resume to continue it or choose another --out"
-        )
+        raise UserError(f"{folder} already holds a run; add --resume to continue it or choose another --out")
     if resume:
         refuse_changes(folder, config, OF_STAGES)
         refuse_fewer_steps(folder, checkpoint.step if checkpoint else 0, config.trainer.max_steps)
@@ -240,9 +238,7 @@ def encode_latents(config: LatentsStage, path: Path) -> LatentBank:
             autoencoder.encode(pair.flatten(0, 1)).mean.half().unflatten(0, (-1, 2))
             for pair in track(source.portraits(config.batch_size // 2 or 1), description="portraits")
         ]
-    bank = LatentBank(
-        torch.cat(means), torch.cat(stds), captions, torch.cat(subjects), torch.cat(portraits)
-    )
+    bank = LatentBank(torch.cat(means), torch.cat(stds), captions, torch.cat(subjects), torch.cat(portraits))
     bank.save(path)
     return bank
 

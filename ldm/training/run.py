@@ -95,9 +95,7 @@ def run_inversion(
             refuse_fewer_steps(out, last.step if last else 0, config.trainer.max_steps)
         if config.trainer.writes:
             write_config(run, config, documents)
-        return learn(
-            model, concept, config, captions=captions, run=run, resume=resume, progress=progress
-        )
+        return learn(model, concept, config, captions=captions, run=run, resume=resume, progress=progress)
 
 
 def as_trained(config: InversionConfig) -> InversionConfig:
@@ -146,9 +144,7 @@ def captions_of(concept: Concept, config: InversionConfig) -> list[tuple[str, ..
     return None
 
 
-def write_config(
-    run: RunFolder, config: InversionConfig, documents: Mapping[str, str] | None = None
-) -> None:
+def write_config(run: RunFolder, config: InversionConfig, documents: Mapping[str, str] | None = None) -> None:
     """Write ``config.yaml`` and ``documents`` (path in the folder -> content)."""
     # the config first: with it, a run that is killed here can be gone on with
     write_text(run.file(CONFIG_NAME), dump_yaml(redacted_values(to_plain(config))))
@@ -340,23 +336,17 @@ def prepare(
 
     keeper = pictures = None
     if run is not None:
-        run.write_manifest(
-            seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model
-        )
+        run.write_manifest(seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model)
         for i, image in enumerate(concept.images):
             save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
         keeper = EmbeddingCheckpoint(run, words, details, every, config.formats)
         if config.trainer.image_every and config.prompts:
             pictures = _image_logger(run, model, config)
-    return Inversion(
-        config, module, monitor, keeper, pictures, run, words, details, tuple(image_words or ())
-    )
+    return Inversion(config, module, monitor, keeper, pictures, run, words, details, tuple(image_words or ()))
 
 
-def _module(
-    model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig
-) -> TextualInversion:
+def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig) -> TextualInversion:
     lr, quirks = config.optim.lr, switches(config.compat)
     if config.scale_lr:
         lr = scale_lr(

@@ -68,14 +68,10 @@ def add_image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> 
     """Give the model one more word for each of ``n`` pictures; returns their names."""
     rng = generator(config.seed, config.placeholder, "image words")
     vectors = from_vocabulary(model.text.token_table, n, rng)
-    return model.manager.add_image_tokens(
-        config.placeholder, vectors, model.text.tokenizer.add_placeholder
-    )
+    return model.manager.add_image_tokens(config.placeholder, vectors, model.text.tokenizer.add_placeholder)
 
 
-def held_words(
-    model: LatentDiffusion, config: InversionConfig, prompts: PromptSource
-) -> tuple[str, ...]:
+def held_words(model: LatentDiffusion, config: InversionConfig, prompts: PromptSource) -> tuple[str, ...]:
     """The words that prompts hold, the placeholder first; the model forgets the others, whose v* no loss
     would ever reach. With ``star_prompts`` it keeps them, as the official code does.
 
@@ -112,9 +108,7 @@ def warn_of_template_words(config: InversionConfig, prompts: PromptSource) -> No
             )  # fmt: skip
 
 
-def refuse_cut_prompts(
-    model: LatentDiffusion, batches: ConceptBatches, words: Sequence[str]
-) -> None:
+def refuse_cut_prompts(model: LatentDiffusion, batches: ConceptBatches, words: Sequence[str]) -> None:
     """A prompt cut before its placeholder would train nothing, silently: v* gets no gradient.
 
     Raises:

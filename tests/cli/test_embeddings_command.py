@@ -52,8 +52,18 @@ def test_show_tells_format_size_norms_base_model_and_notes_of_every_word(cli, ca
     result = cli("embeddings", "show", cat, dog)
     assert result.code == 0, result.err
     norms = load_embedding(cat).vectors.norm(dim=1)
-    for part in ("<cat>", "2 of width 768 (Stable Diffusion v1)", "float32", "diffusers (ours", "step",
-                 "500", f"{norms[0]:.3f}, {norms[1]:.3f}", "official (", "3 of width 768", "265"):
+    for part in (
+        "<cat>",
+        "2 of width 768 (Stable Diffusion v1)",
+        "float32",
+        "diffusers (ours",
+        "step",
+        "500",
+        f"{norms[0]:.3f}, {norms[1]:.3f}",
+        "official (",
+        "3 of width 768",
+        "265",
+    ):
         assert part in " ".join(result.out.split())
 
 

@@ -75,9 +75,7 @@ def test_a_word_of_several_layers_is_learned_looked_at_and_drawn_with(cli, model
     assert again.code == 0, again.err
 
 
-def test_a_run_is_resumed_from_its_folder_alone_and_ends_as_one_that_was_not_cut(
-    cli, model_folder, pictures
-):
+def test_a_run_is_resumed_from_its_folder_alone_and_ends_as_one_that_was_not_cut(cli, model_folder, pictures):
     words = ("--model", model_folder, "--images", pictures, "--name", "<toy>")
     assert cli("invert", *words, "--out", "whole", "--steps", 4).code == 0
     assert cli("invert", *words, "--out", "cut", "--steps", 2).code == 0
@@ -117,9 +115,7 @@ def test_resume_without_a_folder_says_what_to_give(cli):
     assert result.code == 2 and "--out" in result.err
 
 
-def test_an_interrupted_run_says_the_command_that_continues_it(
-    cli, model_folder, pictures, monkeypatch
-):
+def test_an_interrupted_run_says_the_command_that_continues_it(cli, model_folder, pictures, monkeypatch):
     from ldm.training.run import FixedBatchMonitor
 
     measure = FixedBatchMonitor._measure

@@ -237,9 +237,7 @@ def test_ldm_invert_takes_an_official_file_as_its_model(cli, yaml_file, checkpoi
         (["--data_root", "p", "--actual_resume", "m.ckpt", "compat.copy=true"], "did you mean 'copies'?"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_leaves_nothing(
-    main, yaml_file, capsys, words, says
-) -> None:
+def test_a_wrong_command_line_is_one_line_and_leaves_nothing(main, yaml_file, capsys, words, says) -> None:
     assert main("--base", yaml_file, "-t", *words) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1

@@ -18,9 +18,7 @@ from ldm.io.recipes import load_recipe, to_text
 
 def pngs(folder: Path) -> dict[str, bytes]:
     """Name -> pixels of all pictures of a folder but the grid."""
-    return {
-        p.name: Image.open(p).tobytes() for p in sorted(folder.glob("*.png")) if p.name != "grid.png"
-    }
+    return {p.name: Image.open(p).tobytes() for p in sorted(folder.glob("*.png")) if p.name != "grid.png"}
 
 
 def test_pictures_carry_their_prompt_and_seed_and_lie_in_a_grid(cli, model_folder, embedding):

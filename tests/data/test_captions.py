@@ -27,20 +27,19 @@ def write(folder: Path, content: str | bytes) -> list[Path]:
 # -------------------------------------------------------------------------- caption files
 def test_captions_name_the_concept_by_the_placeholder_or_a_slot(tmp_path):
     paths = write(tmp_path, "\ufeffa  <cat toy> on grass\n\n{} in\tthe rain \n")
-    assert read_captions(paths, "<cat toy>") == [
-        ("a <cat toy> on grass", "<cat toy> in the rain")]
+    assert read_captions(paths, "<cat toy>") == [("a <cat toy> on grass", "<cat toy> in the rain")]
 
 
 def test_of_several_words_every_caption_names_one(tmp_path):
     paths = write(tmp_path, "<a> beside <b>\n{} again\nonly <b>")
     assert read_captions(paths, "<a> on <b>", ["<a>", "<b>"]) == [
-        ("<a> beside <b>", "<a> on <b> again", "only <b>")]
+        ("<a> beside <b>", "<a> on <b> again", "only <b>")
+    ]
     with pytest.raises(UserError, match="write <a> or <c> or {} into it"):
         read_captions(paths, "<a>", ["<a>", "<c>"])
 
 
-@pytest.mark.parametrize("content", ["a dog", "a category", "", " \n ", b"\xff\xfe\x00x",
-                                     "a cat\na dog"])
+@pytest.mark.parametrize("content", ["a dog", "a category", "", " \n ", b"\xff\xfe\x00x", "a cat\na dog"])
 def test_a_caption_that_cannot_train_the_word_is_refused_by_file(tmp_path, content):
     with pytest.raises(UserError, match="a.txt") as caught:
         read_captions(write(tmp_path, content), "cat")
@@ -53,12 +52,21 @@ def test_a_missing_caption_is_named(tmp_path):
         read_captions([tmp_path / "a.jpg", tmp_path / "b.jpg"], "*")
 
 
-@pytest.mark.parametrize("text, placeholder, found", [
-    ("a photo of *", "*", True), ("a *photo", "*", True), ("a cat-toy.", "cat", True),
-    ("category", "cat", False), ("bobcat", "cat", False), ("a <a  b> c", "<a b>", True),
-    ("<ab>", "<a b>", False)])
+@pytest.mark.parametrize(
+    "text, placeholder, found",
+    [
+        ("a photo of *", "*", True),
+        ("a *photo", "*", True),
+        ("a cat-toy.", "cat", True),
+        ("category", "cat", False),
+        ("bobcat", "cat", False),
+        ("a <a  b> c", "<a b>", True),
+        ("<ab>", "<a b>", False),
+    ],
+)
 def test_a_placeholder_is_found_where_the_tokenizer_finds_it(text, placeholder, found):
     from ldm.text.tokenizer import Tokenizer
+
     assert contains_placeholder(text, placeholder) is found
     vocab = Path(__file__).parents[2] / "ldm" / "assets" / "emoji" / "vocab.txt"
     if vocab.exists():
@@ -103,17 +111,24 @@ def test_the_same_generator_gives_the_same_prompts_and_touches_no_global_state()
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("wrong", [
-    {"kind": "dual"}, {"image_tokens": ["a"]}, {"kind": "objects"},
-    {"captions": [("*",)], "image_tokens": ["a"], "kind": "dual"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "dual"},
+        {"image_tokens": ["a"]},
+        {"kind": "objects"},
+        {"captions": [("*",)], "image_tokens": ["a"], "kind": "dual"},
+    ],
+)
 def test_combinations_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UserError):
         PromptSource("*", **wrong)
 
 
 # ------------------------------------------------------------------------------- which file, which letters
-@pytest.mark.parametrize("name", ["a.txt", "a.TXT", "A.txt", "a.caption", "a.Caption", "a.png.txt",
-                                  "a.png.caption", "a.PNG.txt"])
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.TXT", "A.txt", "a.caption", "a.Caption", "a.png.txt", "a.png.caption", "a.PNG.txt"]
+)
 def test_a_caption_is_read_by_every_name_that_tools_give_it(tmp_path, name, caplog):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / name).write_text("a photo of {}")
@@ -145,7 +160,8 @@ ENCODINGS = {"utf-8": "Gänse von {}", "utf-8-sig": "Gänse von {}", "utf-16": "
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_caption_in_any_usual_encoding_is_read_the_same_whatever_the_locale(
-        tmp_path, encoding, caplog, monkeypatch):
+    tmp_path, encoding, caplog, monkeypatch
+):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(ENCODINGS[encoding].encode(encoding))
     monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
@@ -162,6 +178,7 @@ def test_what_is_no_text_is_refused(tmp_path, content):
     for read in (lambda: read_captions([tmp_path / "a.png"], "*"), lambda: FolderPictures(str(tmp_path), 8)):
         with pytest.raises(UserError, match="a.txt is no text"):
             read()
+
 
 def test_templates_of_ones_own_are_drawn_alone_and_continued_by_the_pictures_word():
     own = ("my {} at home", "{} asleep")

@@ -52,10 +52,15 @@ def test_pixel_values_are_exact_where_nothing_is_scaled(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_every_exif_orientation_is_turned_upright(tmp_path, orientation, suffix):
-    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-            6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270}
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
     stored = quarters(40, 60)
     if orientation in undo:
         stored = stored.transpose(undo[orientation])
@@ -105,10 +110,22 @@ def test_pictures_are_scaled_by_the_filter_that_is_asked_for(tmp_path, filter, f
     assert pixels.equal(torch.tensor(np.array(expected)))
 
 
-@pytest.mark.parametrize("mode, colour", [
-    ("RGB", RED), ("RGBA", (*RED, 255)), ("L", 100), ("LA", (100, 255)), ("1", 1),
-    ("CMYK", (0, 255, 255, 0)), ("YCbCr", (76, 85, 255)), ("P", 1), ("I;16", 100 * 257),
-    ("I", 100 * 257), ("F", 100 / 255)])
+@pytest.mark.parametrize(
+    "mode, colour",
+    [
+        ("RGB", RED),
+        ("RGBA", (*RED, 255)),
+        ("L", 100),
+        ("LA", (100, 255)),
+        ("1", 1),
+        ("CMYK", (0, 255, 255, 0)),
+        ("YCbCr", (76, 85, 255)),
+        ("P", 1),
+        ("I;16", 100 * 257),
+        ("I", 100 * 257),
+        ("F", 100 / 255),
+    ],
+)
 def test_every_mode_becomes_rgb(tmp_path, mode, colour):
     image = Image.new(mode, (8, 8), colour)
     if mode == "P":
@@ -117,8 +134,9 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour):
     image.save(path)
     if mode in ("I", "F"):  # a single pixel sets the scale of what has none recorded
         assert Image.open(path).mode == mode
-    expected = RED if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P") \
-        else (255,) * 3 if mode == "1" else (100,) * 3
+    expected = (
+        RED if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P") else (255,) * 3 if mode == "1" else (100,) * 3
+    )
     if mode == "F":
         expected = (100,) * 3
     assert near(rgb(load_picture(path, 8), 4, 4), expected)
@@ -171,8 +189,7 @@ def test_what_a_file_is_decides_its_content_not_its_name(tmp_path):
 
 
 # ------------------------------------------------------------------------- other files
-def test_other_files_are_skipped_with_a_warning_and_captions_and_hidden_ones_without(
-        tmp_path, caplog):
+def test_other_files_are_skipped_with_a_warning_and_captions_and_hidden_ones_without(tmp_path, caplog):
     quarters().save(tmp_path / "a.png")
     for name in ("a.txt", ".DS_Store", "b.txt", "photo.dng", "notes.md"):
         (tmp_path / name).write_text("x")
@@ -214,8 +231,9 @@ def test_no_pictures_no_folder_and_a_file_are_told_apart(tmp_path):
         load_picture(tmp_path / "none.png", 8)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"background": "rde"}, {"fit": "stretch"}, {"size": 0}, {"interpolation": "nearest"}])
+@pytest.mark.parametrize(
+    "wrong", [{"background": "rde"}, {"fit": "stretch"}, {"size": 0}, {"interpolation": "nearest"}]
+)
 def test_wrong_options_are_user_errors(tmp_path, wrong):
     quarters().save(tmp_path / "a.png")
     with pytest.raises(UserError):

@@ -147,7 +147,10 @@ def test_a_transparent_colour_is_the_background_at_every_depth(tmp_path: Path, d
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
 @pytest.mark.parametrize("limit", [3000, 1000])  # Pillow warns at its limit, and refuses at twice of it
 def test_a_large_jpeg_is_decoded_smaller_and_nothing_is_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, limit: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    limit: int,
     kind: str,
 ) -> None:
     ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0)

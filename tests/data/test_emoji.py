@@ -56,9 +56,7 @@ ENTRIES = [
 
 
 def _picture(size: int, box: tuple[int, int, int, int], suffix: str) -> bytes:
-    image = Image.new(
-        "RGBA", (size, size), (0, 255, 0, 0)
-    )  # green where transparent: must not leak
+    image = Image.new("RGBA", (size, size), (0, 255, 0, 0))  # green where transparent: must not leak
     image.paste((255, 0, 0, 255), box)
     stream = io.BytesIO()
     image.save(stream, "PNG" if suffix == ".png" else "WEBP", lossless=True)
@@ -127,9 +125,7 @@ def test_prepared_sprites_touch_the_edges_and_no_hidden_colour_leaks(prepared):
     assert (green == 0).all()
 
 
-def test_prepare_refuses_a_damaged_tarball_and_writes_nothing(
-    pinned, packages, monkeypatch, tmp_path
-):
+def test_prepare_refuses_a_damaged_tarball_and_writes_nothing(pinned, packages, monkeypatch, tmp_path):
     wrong = {**packages[1]}
     wrong["fluent"] = emoji.Package("x@1", wrong["fluent"].tarball, "0" * 64, "package/assets/")
     monkeypatch.setattr(emoji, "PACKAGES", wrong)
@@ -150,9 +146,7 @@ def test_prepare_names_the_missing_tarball(pinned, tmp_path):
 
 
 def test_loading_filters_groups_and_held_out_codes(prepared):
-    assert [c.label for c in EmojiSprites.load(prepared, groups=["food-drink"]).concepts] == [
-        "red apple"
-    ]
+    assert [c.label for c in EmojiSprites.load(prepared, groups=["food-drink"]).concepts] == ["red apple"]
     left = EmojiSprites.load(prepared, exclude={"1f34e"})
     assert [c.label for c in left.concepts] == ["airplane", "cat"]
     assert "red apple" in left.reserved
@@ -177,8 +171,7 @@ def test_held_out_file_has_100_different_codes():
 def test_holdout_is_seeded_and_avoids_twins():
     labels = "tiger|tiger face|green book|blue book|house|houses|locked|unlocked|fox|owl|pear|axe"
     concepts = [
-        Concept(f"{i:04x}", label, (), "objects", "tool")
-        for i, label in enumerate(labels.split("|"))
+        Concept(f"{i:04x}", label, (), "objects", "tool") for i, label in enumerate(labels.split("|"))
     ]
     chosen = {c.label for c in choose_holdout(concepts, seed=3, count=4)}
     assert chosen == {"fox", "owl", "pear", "axe"}

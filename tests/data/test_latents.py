@@ -37,8 +37,7 @@ def pictures(n: int = 3) -> torch.Tensor:
 
 
 def build(n: int = 3, mirror: bool = True, std: float = 0.25) -> LatentCache:
-    return encode_latents(Encoder(std), pictures(n), scale_factor=SCALE, mirror=mirror,
-                          batch_size=2)
+    return encode_latents(Encoder(std), pictures(n), scale_factor=SCALE, mirror=mirror, batch_size=2)
 
 
 def batches(n: int = 3, **changes) -> ConceptBatches:
@@ -85,8 +84,14 @@ def test_an_autoencoder_that_gives_nan_is_refused():
 
 
 def kept(folder, encoder, images=None, fingerprint="f", mirror=True):
-    return cached_latents(encoder, pictures() if images is None else images, scale_factor=SCALE,
-                          mirror=mirror, folder=folder, fingerprint=fingerprint)
+    return cached_latents(
+        encoder,
+        pictures() if images is None else images,
+        scale_factor=SCALE,
+        mirror=mirror,
+        folder=folder,
+        fingerprint=fingerprint,
+    )
 
 
 def test_the_cache_on_disk_saves_the_encoding_and_only_for_the_same_thing(tmp_path):
@@ -127,8 +132,12 @@ def test_a_full_disk_leaves_no_half_cache(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------- batches
 def same(a, b) -> bool:
-    return torch.equal(a["z"], b["z"]) and torch.equal(a["image_index"], b["image_index"]) \
-        and a["prompt"] == b["prompt"] and a["step"] == b["step"]
+    return (
+        torch.equal(a["z"], b["z"])
+        and torch.equal(a["image_index"], b["image_index"])
+        and a["prompt"] == b["prompt"]
+        and a["step"] == b["step"]
+    )
 
 
 def test_a_batch_depends_on_seed_concept_and_step_and_on_nothing_before():
@@ -150,15 +159,14 @@ def test_a_batch_leaves_global_randomness_alone():
 def test_every_picture_is_shown_equally_often_in_a_changing_order(n, size):
     source = batches(n, batch_size=size)
     drawn = torch.cat([source.image_indices(step) for step in range(6 * n)]).tolist()
-    rounds = [tuple(drawn[i:i + n]) for i in range(0, len(drawn), n)]
+    rounds = [tuple(drawn[i : i + n]) for i in range(0, len(drawn), n)]
     assert all(sorted(r) == list(range(n)) for r in rounds)
     assert n < 3 or len(set(rounds)) > 1
     assert set(Counter(drawn).values()) == {6 * size}
 
 
 def test_latents_belong_to_the_pictures_that_a_batch_names_and_half_are_mirrored():
-    source = ConceptBatches(build(3, std=0.0), PromptSource("<x>"), batch_size=8, seed=0,
-                            concept="c")
+    source = ConceptBatches(build(3, std=0.0), PromptSource("<x>"), batch_size=8, seed=0, concept="c")
     flips = 0
     for step in range(50):
         batch = source.batch(step)

@@ -25,8 +25,7 @@ def round_trip(net, z_0, steps, **arguments):
 def test_round_trip_error_falls_in_first_order_with_steps():
     z_0 = latents()
     errors = [
-        (round_trip(Gaussian(SCHEDULE), z_0, steps)[1] - z_0).abs().max().item()
-        for steps in (50, 200, 800)
+        (round_trip(Gaussian(SCHEDULE), z_0, steps)[1] - z_0).abs().max().item() for steps in (50, 200, 800)
     ]
     assert errors[2] < errors[1] / 2 < errors[0] / 4
     assert errors[2] < 0.01

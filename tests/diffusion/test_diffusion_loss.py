@@ -67,10 +67,7 @@ def test_vlb_in_eps_has_ddpms_weight_and_its_value_at_t_0():
     s = torch.tensor([1, 1, 500, 999])
     beta = schedule.betas[s]
     weight = beta**2 / (
-        2
-        * schedule.posterior_variance[s]
-        * (1 - beta)
-        * schedule.sqrt_one_minus_alphas_cumprod[s] ** 2
+        2 * schedule.posterior_variance[s] * (1 - beta) * schedule.sqrt_one_minus_alphas_cumprod[s] ** 2
     )
     torch.testing.assert_close(terms.vlb, weight * mean(wrong**2), rtol=1e-3, atol=0)
 
@@ -124,10 +121,7 @@ def test_min_snr_weights_have_the_published_forms():
     schedule = Schedule()
     t = torch.arange(1000)
     snr = schedule.snr(t)
-    weight = {
-        p: DiffusionLoss(schedule, p, min_snr_gamma=5.0).min_snr_weight(t)
-        for p in PARAMETERIZATIONS
-    }
+    weight = {p: DiffusionLoss(schedule, p, min_snr_gamma=5.0).min_snr_weight(t) for p in PARAMETERIZATIONS}
     torch.testing.assert_close(weight["x0"], torch.minimum(snr, torch.tensor(5.0)))
     torch.testing.assert_close(weight["eps"], torch.minimum(torch.tensor(1.0), 5 / snr))
     torch.testing.assert_close(weight["v"], torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))

@@ -168,8 +168,7 @@ def test_eta_1_has_the_ancestral_variance_and_mean():
         z_t, eps = noise(2, 5)
         mean = down.ddim(z_t, eps, std)
         posterior = (
-            SCHEDULE.posterior_mean_coef1[t] * down.x0(z_t, eps)
-            + SCHEDULE.posterior_mean_coef2[t] * z_t
+            SCHEDULE.posterior_mean_coef1[t] * down.x0(z_t, eps) + SCHEDULE.posterior_mean_coef2[t] * z_t
         )
         torch.testing.assert_close(mean, posterior, rtol=1e-4, atol=1e-5)
 

@@ -130,9 +130,7 @@ def test_q_sample_equals_the_chain_of_single_steps():
     for t, beta in enumerate(schedule.betas.tolist()):
         mean, variance = mean * math.sqrt(1 - beta), (1 - beta) * variance + beta
         assert schedule.sqrt_alphas_cumprod[t].item() == pytest.approx(mean, rel=1e-5)
-        assert (schedule.sqrt_one_minus_alphas_cumprod[t] ** 2).item() == pytest.approx(
-            variance, rel=1e-5
-        )
+        assert (schedule.sqrt_one_minus_alphas_cumprod[t] ** 2).item() == pytest.approx(variance, rel=1e-5)
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
@@ -145,12 +143,8 @@ def test_conversions_give_back_the_noise_and_the_latents(kind, parameterization)
     z_t = schedule.q_sample(z, t, noise)
     out = schedule.target(z, t, noise, parameterization)
     # 1e-5: the float32 tables, over the smallest alpha and sigma above
-    torch.testing.assert_close(
-        schedule.to_eps(out, z_t, t, parameterization), noise, rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        schedule.to_x0(out, z_t, t, parameterization), z, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(schedule.to_eps(out, z_t, t, parameterization), noise, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(schedule.to_x0(out, z_t, t, parameterization), z, rtol=1e-4, atol=1e-5)
 
 
 def test_v_is_stable_where_the_signal_is_gone():

@@ -229,6 +229,7 @@ def test_ignore_orientation(tmp_path: Path) -> None:
     assert (as_stored[:, :8] == 1).all() and (as_stored[:, 8:] == -1).all()
     assert upright.equal(as_stored.flip(1, 2))
 
+
 def test_every_file(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "b.png")
     Image.new("RGB", (16, 16), "white").save(tmp_path / "a", format="PNG")  # the content says what it is
@@ -326,8 +327,14 @@ def test_ignore_checkpointing(tiny_config: ModelConfig, concept: Concept) -> Non
 
 def test_vectors_only(tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path) -> None:
     def steps(name: str, n: int, quirk: CompatConfig, resume: bool = False) -> torch.Tensor:
-        config = replace(BASE, compat=quirk, trainer=replace(BASE.trainer, max_steps=n, image_every=0),
-                         samples_per_prompt=0, prompts=(), logging=LoggingConfig(loggers=()))
+        config = replace(
+            BASE,
+            compat=quirk,
+            trainer=replace(BASE.trainer, max_steps=n, image_every=0),
+            samples_per_prompt=0,
+            prompts=(),
+            logging=LoggingConfig(loggers=()),
+        )
         run = create_run(tmp_path / name, resume=resume)
         return learn(tiny_model, concept, config, run=run, resume=resume, progress=False).vectors
 
@@ -339,8 +346,12 @@ def test_vectors_only(tiny_model: LatentDiffusion, concept: Concept, tmp_path: P
     assert {key.split(".")[1] for key in kept["state_dict"]} == {"manager"}
     # a resumed run is one that starts from the learned vectors and does all of its steps
     save_embeddings(Embedding("<toy>", learned), tmp_path / "learned.safetensors")
-    start_there = replace(BASE, init_embedding=tmp_path / "learned.safetensors", init=None,
-                          trainer=replace(BASE.trainer, max_steps=2))
+    start_there = replace(
+        BASE,
+        init_embedding=tmp_path / "learned.safetensors",
+        init=None,
+        trainer=replace(BASE.trainer, max_steps=2),
+    )
     anew = learn(tiny_model, concept, start_there, progress=False).vectors
     assert steps("quirk", 2, quirk, resume=True).equal(anew)
     # the default goes on: two steps of three have been done, and the optimiser remembers them
@@ -364,9 +375,15 @@ def test_loose_weights(
     torch.save({"state_dict": state}, tmp_path / "m.ckpt")
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "photos" / "a.png")
-    config = replace(BASE, images=tmp_path / "photos", model=to_plain(tiny_config),
-                     checkpoint=str(tmp_path / "m.ckpt"), allow_untrained=False,
-                     samples_per_prompt=0, logging=LoggingConfig(loggers=()))
+    config = replace(
+        BASE,
+        images=tmp_path / "photos",
+        model=to_plain(tiny_config),
+        checkpoint=str(tmp_path / "m.ckpt"),
+        allow_untrained=False,
+        samples_per_prompt=0,
+        logging=LoggingConfig(loggers=()),
+    )
     config = replace(config, model={"model": config.model}, trainer=replace(BASE.trainer, image_every=0))
     with pytest.raises(UserError, match="1 missing .* 1 unexpected .*cond_stage_model.other"):
         run_inversion(config, tmp_path / "fixed", progress=False)

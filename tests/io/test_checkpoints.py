@@ -47,8 +47,11 @@ def test_every_format_gives_the_same_tensors(tmp_path, name, nested):
     if name.endswith("safetensors"):
         save_file(weights, path)
     else:
-        torch.save({"state_dict": weights, "epoch": 3} if nested else weights, path,
-                   _use_new_zipfile_serialization=not name.startswith("old"))
+        torch.save(
+            {"state_dict": weights, "epoch": 3} if nested else weights,
+            path,
+            _use_new_zipfile_serialization=not name.startswith("old"),
+        )
     found = read_state_dict(path)
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[k], weights[k]) for k in weights)
@@ -65,8 +68,7 @@ def test_a_file_cut_short_is_a_one_line_error_that_names_it(tmp_path, name):
     if name.endswith("safetensors"):
         save_file(flat(make_parts()), path)
     else:
-        torch.save(flat(make_parts()), path,
-                   _use_new_zipfile_serialization=not name.startswith("old"))
+        torch.save(flat(make_parts()), path, _use_new_zipfile_serialization=not name.startswith("old"))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match=name) as caught:
         read_state_dict(path)
@@ -74,8 +76,9 @@ def test_a_file_cut_short_is_a_one_line_error_that_names_it(tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"version https://git-lfs.g",
-                                     pickle.dumps([1, 2]), b"\x00" * 64])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>404</html>", b"version https://git-lfs.g", pickle.dumps([1, 2]), b"\x00" * 64]
+)
 def test_a_file_of_another_kind_is_a_one_line_error_that_names_it(tmp_path, content):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(UserError, match="x.ckpt") as caught:
@@ -100,15 +103,19 @@ class Bomb:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_code_is_refused_and_never_runs(tmp_path, zipped):
     flag = tmp_path / "ran"
-    torch.save({"state_dict": {"a": torch.ones(1)}, "x": Bomb(str(flag))}, tmp_path / "x.ckpt",
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": {"a": torch.ones(1)}, "x": Bomb(str(flag))},
+        tmp_path / "x.ckpt",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(UserError, match="mkdir"):
         read_state_dict(tmp_path / "x.ckpt")
     assert not flag.exists()
 
 
 def test_what_lightning_and_omegaconf_pickle_beside_the_weights_does_not_get_in_the_way(
-        tmp_path, monkeypatch):
+    tmp_path, monkeypatch
+):
     import numpy
     from omegaconf import OmegaConf
 
@@ -116,10 +123,17 @@ def test_what_lightning_and_omegaconf_pickle_beside_the_weights_does_not_get_in_
     stand_in = types.ModuleType("pytorch_lightning")  # the real one takes seconds to import
     stand_in.ModelCheckpoint = ModelCheckpoint
     monkeypatch.setitem(sys.modules, "pytorch_lightning", stand_in)
-    torch.save({"state_dict": {"a": torch.ones(2)}, "callbacks": {ModelCheckpoint: {"best": 1}},
-                "state": ModelCheckpoint(),
-                "best_model_score": numpy.float64(0.5), "array": numpy.arange(3),
-                "hyper_parameters": OmegaConf.create({"a": {"b": [1, 2]}})}, tmp_path / "x.ckpt")
+    torch.save(
+        {
+            "state_dict": {"a": torch.ones(2)},
+            "callbacks": {ModelCheckpoint: {"best": 1}},
+            "state": ModelCheckpoint(),
+            "best_model_score": numpy.float64(0.5),
+            "array": numpy.arange(3),
+            "hyper_parameters": OmegaConf.create({"a": {"b": [1, 2]}}),
+        },
+        tmp_path / "x.ckpt",
+    )
     assert read_state_dict(tmp_path / "x.ckpt")["a"].tolist() == [1, 1]
 
 
@@ -127,7 +141,9 @@ def test_what_lightning_and_omegaconf_pickle_beside_the_weights_does_not_get_in_
 def test_loading_is_lenient_about_what_is_no_weight():
     source, target = make_parts(0), make_parts(1)
     weights = flat(source) | {
-        "betas": torch.ones(4), "alphas_cumprod": torch.ones(4), "logvar": torch.ones(4),
+        "betas": torch.ones(4),
+        "alphas_cumprod": torch.ones(4),
+        "logvar": torch.ones(4),
         "model_ema.diffusion_model0weight": torch.ones(3),
         "embedding_manager.string_to_param_dict.*": torch.ones(1, 6),
         "first_stage_model.loss.discriminator.main.0.weight": torch.ones(2),
@@ -140,9 +156,10 @@ def test_loading_is_lenient_about_what_is_no_weight():
 def test_position_ids_may_also_lack():
     module = nn.Linear(2, 2)
     module.register_buffer("position_ids", torch.arange(3))
-    load_model_weights({"cond_stage_model.": module},
-                       {"cond_stage_model.weight": torch.ones(2, 2),
-                        "cond_stage_model.bias": torch.ones(2)})
+    load_model_weights(
+        {"cond_stage_model.": module},
+        {"cond_stage_model.weight": torch.ones(2, 2), "cond_stage_model.bias": torch.ones(2)},
+    )
     assert module.bias.tolist() == [1, 1]
 
 
@@ -172,8 +189,9 @@ def test_the_difference_counts_all_and_names_the_first_few():
 def test_one_part_loads_alone_and_ignored_patterns_may_be_left_over():
     source, target = make_parts(0), make_parts(1)
     only = {"first_stage_model.": target["first_stage_model."]}
-    load_model_weights(only, flat(source) | {"first_stage_model.old.x": torch.ones(1)},
-                       ignore=["first_stage_model.old.*"])
+    load_model_weights(
+        only, flat(source) | {"first_stage_model.old.x": torch.ones(1)}, ignore=["first_stage_model.old.*"]
+    )
     assert torch.equal(only["first_stage_model."][0].weight, source["first_stage_model."][0].weight)
     assert not same(source, target)
 
@@ -210,8 +228,10 @@ def test_save_and_load_keep_the_fingerprint_in_half_and_full_precision(tmp_path)
 
 def test_a_half_precision_file_is_half_as_large(tmp_path):
     parts = {"first_stage_model.": nn.Linear(100, 100)}
-    size = [save_checkpoint(parts, tmp_path / "m.safetensors", d).stat().st_size
-            for d in (torch.float16, torch.float32)]
+    size = [
+        save_checkpoint(parts, tmp_path / "m.safetensors", d).stat().st_size
+        for d in (torch.float16, torch.float32)
+    ]
     assert size[0] < 0.6 * size[1]
 
 

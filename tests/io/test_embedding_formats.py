@@ -367,8 +367,10 @@ def test_the_two_files_of_sdxl_are_written_both_or_not_at_all(tmp_path, monkeypa
 
 
 def test_sdxl_with_half_of_its_vectors_missing_is_refused(tmp_path):
-    for keys, shapes, says in ((["clip_g"], [(2, 8)], "holds clip_g alone"),
-                               (["clip_l", "clip_g"], [(2, 8), (3, 8)], "2 vectors .* and 3 for")):
+    for keys, shapes, says in (
+        (["clip_g"], [(2, 8)], "holds clip_g alone"),
+        (["clip_l", "clip_g"], [(2, 8), (3, 8)], "2 vectors .* and 3 for"),
+    ):
         content = {key: torch.ones(shape) for key, shape in zip(keys, shapes, strict=True)}
         save_file(content, tmp_path / "x.safetensors")
         with pytest.raises(UserError, match=says):

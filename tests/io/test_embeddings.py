@@ -19,13 +19,13 @@ from ldm.io.embeddings import (
     save_embeddings,
 )
 
-NOTES = provenance(base_model="ab" * 32, step=500, seed=23, init="cat toy", templates="object",
-                   image_hashes=["11", "22"])
+NOTES = provenance(
+    base_model="ab" * 32, step=500, seed=23, init="cat toy", templates="object", image_hashes=["11", "22"]
+)
 
 
 def word(name: str = "<cat toy>", k: int = 2, d: int = 8, **notes: str) -> Embedding:
-    return Embedding(name, torch.randn(k, d, generator=torch.Generator().manual_seed(k)),
-                     NOTES | notes)
+    return Embedding(name, torch.randn(k, d, generator=torch.Generator().manual_seed(k)), NOTES | notes)
 
 
 def assert_same(a: Embedding, b: Embedding) -> None:
@@ -68,6 +68,7 @@ def test_one_file_holds_several_words_each_with_its_own_notes_in_order(tmp_path)
 
 def test_our_file_is_the_layout_of_diffusers_with_readable_metadata(tmp_path):
     import json
+
     with safe_open(save_embeddings(word(), tmp_path / "a.safetensors"), "pt") as handle:
         assert list(handle.keys()) == ["<cat toy>"]
         notes = json.loads(handle.metadata()["embeddings"])["<cat toy>"]
@@ -75,12 +76,25 @@ def test_our_file_is_the_layout_of_diffusers_with_readable_metadata(tmp_path):
 
 
 # ------------------------------------------------------------------------------ bad input
-@pytest.mark.parametrize("content", [
-    torch.nn.Linear(2, 2), [torch.ones(2)], torch.ones(2), {}, {"a": 1}, {"string_to_param": {}},
-    {"string_to_param": torch.ones(2)}, {"w": torch.ones(2, 2, 2)}, {"a": torch.ones(2, dtype=torch.int64)},
-    {"a": torch.full((1, 2), float("nan"))}, {"a": torch.ones(0, 2)},
-    {"state_dict": {"a": torch.ones(2)}}, {" ": torch.ones(2)},
-], ids=lambda c: str(type(c).__name__))
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.nn.Linear(2, 2),
+        [torch.ones(2)],
+        torch.ones(2),
+        {},
+        {"a": 1},
+        {"string_to_param": {}},
+        {"string_to_param": torch.ones(2)},
+        {"w": torch.ones(2, 2, 2)},
+        {"a": torch.ones(2, dtype=torch.int64)},
+        {"a": torch.full((1, 2), float("nan"))},
+        {"a": torch.ones(0, 2)},
+        {"state_dict": {"a": torch.ones(2)}},
+        {" ": torch.ones(2)},
+    ],
+    ids=lambda c: str(type(c).__name__),
+)
 def test_a_file_without_a_usable_embedding_is_a_one_line_error(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(UserError) as caught:
@@ -107,6 +121,7 @@ def test_unknown_suffixes_empty_lists_and_names_given_twice_are_refused(tmp_path
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch):
     import errno
+
     path = save_embeddings(word(), tmp_path / "a.safetensors")
 
     def full(*_: object) -> None:

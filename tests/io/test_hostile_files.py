@@ -142,8 +142,11 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path, header, length):
 
 @pytest.mark.parametrize("notes", ["[" * 100_000, '{"a":' * 50_000, "[1]", '{"a": 3}', "", "{"])
 def test_notes_that_are_no_notes_are_refused(tmp_path, notes):
-    save_file({"a": torch.ones(1, 2)}, tmp_path / "x.safetensors",
-              {"format": "textual-inversion", "format_version": "1", "embeddings": notes})
+    save_file(
+        {"a": torch.ones(1, 2)},
+        tmp_path / "x.safetensors",
+        {"format": "textual-inversion", "format_version": "1", "embeddings": notes},
+    )
     assert "notes" in refused(tmp_path / "x.safetensors")
 
 

@@ -163,9 +163,13 @@ def test_a_file_in_the_way_and_a_full_disk_are_said_before_the_work(tmp_path, mo
 
 def test_the_manifest_holds_provenance_and_survives_a_resume(tmp_path):
     run = create_run(tmp_path / "run")
-    run.write_manifest(seed=7, image_hashes={"a.png": "00"}, base_model="ff",
-                       command=["/some/where/ldm", "invert", "--name", "<cat toy>"],
-                       extra={"steps": 5})
+    run.write_manifest(
+        seed=7,
+        image_hashes={"a.png": "00"},
+        base_model="ff",
+        command=["/some/where/ldm", "invert", "--name", "<cat toy>"],
+        extra={"steps": 5},
+    )
     first = run.read_manifest()
     assert first["seed"] == 7 and first["base_model"] == "ff" and first["steps"] == 5
     assert first["image_hashes"] == {"a.png": "00"}
@@ -205,5 +209,6 @@ def test_json_is_written_readable(tmp_path):
 def test_the_room_of_files_does_not_need_torch():
     import subprocess
     import sys
+
     code = "import sys, ldm.io.runs; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

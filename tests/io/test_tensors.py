@@ -11,7 +11,7 @@ from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.tensors import save_tensors
 
-NOTES = {f"key {i} é\u0001\"\\": f"value {i} \u2028" for i in range(20)}
+NOTES = {f'key {i} é\u0001"\\': f"value {i} \u2028" for i in range(20)}
 
 
 def plain(path: Path) -> None:

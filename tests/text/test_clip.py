@@ -211,8 +211,10 @@ def test_version_may_be_a_hugging_face_folder_of_any_width(
         (tmp_path / "config.json").write_text(json.dumps({"text_config": config}))
         (tmp_path / "model.safetensors").unlink()
         state = {f"text_model.{name}": tensor for name, tensor in theirs.state_dict().items()}
-        torch.save({**state, "vision_model.x": torch.ones(2), "logit_scale": torch.ones(())},
-                   tmp_path / "pytorch_model.bin")
+        torch.save(
+            {**state, "vision_model.x": torch.ones(2), "logit_scale": torch.ones(())},
+            tmp_path / "pytorch_model.bin",
+        )
     text = ClipConditioner(version=tmp_path).eval()
     assert (text.width, text.max_length, len(text.tower.transformer.resblocks)) == (32, 20, 3)
     with torch.no_grad():

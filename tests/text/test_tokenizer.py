@@ -39,9 +39,7 @@ def reference(vocab_file: Path):
 
 
 def their_ids(reference, texts: list[str], length: int) -> torch.Tensor:
-    batch = reference(
-        texts, truncation=True, max_length=length, padding="max_length", return_tensors="pt"
-    )
+    batch = reference(texts, truncation=True, max_length=length, padding="max_length", return_tensors="pt")
     return batch["input_ids"]
 
 

@@ -129,9 +129,7 @@ class Done:
 class Command:
     """``ldm WORDS`` in a forked child; ``before`` runs in the child first."""
 
-    def __init__(
-        self, words: Sequence[object], cwd: Path, before: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, words: Sequence[object], cwd: Path, before: Callable[[], None] | None = None) -> None:
         self.words = [str(word) for word in words]
         self._folder = Path(tempfile.mkdtemp(prefix="ldm-torture-out-"))
         sys.stdout.flush()

@@ -224,9 +224,7 @@ def test_several_files_are_one_bank_if_their_shapes_agree(bank: Path, tmp_path: 
     assert torch.equal(both.mean[-4:], loaded.mean[:4] + 1) and len(both.std) == len(both) == 14
     assert both.subjects.tolist() == [*loaded.subjects.tolist(), 3, 4, 5, 3]  # other things
     assert torch.equal(both.portraits[both.subjects[10:]], loaded.portraits[loaded.subjects[:4]])
-    LatentBank(
-        loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions, *things
-    ).save(small)
+    LatentBank(loaded.mean[:, :1].clone(), loaded.std[:, :1].clone(), loaded.captions, *things).save(small)
     with pytest.raises(UserError, match=r"different shapes.*small\.safetensors"):
         LatentBank.load(bank, small)
     with pytest.raises(UserError, match="empty list"):

@@ -163,9 +163,7 @@ def test_a_hidden_name_is_told_by_portraits(
         load_picture_words(load(out).text, tmp_path)
 
 
-def test_the_word_of_a_thing_stands_where_its_name_is_hidden(
-    tiny_model: LatentDiffusion, bank: Path
-) -> None:
+def test_the_word_of_a_thing_stands_where_its_name_is_hidden(tiny_model: LatentDiffusion, bank: Path) -> None:
     text = tiny_model.text
     examples = BankExamples.load(bank)
     words = PictureWords.fitted(text, examples.bank.portraits, examples.shares)

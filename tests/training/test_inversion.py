@@ -119,9 +119,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert torch.equal(resumed.vectors, whole.vectors)
 
 
-def test_a_checkpoint_of_another_base_model_is_refused(
-    tiny_model: LatentDiffusion, concept: Concept
-) -> None:
+def test_a_checkpoint_of_another_base_model_is_refused(tiny_model: LatentDiffusion, concept: Concept) -> None:
     module = _module(tiny_model, concept)
     with pytest.raises(UserError, match="another base model"):
         module.on_load_checkpoint({"base_model": "0" * 64})
@@ -215,9 +213,7 @@ def test_steps_that_layers_share_are_refused_where_there_are_no_layers() -> None
         check(replace(BASE, shared_steps=15))
 
 
-def test_progressive_vectors_enter_at_their_steps(
-    tiny_model: LatentDiffusion, concept: Concept
-) -> None:
+def test_progressive_vectors_enter_at_their_steps(tiny_model: LatentDiffusion, concept: Concept) -> None:
     vectors = learn_word(tiny_model, concept, num_vectors=2, progressive=(30,))
     start = tiny_model.manager.init_vectors("<toy>")
     assert not torch.equal(vectors[0], start[0])
@@ -248,9 +244,7 @@ def test_nothing_is_measured_in_larger_batches_than_a_step_trains_on(
     assert set(sizes) == {2}  # at full size a batch of 32 would take tens of gigabytes
 
 
-def test_a_base_model_that_looks_untrained_is_refused(
-    tiny_model: LatentDiffusion, concept: Concept
-) -> None:
+def test_a_base_model_that_looks_untrained_is_refused(tiny_model: LatentDiffusion, concept: Concept) -> None:
     with pytest.raises(UserError, match="untrained"):
         learn_word(tiny_model, concept, allow_untrained=False)
 

@@ -162,10 +162,6 @@ def randn(like: Tensor, generator: Generators) -> Tensor:
         noise = torch.randn(like.shape, generator=generator, device=device)
     else:
         if len(generator) != like.shape[0]:
-            raise UserError(
-                f"{len(generator)} generators for {like.shape[0]} latents: give one each"
-            )
-        noise = torch.stack(
-            [torch.randn(like.shape[1:], generator=g, device=g.device) for g in generator]
-        )
+            raise UserError(f"{len(generator)} generators for {like.shape[0]} latents: give one each")
+        noise = torch.stack([torch.randn(like.shape[1:], generator=g, device=g.device) for g in generator])
     return noise.to(like)

@@ -40,8 +40,7 @@ def _has(*names: str) -> Callable[[Content], bool]:
 
 
 def _official(content: Content) -> bool:
-    return isinstance(content.values.get("string_to_param"), ParameterDict) \
-        and "name" not in content.values
+    return isinstance(content.values.get("string_to_param"), ParameterDict) and "name" not in content.values
 
 
 def _clip_l(content: Content) -> bool:
@@ -55,36 +54,111 @@ def _never(_: Content) -> bool:
 _PAIR, _PIVOTAL = ("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")
 
 FORMATS = (
-    Format("official", ".pt", "Textual Inversion's own code", _official,
-           layouts.read_string_to_param, layouts.write_official, several=True),
-    Format("a1111-png", ".png", "AUTOMATIC1111 web UI, in a picture",
-           lambda content: content.container == "picture",
-           layouts.read_string_to_param, layouts.write_a1111("picture")),
-    Format("a1111-pt", ".pt", "AUTOMATIC1111 web UI", _has("string_to_param"),
-           layouts.read_string_to_param, layouts.write_a1111("pickle")),
-    Format("clip-l", ".safetensors", "CLIP ViT-L alone, as SDXL's and SD3's tools call it", _clip_l,
-           layouts.read_unnamed("clip_l"), layouts.write_unnamed("clip_l")),
-    Format("sdxl", ".safetensors", "SDXL in one file: kohya, OneTrainer, web UIs",
-           _has(*_PAIR, *(f"{name}_out" for name in _PAIR)),
-           layouts.read_pair(*_PAIR), layouts.write_pair(*_PAIR), encoders=2),
-    Format("sdxl-pivotal", ".safetensors", "SDXL pivotal tuning", _has(*_PIVOTAL),
-           layouts.read_pair(*_PIVOTAL), layouts.write_pair(*_PIVOTAL), encoders=2),
-    Format("sdxl-diffusers", ".safetensors", "SDXL in two files, of diffusers", _never,
-           layouts.read_named, layouts.write_named_twice, encoders=2),
-    Format("onetrainer", ".safetensors", "OneTrainer", _has("emp_params", "emp_params_out"),
-           layouts.read_unnamed("emp_params"), layouts.write_unnamed("emp_params")),
-    Format("kohya", ".safetensors", "kohya's sd-scripts", _has("emb_params"),
-           layouts.read_unnamed("emb_params"), layouts.write_unnamed("emb_params")),
-    Format("diffusers-bin", ".bin", "diffusers, pickled",
-           lambda content: content.container == "pickle",
-           layouts.read_named, layouts.write_named("pickle"), several=True),
-    Format("diffusers", ".safetensors", "ours, and diffusers", lambda _: True,
-           layouts.read_named, layouts.write_named("safetensors"), several=True, per_layer=True),
+    Format(
+        "official",
+        ".pt",
+        "Textual Inversion's own code",
+        _official,
+        layouts.read_string_to_param,
+        layouts.write_official,
+        several=True,
+    ),
+    Format(
+        "a1111-png",
+        ".png",
+        "AUTOMATIC1111 web UI, in a picture",
+        lambda content: content.container == "picture",
+        layouts.read_string_to_param,
+        layouts.write_a1111("picture"),
+    ),
+    Format(
+        "a1111-pt",
+        ".pt",
+        "AUTOMATIC1111 web UI",
+        _has("string_to_param"),
+        layouts.read_string_to_param,
+        layouts.write_a1111("pickle"),
+    ),
+    Format(
+        "clip-l",
+        ".safetensors",
+        "CLIP ViT-L alone, as SDXL's and SD3's tools call it",
+        _clip_l,
+        layouts.read_unnamed("clip_l"),
+        layouts.write_unnamed("clip_l"),
+    ),
+    Format(
+        "sdxl",
+        ".safetensors",
+        "SDXL in one file: kohya, OneTrainer, web UIs",
+        _has(*_PAIR, *(f"{name}_out" for name in _PAIR)),
+        layouts.read_pair(*_PAIR),
+        layouts.write_pair(*_PAIR),
+        encoders=2,
+    ),
+    Format(
+        "sdxl-pivotal",
+        ".safetensors",
+        "SDXL pivotal tuning",
+        _has(*_PIVOTAL),
+        layouts.read_pair(*_PIVOTAL),
+        layouts.write_pair(*_PIVOTAL),
+        encoders=2,
+    ),
+    Format(
+        "sdxl-diffusers",
+        ".safetensors",
+        "SDXL in two files, of diffusers",
+        _never,
+        layouts.read_named,
+        layouts.write_named_twice,
+        encoders=2,
+    ),
+    Format(
+        "onetrainer",
+        ".safetensors",
+        "OneTrainer",
+        _has("emp_params", "emp_params_out"),
+        layouts.read_unnamed("emp_params"),
+        layouts.write_unnamed("emp_params"),
+    ),
+    Format(
+        "kohya",
+        ".safetensors",
+        "kohya's sd-scripts",
+        _has("emb_params"),
+        layouts.read_unnamed("emb_params"),
+        layouts.write_unnamed("emb_params"),
+    ),
+    Format(
+        "diffusers-bin",
+        ".bin",
+        "diffusers, pickled",
+        lambda content: content.container == "pickle",
+        layouts.read_named,
+        layouts.write_named("pickle"),
+        several=True,
+    ),
+    Format(
+        "diffusers",
+        ".safetensors",
+        "ours, and diffusers",
+        lambda _: True,
+        layouts.read_named,
+        layouts.write_named("safetensors"),
+        several=True,
+        per_layer=True,
+    ),
 )
 
 #: (suffix, text encoders) -> the format that is written where none is asked for.
-_USUAL = {(".safetensors", 1): "diffusers", (".pt", 1): "official", (".bin", 1): "diffusers-bin",
-          (".png", 1): "a1111-png", (".safetensors", 2): "sdxl"}
+_USUAL = {
+    (".safetensors", 1): "diffusers",
+    (".pt", 1): "official",
+    (".bin", 1): "diffusers-bin",
+    (".png", 1): "a1111-png",
+    (".safetensors", 2): "sdxl",
+}
 
 
 def recognise(content: Content) -> Format:
@@ -101,17 +175,23 @@ def to_write(path: Path, encoders: int, name: str | None = None) -> Format:
     wanted = name or _USUAL.get((path.suffix, encoders))
     found = next((known for known in FORMATS if known.name == wanted), None)
     if found is None and name:
-        raise UserError(f"there is no embedding format {name!r}; the formats are "
-                        f"{', '.join(known.name for known in FORMATS)}")
+        raise UserError(
+            f"there is no embedding format {name!r}; the formats are "
+            f"{', '.join(known.name for known in FORMATS)}"
+        )
     if found is None:
         suffixes = [suffix for suffix, n in _USUAL if n == encoders]
         raise UserError(f"cannot write {path}: name it {' or '.join(suffixes)}, or give a format")
     if found.encoders != encoders:
         others = ", ".join(known.name for known in FORMATS if known.encoders == encoders)
-        raise UserError(f"cannot write {path} as {found.name}: that is for models with "
-                        f"{found.encoders} text encoder(s), the embedding is for {encoders}; "
-                        f"choose {others}")
+        raise UserError(
+            f"cannot write {path} as {found.name}: that is for models with "
+            f"{found.encoders} text encoder(s), the embedding is for {encoders}; "
+            f"choose {others}"
+        )
     if path.suffix != found.suffix:
-        raise UserError(f"cannot write {path} as {found.name}: its readers go by the suffix, "
-                        f"name it {path.stem}{found.suffix}")
+        raise UserError(
+            f"cannot write {path} as {found.name}: its readers go by the suffix, "
+            f"name it {path.stem}{found.suffix}"
+        )
     return found

@@ -64,8 +64,9 @@ def read_content(path: Path, head: bytes) -> Content:
 
 def _refuse_large(path: Path) -> None:
     if path.stat().st_size > MAX_BYTES:
-        raise UserError("it is too large for an embedding: give a file with learned vectors, not a "
-                        "model's checkpoint")
+        raise UserError(
+            "it is too large for an embedding: give a file with learned vectors, not a model's checkpoint"
+        )
 
 
 def _read_safetensors(path: Path) -> Content:
@@ -78,8 +79,11 @@ def _read_safetensors(path: Path) -> Content:
 
 
 def _read_pickle(path: Path) -> Content:
-    with path.open("rb") as handle, warnings.catch_warnings(), \
-            torch.serialization.safe_globals([ParameterDict]):
+    with (
+        path.open("rb") as handle,
+        warnings.catch_warnings(),
+        torch.serialization.safe_globals([ParameterDict]),
+    ):
         warnings.simplefilter("ignore")  # about broken files; those are errors
         values = torch.load(handle, map_location="cpu", weights_only=True)  # a path's suffix counts
     if not isinstance(values, Mapping):
@@ -104,7 +108,10 @@ def _write_picture(content: Content, path: Path) -> None:
 
 
 _WRITERS: dict[str, Callable[[Content, Path], None]] = {
-    "safetensors": _write_safetensors, "pickle": _write_pickle, "picture": _write_picture}
+    "safetensors": _write_safetensors,
+    "pickle": _write_pickle,
+    "picture": _write_picture,
+}
 
 
 def write_content(content: Content, path: Path) -> None:

@@ -31,8 +31,7 @@ NOTES_VERSION = 1
 _STAR_IDS = {1280: 1008}
 _STAR_ID_CLIP = 265
 #: A1111's names of what it keeps beside the vectors, and ours.
-_BESIDE = {"step": "step", "sd_checkpoint": "base_model_hash",
-           "sd_checkpoint_name": "base_model_name"}
+_BESIDE = {"step": "step", "sd_checkpoint": "base_model_hash", "sd_checkpoint_name": "base_model_name"}
 _MAX_WORDS = 1000
 
 
@@ -42,8 +41,7 @@ def read_string_to_param(content: Content, stem: str) -> list[Embedding]:
     params = _parameters(content.values["string_to_param"])
     tokens = content.values.get("string_to_token")
     tokens = tokens if isinstance(tokens, Mapping) else {}
-    beside = {ours: text for theirs, ours in _BESIDE.items()
-              if (text := _text(content.values.get(theirs)))}
+    beside = {ours: text for theirs, ours in _BESIDE.items() if (text := _text(content.values.get(theirs)))}
     words = []
     for key, vectors in params.items():
         token = _number(_text(tokens.get(key)))
@@ -97,17 +95,27 @@ def write_official(words: Sequence[Embedding]) -> list[Content]:
     if None in ids.values() or len(set(ids.values())) < len(ids):
         without = [name for name, number in ids.items() if number is None] or list(ids)
         named = f"{', '.join(without[:5])} {'has' if len(without) == 1 else 'have'}"
-        raise UserError(f"an official .pt tells several words apart by their token ids alone, and {named} "
-                        "none of their own: write .safetensors or .bin, or a .pt for each word (ldm "
-                        "embeddings convert --word; in a run formats=[safetensors]; in Python token_ids)")
+        raise UserError(
+            f"an official .pt tells several words apart by their token ids alone, and {named} "
+            "none of their own: write .safetensors or .bin, or a .pt for each word (ldm "
+            "embeddings convert --word; in a run formats=[safetensors]; in Python token_ids)"
+        )
     taken = dir(ParameterDict())  # it keeps its entries as a module's attributes
     for name in ids:
         if "." in name or name in taken:
-            raise UserError(f"an official .pt cannot hold the name {name!r}, which torch's modules "
-                            "have no room for: write .safetensors, or rename the placeholder")
-    return [Content("pickle", {
-        "string_to_token": {name: torch.tensor(number) for name, number in ids.items()},
-        "string_to_param": ParameterDict({w.placeholder: w.vectors for w in words})})]
+            raise UserError(
+                f"an official .pt cannot hold the name {name!r}, which torch's modules "
+                "have no room for: write .safetensors, or rename the placeholder"
+            )
+    return [
+        Content(
+            "pickle",
+            {
+                "string_to_token": {name: torch.tensor(number) for name, number in ids.items()},
+                "string_to_param": ParameterDict({w.placeholder: w.vectors for w in words}),
+            },
+        )
+    ]
 
 
 def write_a1111(container: str) -> Writer:
@@ -115,13 +123,19 @@ def write_a1111(container: str) -> Writer:
 
     def write(words: Sequence[Embedding]) -> list[Content]:
         (word,) = words
-        return [Content(container, {
-            "string_to_token": {"*": _STAR_ID_CLIP},
-            "string_to_param": {"*": word.vectors},
-            "name": word.placeholder,
-            "step": _number(word.metadata.get("step")),
-            "sd_checkpoint": word.metadata.get("base_model_hash"),
-            "sd_checkpoint_name": word.metadata.get("base_model_name")})]
+        return [
+            Content(
+                container,
+                {
+                    "string_to_token": {"*": _STAR_ID_CLIP},
+                    "string_to_param": {"*": word.vectors},
+                    "name": word.placeholder,
+                    "step": _number(word.metadata.get("step")),
+                    "sd_checkpoint": word.metadata.get("base_model_hash"),
+                    "sd_checkpoint_name": word.metadata.get("base_model_name"),
+                },
+            )
+        ]
 
     return write
 
@@ -133,8 +147,7 @@ def read_named(content: Content, stem: str) -> list[Embedding]:
     values, most = content.values, 3 if content.ours else 2
     vectors = all(isinstance(v, Tensor) and 1 <= v.ndim <= most for v in values.values())
     if not values or not vectors or len(values) > _MAX_WORDS:
-        raise UserError("it holds no embedding: give a file with learned vectors, not a model's "
-                        "checkpoint")
+        raise UserError("it holds no embedding: give a file with learned vectors, not a model's checkpoint")
     notes = _read_notes(content)
     order = [n for n in notes if n in values] + [n for n in values if n not in notes]
     return [Embedding(n, values[n], notes.get(n, {})) for n in order]
@@ -185,8 +198,10 @@ def read_pair(first: str, second: str) -> Reader:
         _refuse_rest(content, first, second)
         there = [key for key in (first, second) if key in content.values]
         if len(there) == 1:
-            raise UserError(f"it holds {there[0]} alone, half of a word of SDXL with its two text encoders: "
-                            f"give one with {first} and {second}")
+            raise UserError(
+                f"it holds {there[0]} alone, half of a word of SDXL with its two text encoders: "
+                f"give one with {first} and {second}"
+            )
         name, notes = _only_note(content, stem)
         return [Embedding(name, _tensor(content, first), notes, _tensor(content, second))]
 
@@ -217,7 +232,8 @@ def join_encoders(first: Embedding, second: Embedding) -> Embedding:
         raise UserError(
             f"{first.placeholder!r} of width {first.D} and {second.placeholder!r} of width {second.D} "
             "are not the two halves of a word of SDXL: give the file for clip_l (width 768), then "
-            "that for clip_g (1280), with one name in both")
+            "that for clip_g (1280), with one name in both"
+        )
     return replace(first, second=second.vectors, metadata=second.metadata | first.metadata)
 
 
@@ -225,19 +241,25 @@ def _refuse_rest(content: Content, *read: str) -> None:
     """Nothing that a file holds is left out without a word: what a layout has no place for is refused."""
     outputs = sorted(name for name in content.values if name.endswith("_out"))
     if outputs:
-        raise UserError(f"it holds {', '.join(outputs)[:200]}, an output embedding, which replaces the "
-                        "text encoder's result: only input embeddings can be used")
+        raise UserError(
+            f"it holds {', '.join(outputs)[:200]}, an output embedding, which replaces the "
+            "text encoder's result: only input embeddings can be used"
+        )
     _refuse_t5(content)
     more = sorted(k for k, v in content.values.items() if k not in read and isinstance(v, Tensor))
     if more:
-        raise UserError(f"it holds {', '.join(more)[:200]} beside {' and '.join(read)}: a word that this "
-                        "program could use only in part")
+        raise UserError(
+            f"it holds {', '.join(more)[:200]} beside {' and '.join(read)}: a word that this "
+            "program could use only in part"
+        )
 
 
 def _refuse_t5(content: Content) -> None:
     if "t5xxl" in content.values and not content.ours:  # in ours it is a word's name
-        raise UserError("it holds t5xxl, vectors for the text encoder T5-XXL of Stable Diffusion 3 or FLUX: "
-                        "no model of this program has it, and without them it would be another word")
+        raise UserError(
+            "it holds t5xxl, vectors for the text encoder T5-XXL of Stable Diffusion 3 or FLUX: "
+            "no model of this program has it, and without them it would be another word"
+        )
 
 
 def _tensor(content: Content, key: str) -> Tensor:
@@ -250,10 +272,20 @@ def _tensor(content: Content, key: str) -> Tensor:
 # ------------------------------------------------------- our notes in safetensors' metadata
 def _notes(words: Sequence[Embedding]) -> dict[str, str]:
     """The safetensors metadata: one JSON object a placeholder, under ``embeddings``."""
-    described = {w.placeholder: {**w.metadata, "placeholder": w.placeholder, "K": str(w.K),
-                                 "D": "+".join(map(str, w.widths))} for w in words}
-    return {"format": NOTES, "format_version": str(NOTES_VERSION),
-            "embeddings": json.dumps(described, ensure_ascii=False)}
+    described = {
+        w.placeholder: {
+            **w.metadata,
+            "placeholder": w.placeholder,
+            "K": str(w.K),
+            "D": "+".join(map(str, w.widths)),
+        }
+        for w in words
+    }
+    return {
+        "format": NOTES,
+        "format_version": str(NOTES_VERSION),
+        "embeddings": json.dumps(described, ensure_ascii=False),
+    }
 
 
 def _read_notes(content: Content) -> dict[str, dict[str, str]]:
@@ -264,8 +296,10 @@ def _read_notes(content: Content) -> dict[str, dict[str, str]]:
     derived = {"placeholder", "K", "D"}  # the tensors themselves say these
     try:
         newer = int(notes.get("format_version", 0)) > NOTES_VERSION
-        described = {str(name): {str(k): str(v) for k, v in about.items() if k not in derived}
-                     for name, about in json.loads(notes["embeddings"]).items()}
+        described = {
+            str(name): {str(k): str(v) for k, v in about.items() if k not in derived}
+            for name, about in json.loads(notes["embeddings"]).items()
+        }
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError("its notes are corrupt; fetch it again") from error
     if newer:

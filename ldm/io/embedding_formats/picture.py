@@ -46,16 +46,19 @@ def read(path: Path) -> dict[str, Any]:
             raise UserError("it is too large for a picture that carries an embedding") from error
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise UserError(f"{image.width} x {image.height} is too large for a picture that "
-                            "carries an embedding")
+            raise UserError(
+                f"{image.width} x {image.height} is too large for a picture that carries an embedding"
+            )
         chunk = image.text.get(CHUNK)  # type: ignore[attr-defined]
         if chunk is None:
             text = _from_pixels(np.asarray(image.convert("RGB")))
         else:
             text = base64.b64decode(chunk[: 2 * MAX_JSON])
     if text is None:
-        raise UserError(f"it is a picture without an embedding: it has no text chunk {CHUNK} and no "
-                        "data in its pixels; a copy that was scaled or saved anew loses both")
+        raise UserError(
+            f"it is a picture without an embedding: it has no text chunk {CHUNK} and no "
+            "data in its pixels; a copy that was scaled or saved anew loses both"
+        )
     if len(text) > MAX_JSON:
         raise UserError("it carries too much data to be an embedding")
     values = json.loads(text)

@@ -61,8 +61,10 @@ class Embedding:
         if not name:
             raise UserError("an embedding needs a name: give a placeholder that is not empty")
         if len(name) > MAX_NAME or any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
-            raise UserError(f"{name[:40]!r} is no name for an embedding: it is longer than "
-                            f"{MAX_NAME} characters or holds control characters")
+            raise UserError(
+                f"{name[:40]!r} is no name for an embedding: it is longer than "
+                f"{MAX_NAME} characters or holds control characters"
+            )
         object.__setattr__(self, "placeholder", name)
         metadata = {_utf8(key): _utf8(value) for key, value in self.metadata.items()}
         object.__setattr__(self, "metadata", metadata)
@@ -71,8 +73,10 @@ class Embedding:
         if self.second is not None:
             object.__setattr__(self, "second", _rows(name, self.second))
             if self.second.shape[:-1] != self.vectors.shape[:-1]:
-                raise UserError(f"the embedding {name!r} has {self.K} vectors for the first text "
-                                f"encoder and {self.second.shape[-2]} for the second: it is damaged")
+                raise UserError(
+                    f"the embedding {name!r} has {self.K} vectors for the first text "
+                    f"encoder and {self.second.shape[-2]} for the second: it is damaged"
+                )
 
     @property
     def K(self) -> int:
@@ -113,13 +117,16 @@ def _rows(name: str, vectors: Tensor) -> Tensor:
     vectors = vectors[None] if vectors.ndim == 1 else vectors  # old diffusers files hold (D,)
     dense = vectors.layout is torch.strided and not vectors.is_meta
     if vectors.ndim not in (2, 3) or 0 in vectors.shape or not vectors.is_floating_point() or not dense:
-        raise UserError(f"the embedding {name!r} is no set of vectors: it has "
-                        f"shape {tuple(vectors.shape)} and type {vectors.dtype}")
+        raise UserError(
+            f"the embedding {name!r} is no set of vectors: it has "
+            f"shape {tuple(vectors.shape)} and type {vectors.dtype}"
+        )
     if vectors.numel() > MAX_VALUES:
-        raise UserError(f"the embedding {name!r} is too large to be one: it has shape "
-                        f"{tuple(vectors.shape)}")
+        raise UserError(f"the embedding {name!r} is too large to be one: it has shape {tuple(vectors.shape)}")
     vectors = vectors.to("cpu", torch.float32, copy=True).contiguous()
     if not vectors.isfinite().all():
-        raise UserError(f"the embedding {name!r} holds values that are not finite: "
-                        "its training diverged, use an earlier step")
+        raise UserError(
+            f"the embedding {name!r} holds values that are not finite: "
+            "its training diverged, use an earlier step"
+        )
     return vectors
