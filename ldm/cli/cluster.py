@@ -52,7 +52,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Learn all, say what became of each; an error at the end if any failed."""
     from ldm.config import load_yaml, merge, nested
-    from ldm.inversion.shorthand import spelled
+    from ldm.shorthand import spelled
     from ldm.training.cluster import learn_on
     from ldm.training.ray_workers import RayWorkers
 

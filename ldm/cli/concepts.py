@@ -57,8 +57,8 @@ def read_jobs(
         UserError: it is no list, or every entry is wrong; names the first one.
     """
     from ldm.config import load_yaml, unknown_key
-    from ldm.inversion.shorthand import spelled
     from ldm.loading import inversion_defaults
+    from ldm.shorthand import spelled
 
     sections = load_yaml([path])
     for key in sections:

@@ -138,7 +138,7 @@ def config_of(args: argparse.Namespace) -> InversionConfig:
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """What the options and ``--set`` give, as a nested mapping of full names."""
     from ldm.config import load_yaml, merge, nested
-    from ldm.inversion.shorthand import spelled
+    from ldm.shorthand import spelled
 
     given = {key: getattr(args, option, None) for option, key in KEYS.items()}
     given["images"] = str(args.images) if args.images else None

@@ -12,11 +12,11 @@ from ldm.data.captions import contains_placeholder
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.compat import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
-from ldm.inversion.shorthand import spelled
 from ldm.io.embeddings import check_names
 from ldm.names import normal
 from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed, Share
 from ldm.sampling import Sampling
+from ldm.shorthand import spelled
 from ldm.text.templates import SETS, read_templates, templates
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
@@ -172,7 +172,7 @@ def settle(*layers: Mapping[str, Any]) -> InversionConfig:
 
     Args:
         layers: nested mappings, the later one wins, key by key and level by level. A key may be written
-            ``trainer.max_steps``, or by its short name (``ldm.inversion.shorthand``).
+            ``trainer.max_steps``, or by its short name (``ldm.shorthand``).
 
     Raises:
         UserError: an unknown key, a value of another type or out of its range, or settings that do not

@@ -17,8 +17,8 @@ from ldm.cli.invert import config_of
 from ldm.cli.main import build_parser
 from ldm.config import dump_yaml, resolve, to_plain
 from ldm.errors import UserError
-from ldm.inversion.shorthand import SHORT
 from ldm.io.embeddings import load_embedding
+from ldm.shorthand import SHORT
 from ldm.training.config import InversionConfig, settle
 
 Say = Callable[[str, Any], InversionConfig]

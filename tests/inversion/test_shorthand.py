@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.inversion.shorthand import spelled
+from ldm.shorthand import spelled
 
 
 @pytest.mark.parametrize("key", [1, 1.5, None, True, b"x"])
