@@ -20,13 +20,13 @@ from ldm.device import carry
 from ldm.diffusion.loss import DiffusionLoss, LossTerms
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
-from ldm.inversion.compat import FIXED, CompatConfig
 from ldm.inversion.init import initial_vectors
 from ldm.inversion.manager import EmbeddingManager
 from ldm.inversion.room import CutNotices, room_of
 from ldm.io import checkpoints
 from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.models.unet import UNetModel
+from ldm.official.quirks import FIXED, CompatConfig
 from ldm.ranges import Range
 
 

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
 
     def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
         from ldm import loading
-        from ldm.inversion.compat import switches
+        from ldm.official.quirks import switches
         from ldm.training.pack import learn_many
 
         shared = jobs[0].config

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ldm.errors import UserError
-from ldm.inversion.compat import FIXED, CompatConfig
+from ldm.official.quirks import FIXED, CompatConfig
 
 
 class Neighbour(NamedTuple):

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ldm import loading
 from ldm.errors import UserError
-from ldm.inversion.compat import switches
 from ldm.model import LatentDiffusion
+from ldm.official.quirks import switches
 from ldm.training.jobs import Job, Result, check_together
 from ldm.training.pack import learn_many
 

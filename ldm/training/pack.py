@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from ldm import interrupt
 from ldm.errors import UserError
-from ldm.inversion.compat import switches
 from ldm.io.claims import claimed
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run
 from ldm.model import LatentDiffusion
+from ldm.official.quirks import switches
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
 from ldm.training.frozen import trained_form

@@ -19,13 +19,13 @@ from ldm.data.captions import PromptSource, has_captions, read_captions
 from ldm.data.concept import Concept, list_pictures, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.errors import UserError
-from ldm.inversion.compat import switches
 from ldm.io.claims import claimed, is_claimed
 from ldm.io.embeddings import Embedding, load_embeddings, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
 from ldm.io.secrets import redacted, redacted_values
 from ldm.model import LatentDiffusion
+from ldm.official.quirks import switches
 from ldm.paths import expanded
 from ldm.sampling import Sampling
 from ldm.text.templates import described

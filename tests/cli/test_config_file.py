@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from ldm.config import load_yaml, resolve
-from ldm.inversion.compat import OFFICIAL, switches
 from ldm.io.embeddings import load_embedding
 from ldm.names import normal
+from ldm.official.quirks import OFFICIAL, switches
 from ldm.training.config import InversionConfig, as_official
 
 OFFICIAL_QUIRKS = ["compat={weight_decay: true, encoder_calls: true}", "num_vectors=2", "progressive=[6]",

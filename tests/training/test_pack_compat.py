@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from ldm.errors import UserError
-from ldm.inversion.compat import FIXED, CompatConfig
 from ldm.io.embeddings import load_embeddings
 from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.official.quirks import FIXED, CompatConfig
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.jobs import Job, check_together, write_summary
