@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm import legacy
 from ldm.config import ASSETS, load_yaml, resolve, unknown_key
 from ldm.errors import UserError
 from ldm.io import diffusers_layout
@@ -26,6 +25,7 @@ from ldm.io.checkpoints import (
 )
 from ldm.io.files import kind_of, read_head
 from ldm.model import LatentDiffusion, ModelConfig, build
+from ldm.official import config as legacy
 from ldm.paths import expanded
 from ldm.recognize import recognize
 

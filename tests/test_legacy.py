@@ -12,13 +12,13 @@ import official_files as files
 import pytest
 import torch
 
-from ldm import legacy
 from ldm.config import TARGETS, dump_yaml, load_yaml, resolve
 from ldm.errors import UserError
 from ldm.io.checkpoints import is_weight
-from ldm.legacy.table import TABLE
 from ldm.loading import find, in_folder, inversion_defaults, load
 from ldm.model import ModelConfig, build
+from ldm.official import config as legacy
+from ldm.official.table import TABLE
 from ldm.training.config import InversionConfig
 
 REFERENCE = Path(__file__).parent / "reference"

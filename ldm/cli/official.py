@@ -1,7 +1,7 @@
 """``main.py``: the official command line (``--base``, ``-t``, dot-list overrides) for inversions.
 
 A YAML of ``--base`` holds keys of ``ldm.training.config.InversionConfig``, and what it leaves out are the
-model's own settings; or it is one of the official files, which ``ldm.legacy`` says in the same keys.
+model's own settings; or it is one of the official files, which ``ldm.official.config`` says in the same keys.
 Options win over the files, ``key.sub=value`` words (in the form of the file) over both.
 """
 
@@ -142,8 +142,8 @@ def run(args: argparse.Namespace) -> None:
 
 def official_values(args: argparse.Namespace) -> dict[str, Any] | None:
     """Files, options and overrides as one official config; ``None`` if they are in our form."""
-    from ldm import legacy
     from ldm.config import load_yaml, merge
+    from ldm.official import config as legacy
 
     values = load_yaml(args.base, args.overrides)
     if not legacy.is_official(values):
@@ -155,9 +155,9 @@ def layers(
     args: argparse.Namespace, folder: Path | None, official: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
     """The model's own settings (or the resumed run's), the files, the options, the overrides."""
-    from ldm import legacy
     from ldm.config import load_yaml, merge, nested
     from ldm.loading import inversion_defaults
+    from ldm.official import config as legacy
 
     options = {key: getattr(args, option) for option, key in KEYS.items()}
     overrides = load_yaml([], args.overrides)

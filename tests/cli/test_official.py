@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from ldm import legacy
 from ldm.cli import official
 from ldm.config import dump_yaml, resolve
 from ldm.io.embeddings import load_embeddings
 from ldm.loading import load
+from ldm.official import config as legacy
 from ldm.training.config import InversionConfig
 
 # in our own keys, beside the official ones: random weights, few pictures to draw

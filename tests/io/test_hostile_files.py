@@ -21,12 +21,12 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from torch.nn import Parameter, ParameterDict
 
-from ldm import legacy
 from ldm.config import dump_yaml, load_yaml
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
 from ldm.io.embedding_formats import FORMATS, picture
 from ldm.io.embeddings import Embedding, EmbeddingFile, read_file, save_embeddings
+from ldm.official import config as legacy
 
 WORD = Embedding("<cat>", torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), {"step": "5"})
 WEIGHTS = {"model.a.weight": torch.randn(3, 4), "model.b.weight": torch.randn(2).half()}

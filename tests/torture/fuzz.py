@@ -35,7 +35,6 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 import ldm
-from ldm import legacy
 from ldm.cli.concepts import read_jobs
 from ldm.cli.main import main as ldm_main
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve
@@ -52,6 +51,7 @@ from ldm.io.recipes import Recipe, load_recipe, to_text
 from ldm.io.runs import RunFolder
 from ldm.loading import find
 from ldm.model import ModelConfig
+from ldm.official import config as legacy
 from ldm.text.bpe import ClipTokenizer
 from ldm.text.clip import read_sizes
 from ldm.text.tokenizer import Tokenizer

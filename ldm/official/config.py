@@ -12,7 +12,7 @@ from typing import Any
 
 from ldm.config import merge, unknown_key
 from ldm.errors import UserError
-from ldm.legacy.table import FILE, TABLE, Choice, Inside, Node, Rules
+from ldm.official.table import FILE, TABLE, Choice, Inside, Node, Rules
 from ldm.shorthand import spelled
 
 #: what an official file consists of

@@ -1,7 +1,7 @@
 """The table of official targets: which class of ours each is, and what becomes of its parameters.
 
 A parameter is a name here, ignored for a reason, possible with certain values only, or a node of its
-own. The few adapters say what a name alone cannot. ``ldm.legacy`` walks this table.
+own. The few adapters say what a name alone cannot. ``ldm.official.config`` walks this table.
 """
 
 from __future__ import annotations
