@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.data.concept import Concept
+from ldm.inversion.templates import render, templates
 from ldm.model import LatentDiffusion
-from ldm.text.templates import render, templates
 
 WORD = "<peer>"
 PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}

@@ -20,14 +20,14 @@ from ldm.device import carry
 from ldm.diffusion.loss import DiffusionLoss, LossTerms
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
-from ldm.inversion.init import initial_vectors
-from ldm.inversion.manager import EmbeddingManager
-from ldm.inversion.room import CutNotices, room_of
 from ldm.io import checkpoints
 from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.models.unet import UNetModel
 from ldm.official.quirks import FIXED, CompatConfig
 from ldm.ranges import Range
+from ldm.words.manager import EmbeddingManager
+from ldm.words.room import CutNotices, room_of
+from ldm.words.start import initial_vectors
 
 
 @dataclass(frozen=True)

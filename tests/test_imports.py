@@ -137,7 +137,7 @@ def test_the_map_itself_has_no_cycle() -> None:
         ("ldm/config.py", "import ldm.io.runs"),
         ("ldm/diffusion/samplers/ddim.py", "from ldm.models.unet import UNetModel"),
         ("ldm/diffusion/samplers/ddim.py", "from ...models import unet"),
-        ("ldm/text/bert.py", "def f():\n    from ldm.inversion.manager import EmbeddingManager"),
+        ("ldm/text/bert.py", "def f():\n    from ldm.words.manager import EmbeddingManager"),
         ("ldm/data/latents.py", "from ldm.model import LatentDiffusion"),
         ("ldm/evaluation/report.py", "from ldm.training.run import InversionConfig"),
         ("ldm/evaluation/report.py", "from pytorch_lightning import Trainer"),

@@ -11,8 +11,8 @@ import ldm
 from ldm.cli import official
 from ldm.cli.main import main
 from ldm.config import dump_yaml, load_yaml, to_plain
+from ldm.inversion.templates import read_templates
 from ldm.paths import expanded
-from ldm.text.templates import read_templates
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def _facts(word: Embedding, model: LatentDiffusion) -> list[tuple[str, str]]:
 
 
 def _neighbours(word: Embedding, model: LatentDiffusion, top: int) -> list[tuple[str, str]]:
-    from ldm.inversion.init import nearest_words
+    from ldm.words.start import nearest_words
 
     if word.D != model.text.width:
         return [("nearest words", "give the model that it was learned on by --model")]

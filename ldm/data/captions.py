@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from ldm.errors import UserError
+from ldm.inversion.templates import render, templates
 from ldm.io.files import read_text
 from ldm.names import normal
-from ldm.text.templates import render, templates
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class PromptSource:
     """Draws the prompt for picture i.
 
     subject: the word that is learned, or a text with several. kind: a template set
-    (``ldm.text.templates``), or one's own sentences; "dual" and "style-dual" need ``image_tokens``, one
+    (``ldm.inversion.templates``), or one's own sentences; "dual" and "style-dual" need ``image_tokens``, one
     word a picture, and use them with probability ``mixing_prob``, else the "object" or "style" set; one's
     own are then continued by "with" that word. captions: from :func:`read_captions`, instead of
     templates. coarse_class: a word that templates put before the subject.

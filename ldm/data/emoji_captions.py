@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm.text.templates import OBJECT
+from ldm.inversion.templates import OBJECT
 
 STYLES = ("noto", "twemoji", "fluent")
 STYLE_WORDS = {

@@ -11,13 +11,13 @@ from ldm.config import merge, recheck, resolve
 from ldm.data.captions import contains_placeholder
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
+from ldm.inversion.templates import SETS, read_templates, templates
 from ldm.io.embeddings import check_names
 from ldm.names import normal
 from ldm.official.quirks import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
 from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed, Share
 from ldm.sampling import Sampling
 from ldm.shorthand import spelled
-from ldm.text.templates import SETS, read_templates, templates
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 from ldm.training.timesteps import TimestepConfig

@@ -22,9 +22,6 @@ from torch import Tensor, nn
 from ldm.data.latents import Batch, ConceptBatches
 from ldm.device import carry
 from ldm.errors import UserError
-from ldm.inversion.init import nearest_words
-from ldm.inversion.manager import EmbeddingManager
-from ldm.inversion.regularize import regularization
 from ldm.io import checkpoints
 from ldm.io.checkpoints import read_torch
 from ldm.model import LatentDiffusion
@@ -32,6 +29,9 @@ from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.late import LateLosses
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
+from ldm.words.manager import EmbeddingManager
+from ldm.words.regularize import regularization
+from ldm.words.start import nearest_words
 
 log = logging.getLogger(__name__)
 

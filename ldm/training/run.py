@@ -19,6 +19,7 @@ from ldm.data.captions import PromptSource, has_captions, read_captions
 from ldm.data.concept import Concept, list_pictures, load_concept
 from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.errors import UserError
+from ldm.inversion.templates import described
 from ldm.io.claims import claimed, is_claimed
 from ldm.io.embeddings import Embedding, load_embeddings, provenance, save_embeddings
 from ldm.io.images import save_png
@@ -28,7 +29,6 @@ from ldm.model import LatentDiffusion
 from ldm.official.quirks import switches
 from ldm.paths import expanded
 from ldm.sampling import Sampling
-from ldm.text.templates import described
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.export import export_model

@@ -10,13 +10,13 @@ from torch import Tensor
 from ldm.data.captions import PromptSource, contains_placeholder
 from ldm.data.latents import ConceptBatches
 from ldm.errors import UserError
-from ldm.inversion.init import from_vocabulary
-from ldm.inversion.room import seen, what_is_cut
 from ldm.io.embeddings import check_width, load_embeddings
 from ldm.model import LatentDiffusion
 from ldm.official.quirks import switches
 from ldm.seeding import generator
 from ldm.training.config import InversionConfig
+from ldm.words.room import seen, what_is_cut
+from ldm.words.start import from_vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from ldm.data.captions import PromptSource, contains_placeholder, has_captions, 
 from ldm.data.concept import list_pictures
 from ldm.data.pictures import FolderPictures
 from ldm.errors import UserError
-from ldm.text.templates import DUAL, OBJECT, STYLE
+from ldm.inversion.templates import DUAL, OBJECT, STYLE
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.inversion.init import (
+from ldm.words.start import (
     from_phrase,
     from_vocabulary,
     initial_vectors,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.inversion.manager import EmbeddingManager, image_token
+from ldm.words.manager import EmbeddingManager, image_token
 
 PAD, END, VOCAB, WIDTH, LAYERS = 0, 2, 20, 5, 3
 NAMES = ("S*", "*", "<a.b c>", "cat")

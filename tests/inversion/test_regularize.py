@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm.inversion.manager import EmbeddingManager
-from ldm.inversion.regularize import coarse_distance, regularization
+from ldm.words.manager import EmbeddingManager
+from ldm.words.regularize import coarse_distance, regularization
 
 
 def test_opposite_drifts_do_not_cancel_but_do_under_compat() -> None:

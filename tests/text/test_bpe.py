@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ldm.config import ASSETS
 from ldm.errors import UserError
+from ldm.inversion.templates import OBJECT, STYLE
 from ldm.text.bpe import ClipTokenizer
-from ldm.text.templates import OBJECT, STYLE
 from ldm.text.tokenizer import PlaceholderTokenizer, Tokenizer
 
 START, END = 49406, 49407

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.inversion.manager import EmbeddingManager
 from ldm.io.checkpoints import collect, load_model_weights
 from ldm.text.clip import ClipConditioner, OpenClipConditioner
 from ldm.text.conditioner import TextConditioner
+from ldm.words.manager import EmbeddingManager
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ldm.errors import UserError
-from ldm.text.templates import (
+from ldm.inversion.templates import (
     DUAL,
     OBJECT,
     SETS,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ldm.inversion.manager import EmbeddingManager
+from ldm.words.manager import EmbeddingManager
 
 
 def coarse_distance(vectors: Tensor, coarse: Tensor, *, summed_drift: bool = False) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
-from ldm.inversion.manager import EmbeddingManager
 from ldm.text.tokenizer import PlaceholderTokenizer
+from ldm.words.manager import EmbeddingManager
 
 #: letters of the cut text that are shown
 SHOWN = 60
