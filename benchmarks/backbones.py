@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
+from ldm.backbone.loading import find, in_folder, load
+from ldm.backbone.model import ModelConfig, build
 from ldm.config import resolve
 from ldm.io.checkpoints import save_checkpoint
-from ldm.loading import find, in_folder, load
-from ldm.model import ModelConfig, build
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

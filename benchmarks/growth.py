@@ -33,12 +33,12 @@ from pytorch_lightning.callbacks import Callback  # noqa: E402
 from sizes import BATCHES, Size, build_model, conditions, markdown, shapes  # noqa: E402
 from step import WARM_UP, Clock, Rivals, autocast, dtype_of, floor, learn, peak  # noqa: E402
 
+from ldm.backbone.forms import stored_in  # noqa: E402
+from ldm.backbone.model import LatentDiffusion  # noqa: E402
 from ldm.cli.common import add_settings  # noqa: E402
 from ldm.config import load_yaml  # noqa: E402
 from ldm.io.runs import atomic_write  # noqa: E402
-from ldm.model import LatentDiffusion  # noqa: E402
 from ldm.training.fit import attention_kernel  # noqa: E402
-from ldm.training.frozen import stored_in  # noqa: E402
 from ldm.training.learner import Learner  # noqa: E402
 from ldm.training.memory import freed_memory_kept  # noqa: E402
 

@@ -32,13 +32,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ldm import loading
+from ldm.backbone import loading
+from ldm.backbone.forms import stored_in
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import dump_yaml, merge, resolve
 from ldm.io.runs import RunFolder, create_run
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig
 from ldm.training.fit import attention_kernel, fit
-from ldm.training.frozen import stored_in
 from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import freed_memory_kept
 from ldm.training.run import Inversion, prepare, read_pictures

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.data.concept import Concept
 from ldm.inversion.templates import render, templates
-from ldm.model import LatentDiffusion
 
 WORD = "<peer>"
 PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}

@@ -18,8 +18,8 @@ import torch
 from backbones import config_of
 
 import ldm
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.data.concept import Concept
-from ldm.model import LatentDiffusion, ModelConfig, build
 
 PICTURES = 5
 MID: dict[str, Any] = {

@@ -36,15 +36,15 @@ from pytorch_lightning.callbacks import Callback
 from sizes import BATCHES, Size, build_model, conditions, markdown, pictures, shapes
 from torch import Tensor
 
+from ldm.backbone.forms import COMPUTE_DTYPE
+from ldm.backbone.model import LatentDiffusion
 from ldm.cli.common import add_settings
 from ldm.config import load_yaml, resolve
 from ldm.data.latents import ConceptBatches
 from ldm.io.runs import create_run
-from ldm.model import LatentDiffusion
 from ldm.sampling import sample
 from ldm.training import run as inversion_run
 from ldm.training.config import InversionConfig
-from ldm.training.frozen import COMPUTE_DTYPE
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 
 PARTS = ("data", "encode", "text", "UNet forward", "loss", "backward", "optimiser")

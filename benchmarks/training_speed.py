@@ -14,8 +14,8 @@ import time
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.backbone.loading import find
 from ldm.config import instantiate
-from ldm.loading import find
 
 BATCH = 64
 KERNELS = {"fused": SDPBackend.FLASH_ATTENTION, "plain": SDPBackend.MATH}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ldm.backbone.loading import load
+from ldm.backbone.model import LatentDiffusion
 from ldm.data.concept import concept_of
 from ldm.io.embeddings import Embedding
-from ldm.loading import load
-from ldm.model import LatentDiffusion
 from ldm.sampling import sample
 from ldm.training.config import settle
 from ldm.training.run import captions_of, learn

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ldm import interrupt
+from ldm.backbone.model import LatentDiffusion
 from ldm.config import resolve
 from ldm.diffusion import samplers
 from ldm.editing import Source
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.ranges import Positive
 from ldm.seeding import generator
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from torch import nn
 
-from ldm.model import LatentDiffusion, ModelConfig
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 
 
 @pytest.fixture(scope="session")

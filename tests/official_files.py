@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.backbone.loading import find, in_folder
+from ldm.backbone.model import ModelConfig, build
 from ldm.config import resolve
-from ldm.loading import find, in_folder
-from ldm.model import ModelConfig, build
 
 MODULES = "ldm.modules.encoders.modules"
 

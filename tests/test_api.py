@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import ldm
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import dump_yaml, to_plain
 from ldm.data.concept import concept_of
 from ldm.io.checkpoints import save_checkpoint
-from ldm.model import LatentDiffusion, ModelConfig
 from ldm.training.config import settle
 
 SETTINGS = {

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 import ldm
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import dump_yaml, load_yaml
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.io.checkpoints import collect
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.text.bpe import ClipTokenizer
 from ldm.text.clip import read_sizes
 
@@ -107,7 +107,7 @@ def test_an_official_config_beside_a_checkpoint_is_read(sd1: LatentDiffusion, tm
     params["unet_config"]["params"].update(model_channels=32, num_res_blocks=1, attention_resolutions=[1, 2],
                                            channel_mult=[1, 2], context_dim=32)  # fmt: skip
     (tmp_path / "m.yaml").write_text(dump_yaml(values))
-    found = ldm.loading.find(tmp_path / "m.ckpt")[0]["model"]
+    found = ldm.backbone.loading.find(tmp_path / "m.ckpt")[0]["model"]
     assert found["checkpoint"] == "m.ckpt"
     assert found["unet"]["params"]["channel_mult"] == [1, 2]
 

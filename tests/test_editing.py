@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 import ldm
+from ldm.backbone.model import LatentDiffusion
 from ldm.editing import Source, find_noise, load_source
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.sampling import initial_noise, sample
 
 PROMPTS = ["a photo of a cat", "a red dog on snow"]

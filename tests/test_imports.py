@@ -68,7 +68,7 @@ def imports(source: str, package: str, top_only: bool = False) -> Iterator[str]:
 
 
 def room_of(path: Path) -> str:
-    """``ldm/io/runs.py`` is in io, ``ldm/model.py`` in model, ``ldm/__init__.py`` in ldm."""
+    """``ldm/io/runs.py`` is in io, ``ldm/backbone/model.py`` in model, ``ldm/__init__.py`` in ldm."""
     parts = path.with_suffix("").parts
     return "ldm" if parts[1] == "__init__" else parts[1]
 
@@ -129,7 +129,7 @@ def test_the_map_itself_has_no_cycle() -> None:
         ("ldm/models/unet.py", "from ldm.diffusion.schedule import Schedule"),
         ("ldm/models/unet.py", "import pytorch_lightning as pl"),
         ("ldm/models/unet.py", "import numpy as np"),
-        ("ldm/io/runs.py", "from ldm.model import LatentDiffusion"),
+        ("ldm/io/runs.py", "from ldm.backbone.model import LatentDiffusion"),
         ("ldm/io/runs.py", "from ldm import model"),
         ("ldm/io/runs.py", "from .. import model"),
         ("ldm/io/runs.py", "from ..model import LatentDiffusion"),
@@ -138,7 +138,7 @@ def test_the_map_itself_has_no_cycle() -> None:
         ("ldm/diffusion/samplers/ddim.py", "from ldm.models.unet import UNetModel"),
         ("ldm/diffusion/samplers/ddim.py", "from ...models import unet"),
         ("ldm/text/bert.py", "def f():\n    from ldm.words.manager import EmbeddingManager"),
-        ("ldm/data/latents.py", "from ldm.model import LatentDiffusion"),
+        ("ldm/data/latents.py", "from ldm.backbone.model import LatentDiffusion"),
         ("ldm/evaluation/report.py", "from ldm.training.run import InversionConfig"),
         ("ldm/evaluation/report.py", "from pytorch_lightning import Trainer"),
         ("ldm/training/run.py", "from ldm.cli import common"),

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from ldm import interrupt
+from ldm.backbone.model import LatentDiffusion
 from ldm.cli import official
 from ldm.cli.main import main
 from ldm.config import dump_yaml, to_plain
 from ldm.io.embeddings import load_embeddings
-from ldm.model import LatentDiffusion
 from ldm.training.autoencoder import AutoencoderTraining
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}

@@ -12,11 +12,11 @@ import official_files as files
 import pytest
 import torch
 
+from ldm.backbone.loading import find, in_folder, inversion_defaults, load
+from ldm.backbone.model import ModelConfig, build
 from ldm.config import TARGETS, dump_yaml, load_yaml, resolve
 from ldm.errors import UserError
 from ldm.io.checkpoints import is_weight
-from ldm.loading import find, in_folder, inversion_defaults, load
-from ldm.model import ModelConfig, build
 from ldm.official import config as legacy
 from ldm.official.table import TABLE
 from ldm.training.config import InversionConfig

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import ldm
+from ldm.backbone.loading import find, in_folder
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import ASSETS, resolve
 from ldm.errors import UserError
 from ldm.io.checkpoints import collect, in_precision, is_weight, read_state_dict, save_checkpoint
-from ldm.loading import find, in_folder
-from ldm.model import LatentDiffusion, ModelConfig, build
 
 ROOT = Path(__file__).parent.parent
 UNET = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.backbone.model import LatentDiffusion, LossConfig, ModelConfig, build
 from ldm.errors import UserError
 from ldm.io.checkpoints import load_model_weights, read_state_dict, save_checkpoint
-from ldm.model import LatentDiffusion, LossConfig, ModelConfig, build
 from ldm.models.attention import SpatialTransformer
 
 PROMPT = "a photo of S* on a beach"

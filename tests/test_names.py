@@ -9,11 +9,11 @@ import tiny
 import torch
 
 import ldm
+from ldm.backbone.model import LatentDiffusion
 from ldm.cli.main import main
 from ldm.config import dump_yaml
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, check_names, load_embeddings, save_embeddings
-from ldm.model import LatentDiffusion
 from ldm.names import normal
 from ldm.training.config import InversionConfig, check
 

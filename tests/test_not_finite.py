@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import ldm
+from ldm.backbone.model import LatentDiffusion
 from ldm.cli.main import main
 from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, save_embeddings
-from ldm.model import LatentDiffusion
 from ldm.sampling import BrokenPictures
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from ldm.backbone.recognize import recognize
 from ldm.config import load_yaml
 from ldm.errors import UserError
 from ldm.io.checkpoints import is_weight
-from ldm.recognize import recognize
 
 ROOT = Path(__file__).parent.parent
 Shapes = dict[str, tuple[int, ...]]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.sampling import initial_noise, sample, usual_batch
 
 PROMPTS = ["a photo of a cat", "a red dog on snow", "a tree"]

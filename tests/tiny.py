@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig, ScheduleConfig, build
 from ldm.config import dump_yaml, to_plain
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import Embedding, save_embeddings
-from ldm.model import LatentDiffusion, ModelConfig, ScheduleConfig, build
 
 WORDS = (
     "a an the of in on and photo picture painting cat dog toy tree house car red green blue yellow "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.model import LatentDiffusion
+    from ldm.backbone.model import LatentDiffusion
 
 
 def add_parser(

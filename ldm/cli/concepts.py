@@ -56,8 +56,8 @@ def read_jobs(
     Raises:
         UserError: it is no list, or every entry is wrong; names the first one.
     """
+    from ldm.backbone.loading import inversion_defaults
     from ldm.config import load_yaml, unknown_key
-    from ldm.loading import inversion_defaults
     from ldm.shorthand import spelled
 
     sections = load_yaml([path])
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
     """``ldm invert --concepts``: learn all in this process."""
 
     def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
-        from ldm import loading
+        from ldm.backbone import loading
         from ldm.official.quirks import switches
         from ldm.training.pack import learn_many
 

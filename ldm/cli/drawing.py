@@ -23,10 +23,10 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ldm.backbone.model import LatentDiffusion
     from ldm.editing import Source
     from ldm.io.embeddings import Embedding
     from ldm.io.recipes import Edit, Recipe
-    from ldm.model import LatentDiffusion
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def load_model(args: argparse.Namespace, recipe: Recipe | None = None) -> Latent
     Raises:
         UserError: the recipe's model does not come with the program, or is another one.
     """
-    from ldm.loading import load, shipped
+    from ldm.backbone.loading import load, shipped
 
     # a name that a picture brings is never taken for a path
     if recipe and not args.model and recipe.model not in shipped():

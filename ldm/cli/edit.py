@@ -12,10 +12,10 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ldm.backbone.model import LatentDiffusion
     from ldm.editing import Source
     from ldm.io.embeddings import Embedding
     from ldm.io.recipes import Edit, Recipe
-    from ldm.model import LatentDiffusion
 
 EXAMPLE = """\
   ldm edit --image photo.jpg --prompt "a photo of {} on the beach" --embedding cat.safetensors --strength 0.7

@@ -13,7 +13,7 @@ from ldm.cli import common
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.model import LatentDiffusion
+    from ldm.backbone.model import LatentDiffusion
 
 EXAMPLE = """\
   ldm evaluate --embedding runs/my-run/embeddings.safetensors --images my-pictures/
@@ -67,7 +67,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, write, and print the figures."""
-    from ldm.loading import load
+    from ldm.backbone.loading import load
 
     if args.what == "embedding":
         for option in ("embedding", "images"):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli import common, embeddings
 
 if TYPE_CHECKING:
+    from ldm.backbone.model import LatentDiffusion
     from ldm.io.embeddings import Embedding
     from ldm.io.recipes import Recipe
-    from ldm.model import LatentDiffusion
 
 EXAMPLE = """\
   ldm inspect runs/my-run/embeddings.safetensors
@@ -38,9 +38,9 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print a table a word, and one of a picture's recipe."""
+    from ldm.backbone.loading import load
     from ldm.io.embeddings import check_width, load_embeddings
     from ldm.io.recipes import has_recipe, load_recipe
-    from ldm.loading import load
 
     if has_recipe(args.file):
         recipe = load_recipe(args.file)

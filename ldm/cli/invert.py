@@ -116,8 +116,8 @@ def config_of(args: argparse.Namespace) -> InversionConfig:
     With ``--resume``, the settings of the run that is continued take the place of the model's, if it has
     been begun.
     """
+    from ldm.backbone.loading import inversion_defaults
     from ldm.config import load_yaml, to_plain
-    from ldm.loading import inversion_defaults
     from ldm.training.config import settle
 
     given = options(args)

@@ -155,8 +155,8 @@ def layers(
     args: argparse.Namespace, folder: Path | None, official: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
     """The model's own settings (or the resumed run's), the files, the options, the overrides."""
+    from ldm.backbone.loading import inversion_defaults
     from ldm.config import load_yaml, merge, nested
-    from ldm.loading import inversion_defaults
     from ldm.official import config as legacy
 
     options = {key: getattr(args, option) for option, key in KEYS.items()}

@@ -228,7 +228,7 @@ def run_average(args: argparse.Namespace) -> None:
     import torch
 
     import ldm
-    from ldm.training.export import average_models, export_model
+    from ldm.backbone.export import average_models, export_model
 
     if len(args.models) < 2:
         raise UserError("--models takes two models or more")

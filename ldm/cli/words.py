@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ldm.errors import UserError
 
 if TYPE_CHECKING:
+    from ldm.backbone.model import LatentDiffusion
     from ldm.io.embeddings import Embedding
-    from ldm.model import LatentDiffusion
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from ldm import loading
+from ldm.backbone import loading
+from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.official.quirks import switches
 from ldm.training.jobs import Job, Result, check_together
 from ldm.training.pack import learn_many

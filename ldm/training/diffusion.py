@@ -14,10 +14,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.data.pictures import UNNAMED
 from ldm.data.stream import StepStream
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.examples import Examples, from_bytes

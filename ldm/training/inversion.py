@@ -19,12 +19,12 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.data.latents import Batch, ConceptBatches
 from ldm.device import carry
 from ldm.errors import UserError
 from ldm.io import checkpoints
 from ldm.io.checkpoints import read_torch
-from ldm.model import LatentDiffusion
 from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.late import LateLosses

@@ -19,12 +19,12 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
-from ldm.model import LatentDiffusion
 from ldm.sampling import BrokenPictures
 from ldm.training.fit import close_loggers, pack_loggers
 from ldm.training.resume import is_whole, refuse_fewer_steps

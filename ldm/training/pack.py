@@ -22,15 +22,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import interrupt
+from ldm.backbone.forms import trained_form
+from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.io.claims import claimed
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run
-from ldm.model import LatentDiffusion
 from ldm.official.quirks import switches
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
-from ldm.training.frozen import trained_form
 from ldm.training.hardware import device_of
 from ldm.training.jobs import Job, Result, check_together
 from ldm.training.learner import Learner, joint_gradients

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.sampling import sample, usual_batch
 from ldm.training.config import InversionConfig
 from ldm.training.memory import out_of_memory

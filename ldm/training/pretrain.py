@@ -12,6 +12,8 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from rich.progress import track
 from torch import Tensor
 
+from ldm.backbone.export import export_model
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import dump_yaml, instantiate, load_yaml, recheck, to_plain
 from ldm.data.bank import LatentBank
 from ldm.data.pictures import PictureSource
@@ -25,14 +27,12 @@ from ldm.io.checkpoints import (
 )
 from ldm.io.runs import write_text
 from ldm.io.secrets import redacted_values
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.ranges import Batch, Count, Positive, Range, Seed, Share
 from ldm.sampling import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.examples import BankExamples, DrawnExamples, Examples, to_bytes
-from ldm.training.export import export_model
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.hardware import Precision, device_of, working_precision
 from ldm.training.optim import OptimConfig

@@ -16,8 +16,8 @@ from ldm.io.runs import CONFIG_NAME, RunFolder
 from ldm.io.secrets import redacted_values
 
 if TYPE_CHECKING:
+    from ldm.backbone.model import LatentDiffusion
     from ldm.data.concept import Concept
-    from ldm.model import LatentDiffusion
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch import Tensor
 
-from ldm import loading
+from ldm.backbone import loading
+from ldm.backbone.export import export_model
+from ldm.backbone.forms import trained_form
+from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
 from ldm.data.captions import PromptSource, has_captions, read_captions
 from ldm.data.concept import Concept, list_pictures, load_concept
@@ -25,15 +28,12 @@ from ldm.io.embeddings import Embedding, load_embeddings, provenance, save_embed
 from ldm.io.images import save_png
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, write_text
 from ldm.io.secrets import redacted, redacted_values
-from ldm.model import LatentDiffusion
 from ldm.official.quirks import switches
 from ldm.paths import expanded
 from ldm.sampling import Sampling
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
-from ldm.training.export import export_model
 from ldm.training.fit import fit
-from ldm.training.frozen import trained_form
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
 from ldm.training.pictures import at_the_end, draw, on_the_way

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.data.captions import PromptSource, contains_placeholder
 from ldm.data.latents import ConceptBatches
 from ldm.errors import UserError
 from ldm.io.embeddings import check_width, load_embeddings
-from ldm.model import LatentDiffusion
 from ldm.official.quirks import switches
 from ldm.seeding import generator
 from ldm.training.config import InversionConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.cli.main import main
-from ldm.model import LatentDiffusion, ModelConfig
 
 
 @dataclass

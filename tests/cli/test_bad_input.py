@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.backbone.model import build
 from ldm.cli import official
 from ldm.config import ASSETS, dump_yaml
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import Embedding, save_embeddings
-from ldm.model import build
 
 
 def tree(folder: Path) -> set[str]:

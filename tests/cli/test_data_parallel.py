@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.cli import official
 from ldm.cli.main import main
 from ldm.io.embeddings import load_embedding
-from ldm.model import LatentDiffusion
 from ldm.training.fit import TrainerConfig
 
 ROOT = Path(__file__).parents[2]

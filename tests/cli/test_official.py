@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from ldm.backbone.loading import load
 from ldm.cli import official
 from ldm.config import dump_yaml, resolve
 from ldm.io.embeddings import load_embeddings
-from ldm.loading import load
 from ldm.official import config as legacy
 from ldm.training.config import InversionConfig
 

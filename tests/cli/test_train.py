@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import ldm
+from ldm.backbone.model import ModelConfig
 from ldm.config import dump_yaml, to_plain
-from ldm.model import ModelConfig
 
 TRAINER = {"max_steps": 2, "accelerator": "cpu", "checkpoint_every": 1, "image_every": 0}
 LOGGING = {"loggers": []}

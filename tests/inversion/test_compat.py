@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.backbone.loading import load
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve, to_plain
 from ldm.data.concept import Concept, concept_of, load_concept
 from ldm.errors import UserError
 from ldm.io.checkpoints import collect
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.runs import create_run
-from ldm.loading import load
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.official.quirks import FIXED, OFFICIAL, CompatConfig, encoder_calls, growth_steps, switches
 from ldm.text.bert import BertConditioner
 from ldm.text.bpe import ClipTokenizer

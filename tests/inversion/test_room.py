@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import ldm
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.cli.main import main
 from ldm.data.concept import Concept
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, save_embeddings
-from ldm.model import LatentDiffusion, ModelConfig
 from ldm.training.config import InversionConfig
 from ldm.training.run import prepare
 

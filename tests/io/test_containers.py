@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ldm
+from ldm.backbone.loading import find
 from ldm.errors import UserError
 from ldm.io import containers
 from ldm.io.checkpoints import read_metadata, read_state_dict
 from ldm.io.embeddings import read_file
-from ldm.loading import find
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "embedding": read_file,

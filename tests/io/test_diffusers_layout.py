@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import ldm
+from ldm.backbone.loading import find
 from ldm.errors import UserError
 from ldm.io.checkpoints import save_checkpoint
-from ldm.loading import find
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

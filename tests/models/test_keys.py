@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.backbone.model import ModelConfig, build
 from ldm.io.checkpoints import is_weight
-from ldm.model import ModelConfig, build
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 KL_F8 = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4, "embed_dim": 4}

@@ -35,6 +35,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 import ldm
+from ldm.backbone.loading import find
+from ldm.backbone.model import ModelConfig
 from ldm.cli.concepts import read_jobs
 from ldm.cli.main import main as ldm_main
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve
@@ -49,8 +51,6 @@ from ldm.io.embedding_formats import FORMATS
 from ldm.io.embeddings import Embedding, read_file, save_embeddings
 from ldm.io.recipes import Recipe, load_recipe, to_text
 from ldm.io.runs import RunFolder
-from ldm.loading import find
-from ldm.model import ModelConfig
 from ldm.official import config as legacy
 from ldm.text.bpe import ClipTokenizer
 from ldm.text.clip import read_sizes

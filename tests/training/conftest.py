@@ -9,8 +9,8 @@ import torch
 from stages import WORDS
 from torch import nn
 
+from ldm.backbone.model import ModelConfig, build
 from ldm.data.bank import LatentBank
-from ldm.model import ModelConfig, build
 
 
 @pytest.fixture(autouse=True)

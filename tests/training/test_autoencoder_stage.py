@@ -10,11 +10,11 @@ from PIL import Image
 from stages import LOGGING, OPTIM, TRAINER, WORDS, Interrupted, assert_same, checkpoint, interrupt
 from torch import Tensor, nn
 
+from ldm.backbone.model import ModelConfig
 from ldm.config import load_yaml, resolve
 from ldm.data.bank import LatentBank
 from ldm.data.pictures import FolderPictures
 from ldm.errors import UserError
-from ldm.model import ModelConfig
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.autoencoder import AutoencoderLossConfig
 from ldm.training.optim import OptimConfig

@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 from cluster_world import make_jobs, write_world
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.errors import UserError
 from ldm.io.embeddings import load_embedding
-from ldm.model import LatentDiffusion, ModelConfig
 from ldm.training import cluster, ray_workers
 from ldm.training.cluster import HOPELESS, Task, hand_out, learn_on
 from ldm.training.jobs import Job, Result

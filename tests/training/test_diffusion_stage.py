@@ -12,16 +12,16 @@ from PIL import Image
 from stages import LOGGING, OPTIM, TRAINER, WORDS, Interrupted, assert_same, checkpoint, interrupt
 from torch import nn
 
+from ldm.backbone.export import average_models
+from ldm.backbone.loading import load
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import load_yaml, resolve
 from ldm.data.bank import LatentBank
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
-from ldm.loading import load
-from ldm.model import LatentDiffusion, ModelConfig
 from ldm.sampling import sample
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.examples import BankExamples
-from ldm.training.export import average_models
 from ldm.training.picture_word import PictureWords, half_whitening, load_picture_words, rotation
 from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
 from ldm.training.timesteps import TimestepConfig, draw_timesteps

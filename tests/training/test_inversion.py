@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.data.captions import PromptSource
 from ldm.data.concept import Concept
 from ldm.data.latents import ConceptBatches, encode_latents
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.runs import create_run
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.sampling import sample
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ldm.backbone.loading import load
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings
 from ldm.io.runs import create_run
-from ldm.loading import load
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
 from ldm.training.inversion import FixedBatchMonitor, converged

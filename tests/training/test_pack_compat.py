@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.errors import UserError
 from ldm.io.embeddings import load_embeddings
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.official.quirks import FIXED, CompatConfig
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig

@@ -11,8 +11,8 @@ import wandb
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.io.runs import create_run
-from ldm.model import LatentDiffusion
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, make_loggers
 from ldm.training.jobs import Job

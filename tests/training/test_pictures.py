@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.errors import UserError
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.sampling import sample
 from ldm.training import pictures as drawing
 from ldm.training.config import InversionConfig

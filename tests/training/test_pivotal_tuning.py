@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.backbone.loading import load
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.data.concept import Concept
 from ldm.io.checkpoints import fingerprint, save_checkpoint
 from ldm.io.runs import create_run
-from ldm.loading import load
-from ldm.model import LatentDiffusion, ModelConfig
 from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.inversion import TextualInversion

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ldm
-from ldm.model import LatentDiffusion
+from ldm.backbone.model import LatentDiffusion
 from ldm.training.quiet import quiet
 
 QUICK = {

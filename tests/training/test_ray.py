@@ -18,10 +18,10 @@ import ray
 import yaml
 from cluster_world import CONFIG, make_jobs, write_world
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import to_plain
 from ldm.errors import UserError
 from ldm.io.embeddings import load_embedding, load_embeddings
-from ldm.model import LatentDiffusion, ModelConfig
 from ldm.training import cluster
 from ldm.training.cluster import Task, hand_out, learn_on, learn_task
 from ldm.training.jobs import Job, Result

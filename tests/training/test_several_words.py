@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import load_embeddings
 from ldm.io.runs import create_run
-from ldm.model import LatentDiffusion, ModelConfig
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig

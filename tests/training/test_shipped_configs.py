@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from ldm.backbone.model import build
 from ldm.config import load_yaml, resolve
-from ldm.model import build
 from ldm.training.pretrain import AutoencoderStage, DiffusionStage, LatentsStage
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "emoji"

@@ -12,12 +12,12 @@ import torch
 from test_inversion import BASE, TRAINER, _module, learn_word
 from torch import Tensor, nn
 
+from ldm.backbone.forms import compiled, recomputed, stored_in
+from ldm.backbone.model import LatentDiffusion
 from ldm.data.concept import Concept
 from ldm.errors import UserError
 from ldm.io.runs import create_run
-from ldm.model import LatentDiffusion
 from ldm.models.attention import CrossAttention
-from ldm.training.frozen import compiled, recomputed, stored_in
 from ldm.training.inversion import frozen_hash
 from ldm.training.late import LateLosses, _Pending
 from ldm.training.optim import OptimConfig

@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
-from ldm.model import LatentDiffusion
 from ldm.models.attention import SpatialTransformer
 from ldm.models.unet import ResBlock
 

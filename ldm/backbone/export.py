@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.runs import write_text
-from ldm.model import LatentDiffusion
 
 
 def export_model(model: LatentDiffusion, out: Path, dtype: torch.dtype | None = None) -> Path:
     """Write ``out/model.safetensors``, ``config.yaml`` and, where the text part has one, ``vocab.txt``.
 
     Args:
-        model: one of ``ldm.model.build`` or ``ldm.load``.
+        model: one of ``ldm.backbone.model.build`` or ``ldm.load``.
         dtype: of the stored weights; ``None``: as they are held.
 
     Raises:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion, ModelConfig, build
+from ldm.backbone.recognize import recognize
 from ldm.config import ASSETS, load_yaml, resolve, unknown_key
 from ldm.errors import UserError
 from ldm.io import diffusers_layout
@@ -24,10 +26,8 @@ from ldm.io.checkpoints import (
     read_state_dict,
 )
 from ldm.io.files import kind_of, read_head
-from ldm.model import LatentDiffusion, ModelConfig, build
 from ldm.official import config as legacy
 from ldm.paths import expanded
-from ldm.recognize import recognize
 
 log = logging.getLogger(__name__)
 
