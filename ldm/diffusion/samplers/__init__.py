@@ -22,8 +22,8 @@ from ldm.diffusion.samplers.base import (
 )
 from ldm.diffusion.samplers.blending import Blend, last_moves
 from ldm.diffusion.samplers.ddim import DDIM
+from ldm.diffusion.samplers.ddim_inversion import invert
 from ldm.diffusion.samplers.dpmpp import DPMSolverPP2M
-from ldm.diffusion.samplers.inversion import invert
 from ldm.diffusion.samplers.plms import PLMS
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
