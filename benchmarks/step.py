@@ -42,7 +42,7 @@ from ldm.cli.common import add_settings
 from ldm.config import load_yaml, resolve
 from ldm.data.latents import ConceptBatches
 from ldm.io.runs import create_run
-from ldm.sampling import sample
+from ldm.sampling.sample import sample
 from ldm.training import run as inversion_run
 from ldm.training.config import InversionConfig
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion

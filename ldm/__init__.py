@@ -19,8 +19,8 @@ from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.api import evaluate, invert, load, sample
-    from ldm.editing import find_noise, load_source
     from ldm.io import embeddings
+    from ldm.sampling.source import find_noise, load_source
 
 __all__ = [
     "UserError",
@@ -39,8 +39,8 @@ _WHERE = {
     "invert": "ldm.api",
     "evaluate": "ldm.api",
     "sample": "ldm.api",
-    "load_source": "ldm.editing",
-    "find_noise": "ldm.editing",
+    "load_source": "ldm.sampling.source",
+    "find_noise": "ldm.sampling.source",
     "embeddings": "ldm.io",
 }
 

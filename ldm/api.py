@@ -9,7 +9,7 @@ from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion
 from ldm.data.concept import concept_of
 from ldm.io.embeddings import Embedding
-from ldm.sampling import sample
+from ldm.sampling.sample import sample
 from ldm.training.config import settle
 from ldm.training.run import captions_of, learn
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 import ldm
 from ldm.backbone.model import LatentDiffusion
-from ldm.editing import Source, find_noise, load_source
 from ldm.errors import UserError
-from ldm.sampling import initial_noise, sample
+from ldm.sampling.sample import initial_noise, sample
+from ldm.sampling.source import Source, find_noise, load_source
 
 PROMPTS = ["a photo of a cat", "a red dog on snow"]
 

@@ -15,7 +15,7 @@ from ldm.cli.main import main
 from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, save_embeddings
-from ldm.sampling import BrokenPictures
+from ldm.sampling.sample import BrokenPictures
 
 
 @pytest.fixture(scope="module")

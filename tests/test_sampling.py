@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
-from ldm.sampling import initial_noise, sample, usual_batch
+from ldm.sampling.sample import initial_noise, sample, usual_batch
 
 PROMPTS = ["a photo of a cat", "a red dog on snow", "a tree"]
 

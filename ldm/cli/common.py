@@ -102,7 +102,7 @@ def add_clip_skip(parser: argparse.ArgumentParser, default: str) -> None:
 
 def own_sampling(args: argparse.Namespace, model: LatentDiffusion) -> None:
     """Set the sampling options that were not given to what suits the model."""
-    from ldm.sampling import Sampling
+    from ldm.sampling.sample import Sampling
 
     vars(args).update(asdict(Sampling.of(model, steps=args.steps, sampler=args.sampler, scale=args.scale)))
 

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ldm._version import __version__
-from ldm.cli import common, words
+from ldm.cli import common
 from ldm.errors import UserError
+from ldm.sampling import prompts as words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.backbone.model import LatentDiffusion
-    from ldm.editing import Source
     from ldm.io.embeddings import Embedding
     from ldm.io.recipes import Edit, Recipe
+    from ldm.sampling.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ def draw_into(
 
     from ldm.io.images import save_png
     from ldm.io.recipes import MAX_BATCH, to_text
-    from ldm.sampling import BrokenPictures, usual_batch
+    from ldm.sampling.sample import BrokenPictures, usual_batch
 
     size = min(args.batch_size or usual_batch(model.image_size), MAX_BATCH)
     args.how_to_resume = lambda: f"the same command with --out {common.command([out])} goes on"
@@ -297,7 +298,7 @@ def draw_again(
     """
     from ldm.io.images import save_png
     from ldm.io.recipes import to_text
-    from ldm.sampling import usual_batch
+    from ldm.sampling.sample import usual_batch
 
     if args.out and (args.out / args.again.name).resolve() == args.again.resolve():
         raise UserError(f"{args.again} would be overwritten by its copy; give another folder by --out")
@@ -349,7 +350,7 @@ def _is_there(one: Wanted) -> bool:
 def _sample(
     model: LatentDiffusion, recipes: Sequence[Recipe], source: Source | None, x_T: Tensor | None
 ) -> Tensor:
-    from ldm.sampling import sample
+    from ldm.sampling.sample import sample
 
     shared = recipes[0]
     return sample(

@@ -6,16 +6,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli import common, drawing, words
+from ldm.cli import common, drawing
 from ldm.errors import UserError
+from ldm.sampling import prompts as words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.backbone.model import LatentDiffusion
-    from ldm.editing import Source
     from ldm.io.embeddings import Embedding
     from ldm.io.recipes import Edit, Recipe
+    from ldm.sampling.source import Source
 
 EXAMPLE = """\
   ldm edit --image photo.jpg --prompt "a photo of {} on the beach" --embedding cat.safetensors --strength 0.7
@@ -109,7 +110,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _source(args: argparse.Namespace, model: LatentDiffusion) -> Source:
-    from ldm.editing import load_source
+    from ldm.sampling.source import load_source
 
     source = load_source(
         model,
@@ -145,7 +146,7 @@ def _edit(args: argparse.Namespace, source: Source, learned: list[Embedding]) ->
 
 def _start(model: LatentDiffusion, source: Source, recipe: Recipe) -> tuple[Source | None, Tensor | None]:
     """What the pictures start from: the source, or the noise behind it (which replaces it)."""
-    from ldm.editing import find_noise
+    from ldm.sampling.source import find_noise
 
     assert recipe.edit
     if recipe.edit.invert is None:

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _judge_and_sampling(args: argparse.Namespace) -> tuple[Any, Any]:
     from ldm.evaluation.features import load_clip
-    from ldm.sampling import Sampling
+    from ldm.sampling.sample import Sampling
 
     judge = load_clip(args.judge, common.torch_device(args.device))
     return judge, Sampling(args.steps, args.sampler, args.scale)
@@ -104,8 +104,8 @@ def _holdout(path: Path) -> frozenset[str]:
 
 def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.api import evaluate
-    from ldm.cli.words import check_fits
     from ldm.io.embeddings import load_embedding
+    from ldm.sampling.prompts import check_fits
 
     word = load_embedding(args.embedding)
     check_fits(model, word, force=False)
@@ -123,7 +123,7 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
 
 def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.evaluation.setups import evaluate_base
-    from ldm.sampling import sample
+    from ldm.sampling.sample import sample
 
     out = args.out or Path("runs/evaluation/base")
     judge, sampling = _judge_and_sampling(args)
@@ -150,7 +150,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.config import load_yaml, merge
     from ldm.data.emoji import EmojiSprites
     from ldm.evaluation.heldout import evaluate_inversion
-    from ldm.sampling import sample
+    from ldm.sampling.sample import sample
     from ldm.shorthand import spelled
     from ldm.training.config import settle
 

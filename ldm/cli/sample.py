@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ldm.cli import common, drawing, words
+from ldm.cli import common, drawing
 from ldm.errors import UserError
+from ldm.sampling import prompts as words
 
 EXAMPLE = """\
   ldm sample --embedding runs/my-run/embeddings.safetensors \\

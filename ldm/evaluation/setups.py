@@ -26,7 +26,7 @@ from ldm.evaluation.metrics import Share
 from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json
-from ldm.sampling import Sampling
+from ldm.sampling.sample import Sampling
 
 SampleFunction = Callable[..., Tensor]
 CHUNK = 25  # pictures between two movements of the progress bar

@@ -51,7 +51,7 @@ class Edit:
 
     Attributes:
         image, mask: names of the files (no mask: ""), and their sha256.
-        strength, keep_pixels: see ``ldm.editing.Source``.
+        strength, keep_pixels: see ``ldm.sampling.source.Source``.
         invert: the description under which the picture's noise was found, or ``None``.
         fit, background: how the files came to the model's size.
     """

@@ -17,7 +17,7 @@ from ldm import interrupt
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import save_grid
 from ldm.io.runs import RunFolder
-from ldm.sampling import BrokenPictures
+from ldm.sampling.sample import BrokenPictures
 
 log = logging.getLogger(__name__)
 

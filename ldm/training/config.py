@@ -16,7 +16,7 @@ from ldm.io.embeddings import check_names
 from ldm.names import normal
 from ldm.official.quirks import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
 from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed, Share
-from ldm.sampling import Sampling
+from ldm.sampling.sample import Sampling
 from ldm.shorthand import spelled
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig

@@ -25,7 +25,7 @@ from ldm.errors import UserError
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
-from ldm.sampling import BrokenPictures
+from ldm.sampling.sample import BrokenPictures
 from ldm.training.fit import close_loggers, pack_loggers
 from ldm.training.resume import is_whole, refuse_fewer_steps
 from ldm.training.run import Inversion, packed_checkpoints

@@ -29,6 +29,7 @@ from ldm.io.claims import claimed
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run
 from ldm.official.quirks import switches
+from ldm.sampling.together import at_the_end, draw_together, on_the_way
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
 from ldm.training.hardware import device_of
@@ -43,7 +44,6 @@ from ldm.training.memory import (
     step_bytes,
     too_large,
 )
-from ldm.training.pictures import at_the_end, draw_together, on_the_way
 from ldm.training.quiet import quiet
 from ldm.training.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
 from ldm.training.run import Inversion, as_trained, prepare, read_pictures, write_config

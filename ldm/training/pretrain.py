@@ -28,7 +28,7 @@ from ldm.io.checkpoints import (
 from ldm.io.runs import write_text
 from ldm.io.secrets import redacted_values
 from ldm.ranges import Batch, Count, Positive, Range, Seed, Share
-from ldm.sampling import sample
+from ldm.sampling.sample import sample
 from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
 from ldm.training.diffusion import DiffusionTraining

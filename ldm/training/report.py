@@ -14,7 +14,7 @@ from ldm.evaluation.report import InversionReport, write_inversion_report
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder
-from ldm.training.pictures import at_the_end
+from ldm.sampling.together import at_the_end
 from ldm.words.start import nearest_words
 
 if TYPE_CHECKING:

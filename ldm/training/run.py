@@ -30,13 +30,13 @@ from ldm.io.runs import CONFIG_NAME, LIST_NAME, RunFolder, create_run, now, writ
 from ldm.io.secrets import redacted, redacted_values
 from ldm.official.quirks import switches
 from ldm.paths import expanded
-from ldm.sampling import Sampling
+from ldm.sampling.sample import Sampling
+from ldm.sampling.together import at_the_end, draw, on_the_way
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
 from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.fit import fit
 from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
-from ldm.training.pictures import at_the_end, draw, on_the_way
 from ldm.training.resume import (
     OF_INVERSIONS,
     refuse_changes,

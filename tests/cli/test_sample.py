@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import ldm.io.runs
-import ldm.sampling
+import ldm.sampling.sample
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.recipes import load_recipe, to_text
@@ -159,7 +159,7 @@ def test_what_is_there_already_is_not_drawn_again(cli, model_folder):
 
 def test_an_interrupted_command_goes_on_where_it_stopped(cli, model_folder, monkeypatch):
     words = ["sample", "--model", model_folder, "--prompt", "a", "--n", 3, "--steps", 1, "--batch-size", 2]
-    original, calls = ldm.sampling.sample, []
+    original, calls = ldm.sampling.sample.sample, []
 
     def stop_at_the_second(*args, **kwargs):
         calls.append(1)
@@ -167,7 +167,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(cli, model_folder, monk
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(ldm.sampling, "sample", stop_at_the_second)
+    monkeypatch.setattr(ldm.sampling.sample, "sample", stop_at_the_second)
     result = cli(*words, "--out", "out")
     assert result.code == 130 and "the same command with --out out goes on" in result.err
     assert len(pngs(Path("out"))) == 2

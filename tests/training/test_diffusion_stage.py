@@ -19,7 +19,7 @@ from ldm.config import load_yaml, resolve
 from ldm.data.bank import LatentBank
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
-from ldm.sampling import sample
+from ldm.sampling.sample import sample
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.examples import BankExamples
 from ldm.training.picture_word import PictureWords, half_whitening, load_picture_words, rotation

@@ -16,7 +16,7 @@ from ldm.data.latents import ConceptBatches, encode_latents
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.runs import create_run
-from ldm.sampling import sample
+from ldm.sampling.sample import sample
 from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.inversion import TextualInversion, frozen_hash

@@ -14,9 +14,9 @@ from ldm import interrupt
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import resolve
 from ldm.diffusion import samplers
-from ldm.editing import Source
 from ldm.errors import UserError
 from ldm.ranges import Positive
+from ldm.sampling.source import Source
 from ldm.seeding import generator
 
 #: latents are scaled to unit variance; those of strong guidance stay below 100
