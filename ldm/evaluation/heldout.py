@@ -33,11 +33,11 @@ from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Judge
 from ldm.evaluation.metrics import Share
-from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
 from ldm.evaluation.setups import SampleFunction, Sampling, colour_prompt, draw
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import grid, save_png, to_uint8
 from ldm.io.runs import atomic_write, now, versions, write_json, write_text
+from ldm.report.report import EvaluationReport, Table, write_evaluation_report
 
 InvertFunction = Callable[..., Embedding]
 NEUTRAL_PROMPTS = (

@@ -23,9 +23,9 @@ from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Judge, Named
 from ldm.evaluation.metrics import Share
-from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json
+from ldm.report.report import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling.sample import Sampling
 
 SampleFunction = Callable[..., Tensor]

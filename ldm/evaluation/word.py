@@ -16,11 +16,11 @@ from ldm.data.emoji_compose import COLOUR_NAMES
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Judge
 from ldm.evaluation.metrics import Share, Similarity
-from ldm.evaluation.report import EvaluationReport, Table, write_evaluation_report
 from ldm.evaluation.setups import SampleFunction, Sampling, colour_prompt, draw
 from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json
+from ldm.report.report import EvaluationReport, Table, write_evaluation_report
 
 RECONSTRUCTION_PROMPT = "a photo of {}"
 EDIT_PROMPTS = (

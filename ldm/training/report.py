@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.evaluation.report import InversionReport, write_inversion_report
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder
+from ldm.report.report import InversionReport, write_inversion_report
 from ldm.sampling.together import at_the_end
 from ldm.words.start import nearest_words
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm.evaluation.curves import line_chart, ticks
-from ldm.evaluation.report import (
+from ldm.report.curves import line_chart, ticks
+from ldm.report.report import (
     EvaluationReport,
     InversionReport,
     Table,

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from jinja2 import DictLoader, Environment
 from PIL import Image
 
-from ldm.evaluation.curves import line_chart
-from ldm.evaluation.pages import PAGES
 from ldm.io.runs import write_text
+from ldm.report.curves import line_chart
+from ldm.report.pages import PAGES
 
 SHOWN = 192  # small pictures are enlarged towards this many pixels a side, three times at most
 LARGEST = 1024  # larger ones are embedded reduced to this, two sides considered
