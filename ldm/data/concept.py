@@ -18,10 +18,10 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-from ldm.data import in_memory
 from ldm.data.captions import TEXTS, caption_files
-from ldm.data.decode import HEIF_SUFFIXES, SUFFIXES, decode, flatten, suffixes
 from ldm.errors import UserError
+from ldm.io import in_memory
+from ldm.io.decode import HEIF_SUFFIXES, SUFFIXES, decode, flatten, suffixes
 from ldm.io.runs import file_sha256
 from ldm.paths import expanded
 

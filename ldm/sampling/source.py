@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.data.concept import concept_of
-from ldm.data.decode import decode, flatten, turned_size, upright_size
 from ldm.diffusion import samplers
 from ldm.errors import UserError
+from ldm.io.decode import decode, flatten, turned_size, upright_size
 from ldm.paths import expanded
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data import decode
 from ldm.data.concept import list_pictures, load_concept, load_picture
 from ldm.errors import UserError
+from ldm.io import decode
 
 # ------------------------------------------------------------------------------ profiles
 #: red, green and blue in XYZ of the white D50, and the curve to light

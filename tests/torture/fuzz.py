@@ -42,11 +42,11 @@ from ldm.cli.main import main as ldm_main
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve
 from ldm.data.captions import read_captions
 from ldm.data.concept import load_picture
-from ldm.data.decode import heif
 from ldm.data.latents import _read_cache
 from ldm.errors import UserError
 from ldm.io import diffusers_layout
 from ldm.io.checkpoints import read_metadata, read_state_dict
+from ldm.io.decode import heif
 from ldm.io.embedding_formats import FORMATS
 from ldm.io.embeddings import Embedding, read_file, save_embeddings
 from ldm.io.recipes import Recipe, load_recipe, to_text
