@@ -36,12 +36,12 @@ from ldm.backbone import loading
 from ldm.backbone.forms import stored_in
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import dump_yaml, merge, resolve
+from ldm.inversion.config import InversionConfig
+from ldm.inversion.run import Inversion, prepare, read_pictures
 from ldm.io.runs import RunFolder, create_run
-from ldm.training.config import InversionConfig
 from ldm.training.fit import attention_kernel, fit
 from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import freed_memory_kept
-from ldm.training.run import Inversion, prepare, read_pictures
 
 PICTURES = Path("configs/emoji/concepts")
 WARM_UP, STEPS = 2, 8

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.data.concept import Concept
+from ldm.inversion.concept import Concept
 from ldm.inversion.templates import render, templates
 
 WORD = "<peer>"

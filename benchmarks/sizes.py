@@ -19,7 +19,7 @@ from backbones import config_of
 
 import ldm
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
-from ldm.data.concept import Concept
+from ldm.inversion.concept import Concept
 
 PICTURES = 5
 MID: dict[str, Any] = {

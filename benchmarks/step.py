@@ -4,7 +4,7 @@
     python benchmarks/step.py --size ldm sd1 --peer --device cuda --precision bf16-mixed
     python benchmarks/step.py --sampling --size mid --peer
 
-The step is the real one: ``ldm.training.run.learn`` with its data, Lightning's loop, loggers, monitor and
+The step is the real one: ``ldm.inversion.run.learn`` with its data, Lightning's loop, loggers, monitor and
 checkpoints, timed from the end of one step to the end of the next. The floor is one UNet forward and one
 backward with respect to the contexts only. After each step of ours, one of the floor's and one of the
 peer's follow in the same process, with the same weights, shapes and precision; figures are medians.
@@ -40,12 +40,12 @@ from ldm.backbone.forms import COMPUTE_DTYPE
 from ldm.backbone.model import LatentDiffusion
 from ldm.cli.common import add_settings
 from ldm.config import load_yaml, resolve
-from ldm.data.latents import ConceptBatches
+from ldm.inversion import run as inversion_run
+from ldm.inversion.config import InversionConfig
+from ldm.inversion.latents import ConceptBatches
+from ldm.inversion.module import FixedBatchMonitor, TextualInversion
 from ldm.io.runs import create_run
 from ldm.sampling.sample import sample
-from ldm.training import run as inversion_run
-from ldm.training.config import InversionConfig
-from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 
 PARTS = ("data", "encode", "text", "UNet forward", "loss", "backward", "optimiser")
 WARM_UP = 2

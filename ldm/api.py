@@ -7,11 +7,11 @@ from typing import Any
 
 from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion
-from ldm.data.concept import concept_of
+from ldm.inversion.concept import concept_of
+from ldm.inversion.config import settle
+from ldm.inversion.run import captions_of, learn
 from ldm.io.embeddings import Embedding
 from ldm.sampling.sample import sample
-from ldm.training.config import settle
-from ldm.training.run import captions_of, learn
 
 __all__ = ["evaluate", "invert", "load", "sample"]
 
@@ -33,11 +33,11 @@ def invert(
     Args:
         model: from ``ldm.load``.
         images: a folder, files, PIL pictures, arrays or tensors; 3-5 of them (see
-            ``ldm.data.concept.concept_of``). The caption files of a folder are used as on the command line.
+            ``ldm.inversion.concept.concept_of``). The caption files of a folder are used as on the command line.
         placeholder: the new word, any string ("<cat-toy>").
         init: a phrase to start from ("cat toy"), or ``None``.
         steps, lr, seed: optimiser steps, base learning rate, seed; the model's own defaults if not given.
-        settings: any other key of ``ldm.training.config.InversionConfig`` (``num_vectors=2``,
+        settings: any other key of ``ldm.inversion.config.InversionConfig`` (``num_vectors=2``,
             ``optim={"weight_decay": 0.01}`` ...). They win over the model's own level by level, as
             ``--set``, a YAML file or a list of concepts does.
 

@@ -11,9 +11,9 @@ from PIL import Image
 import ldm
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import dump_yaml, to_plain
-from ldm.data.concept import concept_of
+from ldm.inversion.concept import concept_of
+from ldm.inversion.config import settle
 from ldm.io.checkpoints import save_checkpoint
-from ldm.training.config import settle
 
 SETTINGS = {
     "templates": "plain",

@@ -16,10 +16,10 @@ from ldm.backbone.loading import find, in_folder, inversion_defaults, load
 from ldm.backbone.model import ModelConfig, build
 from ldm.config import TARGETS, dump_yaml, load_yaml, resolve
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig
 from ldm.io.checkpoints import is_weight
 from ldm.official import config as legacy
 from ldm.official.table import TABLE
-from ldm.training.config import InversionConfig
 
 REFERENCE = Path(__file__).parent / "reference"
 OFFICIAL: dict[str, Callable[[], dict[str, Any]]] = {

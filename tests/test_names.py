@@ -13,9 +13,9 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.cli.main import main
 from ldm.config import dump_yaml
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig, check
 from ldm.io.embeddings import Embedding, check_names, load_embeddings, save_embeddings
 from ldm.names import normal
-from ldm.training.config import InversionConfig, check
 
 ONE = "<café bar>"
 SPELLINGS = [

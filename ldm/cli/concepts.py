@@ -88,7 +88,7 @@ def _read_entry(
     options: Mapping[str, Any],
     folders: Counter[str],
 ) -> Job | Refused:
-    from ldm.training.config import settle
+    from ldm.inversion.config import settle
     from ldm.training.jobs import Job
 
     where = f"concept {number}"
@@ -196,7 +196,7 @@ def _refuse_another_list(kept: Path, jobs: Sequence[Job]) -> None:
     Raises:
         UserError: names the concept.
     """
-    from ldm.training.resume import OF_INVERSIONS, changes
+    from ldm.inversion.resume import OF_INVERSIONS, changes
 
     now, out = {job.name: job.config for job in jobs}, kept.parent
     for job in read_jobs(kept, {}):

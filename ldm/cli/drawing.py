@@ -321,7 +321,7 @@ def _write_grid(wanted: Sequence[Wanted], columns: int | None, path: Path) -> No
     import torch
     from PIL import Image
 
-    from ldm.data.concept import to_tensor
+    from ldm.inversion.concept import to_tensor
     from ldm.io.images import save_grid
 
     rows = len({one.path.name.partition("_")[0] for one in wanted})

@@ -150,9 +150,9 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.config import load_yaml, merge
     from ldm.data.emoji import EmojiSprites
     from ldm.evaluation.heldout import evaluate_inversion
+    from ldm.inversion.config import settle
     from ldm.sampling.sample import sample
     from ldm.shorthand import spelled
-    from ldm.training.config import settle
 
     given = spelled(load_yaml([], args.set))
     for key in ("placeholder", "images", "model", "checkpoint"):

@@ -14,7 +14,7 @@ from ldm.io.runs import CONFIG_NAME
 from ldm.io.secrets import refuse_hidden
 
 if TYPE_CHECKING:
-    from ldm.training.config import InversionConfig
+    from ldm.inversion.config import InversionConfig
 
 EXAMPLE = """\
   ldm invert --model emoji --images my-pictures/ --name "<cat-toy>" --init "cat toy"
@@ -118,7 +118,7 @@ def config_of(args: argparse.Namespace) -> InversionConfig:
     """
     from ldm.backbone.loading import inversion_defaults
     from ldm.config import load_yaml, to_plain
-    from ldm.training.config import settle
+    from ldm.inversion.config import settle
 
     given = options(args)
     if args.resume and args.out is None:
@@ -182,8 +182,8 @@ def invert(
 
     ``documents`` are further text files of the run, path in its folder -> content.
     """
+    from ldm.inversion.run import run_inversion
     from ldm.io.embeddings import load_embeddings
-    from ldm.training.run import run_inversion
 
     def how_to_resume() -> str:
         if (out / CONFIG_NAME).is_file():

@@ -1,6 +1,6 @@
 """``main.py``: the official command line (``--base``, ``-t``, dot-list overrides) for inversions.
 
-A YAML of ``--base`` holds keys of ``ldm.training.config.InversionConfig``, and what it leaves out are the
+A YAML of ``--base`` holds keys of ``ldm.inversion.config.InversionConfig``, and what it leaves out are the
 model's own settings; or it is one of the official files, which ``ldm.official.config`` says in the same keys.
 Options win over the files, ``key.sub=value`` words (in the form of the file) over both.
 """
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     """Resolve the config; train if asked to."""
     from ldm.cli.invert import invert, run_folder
     from ldm.config import dump_yaml, merge, to_plain
-    from ldm.training.config import settle
+    from ldm.inversion.config import settle
 
     folder = resumed_folder(args.resume, begin=bool(args.base)) if args.resume else None
     official = official_values(args)

@@ -122,8 +122,8 @@ class FolderPictures:
     """
 
     def __init__(self, root: str, image_size: int = 64, flip_p: float = 0.5) -> None:
-        from ldm.data.captions import caption_files, caption_of
-        from ldm.data.concept import load_concept
+        from ldm.inversion.captions import caption_files, caption_of
+        from ldm.inversion.concept import load_concept
         from ldm.io.files import read_text
 
         concept = load_concept(expanded(root), image_size)

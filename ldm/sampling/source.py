@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.data.concept import concept_of
 from ldm.diffusion import samplers
 from ldm.errors import UserError
+from ldm.inversion.concept import concept_of
 from ldm.io.decode import decode, flatten, turned_size, upright_size
 from ldm.paths import expanded
 

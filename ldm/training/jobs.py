@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import load_embeddings, save_embeddings
 from ldm.io.runs import now, write_json
 from ldm.io.secrets import redacted_values
 from ldm.official.quirks import switches
-from ldm.training.config import InversionConfig
 
 #: keys that all concepts of a pack have in common
 SHARED = (

@@ -22,13 +22,13 @@ from torch import Tensor
 from ldm.backbone.model import LatentDiffusion
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
+from ldm.inversion.resume import is_whole, refuse_fewer_steps
+from ldm.inversion.run import Inversion, packed_checkpoints
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write
 from ldm.sampling.sample import BrokenPictures
 from ldm.training.fit import close_loggers, pack_loggers
-from ldm.training.resume import is_whole, refuse_fewer_steps
-from ldm.training.run import Inversion, packed_checkpoints
 
 log = logging.getLogger(__name__)
 

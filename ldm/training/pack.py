@@ -25,12 +25,15 @@ from ldm import interrupt
 from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig, check
+from ldm.inversion.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
+from ldm.inversion.run import Inversion, as_trained, prepare, read_pictures, write_config
+from ldm.inversion.snapshot import Snapshot, SnapshotFile
 from ldm.io.claims import claimed
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run
 from ldm.official.quirks import switches
 from ldm.sampling.together import at_the_end, draw_together, on_the_way
-from ldm.training.config import InversionConfig, check
 from ldm.training.fit import attention_kernel
 from ldm.training.hardware import device_of
 from ldm.training.jobs import Job, Result, check_together
@@ -45,9 +48,6 @@ from ldm.training.memory import (
     too_large,
 )
 from ldm.training.quiet import quiet
-from ldm.training.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
-from ldm.training.run import Inversion, as_trained, prepare, read_pictures, write_config
-from ldm.training.snapshot import Snapshot, SnapshotFile
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from ldm.config import dump_yaml, instantiate, load_yaml, recheck, to_plain
 from ldm.data.bank import LatentBank
 from ldm.data.pictures import PictureSource
 from ldm.errors import UserError
+from ldm.inversion.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
 from ldm.io.checkpoints import (
     AUTOENCODER,
     TEXT,
@@ -37,7 +38,6 @@ from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.hardware import Precision, device_of, working_precision
 from ldm.training.optim import OptimConfig
 from ldm.training.picture_word import FILE, PictureWords, load_picture_words, save_picture_words
-from ldm.training.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
 from ldm.training.timesteps import TimestepConfig
 
 #: for pictures on the way: other batch sizes are not worth compiling

@@ -12,9 +12,9 @@ from PIL import Image
 import ldm
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import Embedding, learned_clip_skip, load_embedding, save_embeddings
 from ldm.io.recipes import load_recipe
-from ldm.training.config import InversionConfig
 from ldm.training.jobs import Job
 from ldm.training.pack import learn_many
 

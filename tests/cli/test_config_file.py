@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from ldm.config import load_yaml, resolve
+from ldm.inversion.config import InversionConfig, as_official
 from ldm.io.embeddings import load_embedding
 from ldm.names import normal
 from ldm.official.quirks import OFFICIAL, switches
-from ldm.training.config import InversionConfig, as_official
 
 OFFICIAL_QUIRKS = ["compat={weight_decay: true, encoder_calls: true}", "num_vectors=2", "progressive=[6]",
                    "samples_per_prompt=0", "logging.loggers=[]"]  # fmt: skip
@@ -24,7 +24,7 @@ def common(model_folder: Path, pictures: Path) -> tuple:
 
 @pytest.mark.parametrize("way", ["alone", "list"])
 def test_what_is_written_is_what_trained(cli, common, pictures, tmp_path, monkeypatch, way: str) -> None:
-    from ldm.training import run
+    from ldm.inversion import run
 
     trained = []
     real = run._module

@@ -15,8 +15,8 @@ from ldm.cli.invert import config_of
 from ldm.cli.main import build_parser
 from ldm.config import resolve
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import load_embedding
-from ldm.training.config import InversionConfig
 
 
 def parse(*words: object) -> InversionConfig:
@@ -116,7 +116,7 @@ def test_resume_without_a_folder_says_what_to_give(cli):
 
 
 def test_an_interrupted_run_says_the_command_that_continues_it(cli, model_folder, pictures, monkeypatch):
-    from ldm.training.run import FixedBatchMonitor
+    from ldm.inversion.run import FixedBatchMonitor
 
     measure = FixedBatchMonitor._measure
 

@@ -16,9 +16,9 @@ from torch import nn
 from ldm.backbone.loading import load
 from ldm.cli import official
 from ldm.config import dump_yaml, resolve
+from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import load_embeddings
 from ldm.official import config as legacy
-from ldm.training.config import InversionConfig
 
 # in our own keys, beside the official ones: random weights, few pictures to draw
 OURS = ("allow_untrained=true", "sample_steps=1", "samples_per_prompt=1", 'prompts=["a photo of {}"]',

@@ -8,8 +8,8 @@ import yaml
 
 import ldm
 from ldm.config import load_yaml, resolve
+from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import Embedding, load_embedding
-from ldm.training.config import InversionConfig
 
 OWN = ["a cat {}", "the toy {} in snow"]
 

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from ldm.errors import UserError
+from ldm.inversion.resume import is_whole, whole_checkpoint
+from ldm.inversion.run import run_inversion
 from ldm.io.embeddings import load_embedding
-from ldm.training.resume import is_whole, whole_checkpoint
-from ldm.training.run import run_inversion
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -213,8 +213,8 @@ def test_one_member_of_a_pack_goes_on_alone_as_it_would_in_the_pack(cli, learned
 
 
 def test_a_run_of_the_library_is_looked_at_too(cli, run):
-    from ldm.training.config import InversionConfig
-    from ldm.training.resume import kept_config
+    from ldm.inversion.config import InversionConfig
+    from ldm.inversion.resume import kept_config
 
     config = kept_config(run, InversionConfig)
     before = everything(run)

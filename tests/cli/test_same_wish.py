@@ -17,9 +17,9 @@ from ldm.cli.invert import config_of
 from ldm.cli.main import build_parser
 from ldm.config import dump_yaml, resolve, to_plain
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig, settle
 from ldm.io.embeddings import load_embedding
 from ldm.shorthand import SHORT
-from ldm.training.config import InversionConfig, settle
 
 Say = Callable[[str, Any], InversionConfig]
 #: full name -> value, of every section and of keys that the model has a value of its own for

@@ -47,12 +47,12 @@ def tree(folder: Path) -> set[str]:
 @pytest.fixture
 def refused(cli, tmp_path, monkeypatch):
     """Run a command line that must fail before any work; its line names ``setting``."""
-    import ldm.training.run
+    import ldm.inversion.run
 
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(ldm.training.run, "fit", too_late)
+    monkeypatch.setattr(ldm.inversion.run, "fit", too_late)
 
     def run(*words: object, setting: str) -> None:
         before = tree(tmp_path)

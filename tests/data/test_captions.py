@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.captions import PromptSource, contains_placeholder, has_captions, read_captions
-from ldm.data.concept import list_pictures
 from ldm.data.pictures import FolderPictures
 from ldm.errors import UserError
+from ldm.inversion.captions import PromptSource, contains_placeholder, has_captions, read_captions
+from ldm.inversion.concept import list_pictures
 from ldm.inversion.templates import DUAL, OBJECT, STYLE
 
 

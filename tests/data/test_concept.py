@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.concept import SUFFIXES, list_pictures, load_concept, load_picture, load_pil
 from ldm.errors import UserError
+from ldm.inversion.concept import SUFFIXES, list_pictures, load_concept, load_picture, load_pil
 from ldm.io.runs import file_sha256
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.concept import list_pictures, load_concept, load_picture
 from ldm.errors import UserError
+from ldm.inversion.concept import list_pictures, load_concept, load_picture
 from ldm.io import decode
 
 # ------------------------------------------------------------------------------ profiles

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.concept import concept_of
 from ldm.errors import UserError
+from ldm.inversion.concept import concept_of
 
 SIZE = 16
 

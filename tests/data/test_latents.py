@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
-from ldm.data.captions import PromptSource
-from ldm.data.latents import ConceptBatches, LatentCache, cached_latents, encode_latents
 from ldm.errors import UserError
+from ldm.inversion.captions import PromptSource
+from ldm.inversion.latents import ConceptBatches, LatentCache, cached_latents, encode_latents
 
 SCALE = 0.5
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.data.concept import load_concept
 from ldm.data.emoji_captions import fill
 from ldm.errors import UserError
 from ldm.evaluation.features import (
@@ -19,6 +18,7 @@ from ldm.evaluation.features import (
     read_concepts,
     save_clip,
 )
+from ldm.inversion.concept import load_concept
 from ldm.text.tokenizer import Tokenizer
 
 TINY = ClipConfig(

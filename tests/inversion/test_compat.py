@@ -12,8 +12,10 @@ from PIL import Image
 from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve, to_plain
-from ldm.data.concept import Concept, concept_of, load_concept
 from ldm.errors import UserError
+from ldm.inversion.concept import Concept, concept_of, load_concept
+from ldm.inversion.config import InversionConfig, as_official
+from ldm.inversion.run import learn, run_inversion
 from ldm.io.checkpoints import collect
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.runs import create_run
@@ -21,9 +23,7 @@ from ldm.official.quirks import FIXED, OFFICIAL, CompatConfig, encoder_calls, gr
 from ldm.text.bert import BertConditioner
 from ldm.text.bpe import ClipTokenizer
 from ldm.training import optim
-from ldm.training.config import InversionConfig, as_official
 from ldm.training.fit import LoggingConfig, TrainerConfig
-from ldm.training.run import learn, run_inversion
 
 BASE = InversionConfig(
     images=Path(),

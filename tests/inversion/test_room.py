@@ -12,11 +12,11 @@ from PIL import Image
 import ldm
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.cli.main import main
-from ldm.data.concept import Concept
 from ldm.errors import UserError
+from ldm.inversion.concept import Concept
+from ldm.inversion.config import InversionConfig
+from ldm.inversion.run import prepare
 from ldm.io.embeddings import Embedding, save_embeddings
-from ldm.training.config import InversionConfig
-from ldm.training.run import prepare
 
 ROOM = 10  # of the tiny model: 12 positions, two of which are its frame
 

@@ -40,10 +40,12 @@ from ldm.backbone.model import ModelConfig
 from ldm.cli.concepts import read_jobs
 from ldm.cli.main import main as ldm_main
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve
-from ldm.data.captions import read_captions
-from ldm.data.concept import load_picture
-from ldm.data.latents import _read_cache
 from ldm.errors import UserError
+from ldm.inversion.captions import read_captions
+from ldm.inversion.concept import load_picture
+from ldm.inversion.config import InversionConfig, check
+from ldm.inversion.latents import _read_cache
+from ldm.inversion.resume import kept_config, whole_checkpoint
 from ldm.io import diffusers_layout
 from ldm.io.checkpoints import read_metadata, read_state_dict
 from ldm.io.decode import heif
@@ -55,8 +57,6 @@ from ldm.official import config as legacy
 from ldm.text.bpe import ClipTokenizer
 from ldm.text.clip import read_sizes
 from ldm.text.tokenizer import Tokenizer
-from ldm.training.config import InversionConfig, check
-from ldm.training.resume import kept_config, whole_checkpoint
 
 SECONDS, WAITING, MEGABYTES = 20, 120, 1500
 #: what a file may never make happen while it is read, but for the program's own in the temporary folder

@@ -31,9 +31,7 @@ import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
-import ldm.training.pack  # noqa: E402
-import ldm.training.pretrain  # noqa: E402
-import ldm.training.report  # noqa: E402, F401
+import ldm.inversion.report  # noqa: E402, F401
 from ldm.cli.main import main as ldm_main  # noqa: E402
 from ldm.config import dump_yaml, to_plain  # noqa: E402
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import dump_yaml, to_plain
+from ldm.inversion.config import InversionConfig
 from ldm.io.checkpoints import save_checkpoint
-from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.jobs import Job
 

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
-from ldm.data.captions import PromptSource
-from ldm.data.concept import Concept
-from ldm.data.latents import ConceptBatches, encode_latents
 from ldm.errors import UserError
+from ldm.inversion.captions import PromptSource
+from ldm.inversion.concept import Concept
+from ldm.inversion.config import InversionConfig, check
+from ldm.inversion.latents import ConceptBatches, encode_latents
+from ldm.inversion.module import TextualInversion, frozen_hash
+from ldm.inversion.run import learn
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.runs import create_run
 from ldm.sampling.sample import sample
-from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig
-from ldm.training.inversion import TextualInversion, frozen_hash
 from ldm.training.optim import OptimConfig, lr_factor, scale_lr
-from ldm.training.run import learn
 from ldm.training.timesteps import TimestepConfig
 
 TRAINER = TrainerConfig(max_steps=20, accelerator="cpu", checkpoint_every=5, image_every=10)

@@ -20,17 +20,17 @@ from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig
+from ldm.inversion.module import FixedBatchMonitor, converged
+from ldm.inversion.run import learn, prepare, read_pictures
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings
 from ldm.io.runs import create_run
-from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
-from ldm.training.inversion import FixedBatchMonitor, converged
 from ldm.training.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import TRANSIENT, USABLE, out_of_memory, step_bytes
 from ldm.training.optim import OptimConfig
 from ldm.training.pack import learn_many
-from ldm.training.run import learn, prepare, read_pictures
 
 CONCEPTS = Path(__file__).parents[2] / "configs" / "emoji" / "concepts"
 

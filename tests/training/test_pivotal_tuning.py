@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion, ModelConfig
-from ldm.data.concept import Concept
+from ldm.inversion.concept import Concept
+from ldm.inversion.config import InversionConfig
+from ldm.inversion.module import TextualInversion
+from ldm.inversion.run import learn
 from ldm.io.checkpoints import fingerprint, save_checkpoint
 from ldm.io.runs import create_run
-from ldm.training.config import InversionConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
-from ldm.training.inversion import TextualInversion
 from ldm.training.optim import OptimConfig
-from ldm.training.run import learn
 
 BASE = InversionConfig(
     images=Path(),

@@ -10,14 +10,14 @@ from PIL import Image
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig, check
+from ldm.inversion.placeholders import add_words
+from ldm.inversion.run import learn, run_inversion
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import load_embeddings
 from ldm.io.runs import create_run
-from ldm.training.config import InversionConfig, check
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
-from ldm.training.run import learn, run_inversion
-from ldm.training.words import add_words
 
 BASE = InversionConfig(
     images=Path(),
@@ -133,7 +133,7 @@ def test_an_official_pt_of_several_words_needs_names_that_are_tokens(
 
 
 def test_in_memory_the_model_knows_them_all(tiny_model: LatentDiffusion, tmp_path: Path) -> None:
-    from ldm.data.concept import Concept
+    from ldm.inversion.concept import Concept
 
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     concept = Concept(images, (tmp_path / "a.png", tmp_path / "b.png"), ("1", "2"))

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from ldm.backbone.forms import compiled, recomputed, stored_in
 from ldm.backbone.model import LatentDiffusion
-from ldm.data.concept import Concept
 from ldm.errors import UserError
+from ldm.inversion.concept import Concept
+from ldm.inversion.module import frozen_hash
+from ldm.inversion.run import learn
 from ldm.io.runs import create_run
 from ldm.models.attention import CrossAttention
-from ldm.training.inversion import frozen_hash
 from ldm.training.late import LateLosses, _Pending
 from ldm.training.optim import OptimConfig
-from ldm.training.run import learn
 
 FIVE = replace(TRAINER, max_steps=5, image_every=0)
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ldm.errors import UserError
+from ldm.inversion.resume import is_whole
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import sweep
 from ldm.io.runs import atomic_write
-from ldm.training.resume import is_whole
 
 log = logging.getLogger(__name__)
 

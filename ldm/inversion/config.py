@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ldm.config import merge, recheck, resolve
-from ldm.data.captions import contains_placeholder
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
+from ldm.inversion.captions import contains_placeholder
 from ldm.inversion.templates import SETS, read_templates, templates
 from ldm.io.embeddings import check_names
 from ldm.names import normal

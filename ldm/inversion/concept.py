@@ -18,8 +18,8 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-from ldm.data.captions import TEXTS, caption_files
 from ldm.errors import UserError
+from ldm.inversion.captions import TEXTS, caption_files
 from ldm.io import in_memory
 from ldm.io.decode import HEIF_SUFFIXES, SUFFIXES, decode, flatten, suffixes
 from ldm.io.runs import file_sha256
@@ -60,7 +60,7 @@ class Concept:
 def list_pictures(folder: Path | str, *, every_file: bool = False, unsorted: bool = False) -> list[Path]:
     """The pictures directly in ``folder``, sorted by name; anything else is warned about.
 
-    Hidden files and the captions of a picture (``ldm.data.captions.caption_files``) pass without a warning.
+    Hidden files and the captions of a picture (``ldm.inversion.captions.caption_files``) pass without a warning.
     every_file: all that is in the folder is taken for a picture. unsorted: in the file system's order
     (for both see ``CompatConfig``). :class:`UserError` if the folder does not exist, is a file, or
     holds no picture.

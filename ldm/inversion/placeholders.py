@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.data.captions import PromptSource, contains_placeholder
-from ldm.data.latents import ConceptBatches
 from ldm.errors import UserError
+from ldm.inversion.captions import PromptSource, contains_placeholder
+from ldm.inversion.config import InversionConfig
+from ldm.inversion.latents import ConceptBatches
 from ldm.io.embeddings import check_width, load_embeddings
 from ldm.official.quirks import switches
 from ldm.seeding import generator
-from ldm.training.config import InversionConfig
 from ldm.words.room import seen, what_is_cut
 from ldm.words.start import from_vocabulary
 

@@ -20,9 +20,9 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.data.latents import Batch, ConceptBatches
 from ldm.device import carry
 from ldm.errors import UserError
+from ldm.inversion.latents import Batch, ConceptBatches
 from ldm.io import checkpoints
 from ldm.io.checkpoints import read_torch
 from ldm.seeding import generator

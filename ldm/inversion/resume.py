@@ -17,7 +17,7 @@ from ldm.io.secrets import redacted_values
 
 if TYPE_CHECKING:
     from ldm.backbone.model import LatentDiffusion
-    from ldm.data.concept import Concept
+    from ldm.inversion.concept import Concept
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,26 @@ from ldm.backbone.export import export_model
 from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
-from ldm.data.captions import PromptSource, has_captions, read_captions
-from ldm.data.concept import Concept, list_pictures, load_concept
-from ldm.data.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.errors import UserError
+from ldm.inversion.captions import PromptSource, has_captions, read_captions
+from ldm.inversion.concept import Concept, list_pictures, load_concept
+from ldm.inversion.config import InversionConfig, as_official, check
+from ldm.inversion.latents import ConceptBatches, cached_latents, encode_latents
+from ldm.inversion.module import FixedBatchMonitor, TextualInversion
+from ldm.inversion.placeholders import (
+    add_image_words,
+    add_words,
+    held_words,
+    refuse_cut_prompts,
+    warn_of_template_words,
+)
+from ldm.inversion.resume import (
+    OF_INVERSIONS,
+    refuse_changes,
+    refuse_fewer_steps,
+    refuse_other_inputs,
+    whole_checkpoint,
+)
 from ldm.inversion.templates import described
 from ldm.io.claims import claimed, is_claimed
 from ldm.io.embeddings import Embedding, load_embeddings, provenance, save_embeddings
@@ -33,24 +49,8 @@ from ldm.paths import expanded
 from ldm.sampling.sample import Sampling
 from ldm.sampling.together import at_the_end, draw, on_the_way
 from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
-from ldm.training.config import InversionConfig, as_official, check
 from ldm.training.fit import fit
-from ldm.training.inversion import FixedBatchMonitor, TextualInversion
 from ldm.training.optim import scale_lr
-from ldm.training.resume import (
-    OF_INVERSIONS,
-    refuse_changes,
-    refuse_fewer_steps,
-    refuse_other_inputs,
-    whole_checkpoint,
-)
-from ldm.training.words import (
-    add_image_words,
-    add_words,
-    held_words,
-    refuse_cut_prompts,
-    warn_of_template_words,
-)
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +119,9 @@ def packed_checkpoints(out: Path) -> tuple[Path, Path]:
 
 def _as_pack(model: LatentDiffusion, config: InversionConfig, out: Path, progress: bool) -> Embedding:
     """Go on with one member of a pack, as a pack of one."""
+    from ldm.inversion.snapshot import forget_snapshots
     from ldm.training.jobs import Job
     from ldm.training.pack import learn_many
-    from ldm.training.snapshot import forget_snapshots
 
     forget_snapshots(out.parent)
     jobs = [Job(out.name, config)]
@@ -246,7 +246,7 @@ class Inversion:
 
     def report(self, words: Sequence[Embedding], seconds: float, pictures: Tensor) -> None:
         """Write the last pictures (n, 3, H, W), those of ``at_the_end``, and the report: it is finished."""
-        from ldm.training.report import finish  # the report's libraries load only when one is due
+        from ldm.inversion.report import finish  # the report's libraries load only when one is due
 
         assert self.run is not None
         history = self.monitor.history

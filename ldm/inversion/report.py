@@ -18,7 +18,7 @@ from ldm.sampling.together import at_the_end
 from ldm.words.start import nearest_words
 
 if TYPE_CHECKING:
-    from ldm.training.config import InversionConfig
+    from ldm.inversion.config import InversionConfig
 
 
 def save_final(
