@@ -52,9 +52,9 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Learn all, say what became of each; an error at the end if any failed."""
     from ldm.config import load_yaml, merge, nested
+    from ldm.inversion.many.cluster import learn_on
+    from ldm.inversion.many.ray_workers import RayWorkers
     from ldm.shorthand import spelled
-    from ldm.training.cluster import learn_on
-    from ldm.training.ray_workers import RayWorkers
 
     args.concepts = concepts.kept_list(args)
     if args.concepts is None:

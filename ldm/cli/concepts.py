@@ -15,7 +15,7 @@ from ldm.io.runs import CONFIG_NAME, LIST_NAME
 from ldm.io.secrets import refuse_hidden
 
 if TYPE_CHECKING:
-    from ldm.training.jobs import Job, Result
+    from ldm.inversion.many.jobs import Job, Result
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _read_entry(
     folders: Counter[str],
 ) -> Job | Refused:
     from ldm.inversion.config import settle
-    from ldm.training.jobs import Job
+    from ldm.inversion.many.jobs import Job
 
     where = f"concept {number}"
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
@@ -110,8 +110,8 @@ def run(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
 
     def learn(jobs: Sequence[Job], out: Path) -> list[Result]:
         from ldm.backbone import loading
+        from ldm.inversion.many.pack import learn_many
         from ldm.official.quirks import switches
-        from ldm.training.pack import learn_many
 
         shared = jobs[0].config
         strict = not switches(shared.compat).loose_weights
@@ -157,8 +157,8 @@ def _learn_in(
     command: str,
     learn: Callable[[Sequence[Job], Path], list[Result]],
 ) -> None:
+    from ldm.inversion.many.jobs import SUMMARY, Job, Result, check_together, write_summary
     from ldm.io.runs import holds_something, write_text
-    from ldm.training.jobs import SUMMARY, Job, Result, check_together, write_summary
 
     if not args.resume and holds_something(out):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")

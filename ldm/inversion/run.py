@@ -119,9 +119,9 @@ def packed_checkpoints(out: Path) -> tuple[Path, Path]:
 
 def _as_pack(model: LatentDiffusion, config: InversionConfig, out: Path, progress: bool) -> Embedding:
     """Go on with one member of a pack, as a pack of one."""
+    from ldm.inversion.many.jobs import Job
+    from ldm.inversion.many.pack import learn_many
     from ldm.inversion.snapshot import forget_snapshots
-    from ldm.training.jobs import Job
-    from ldm.training.pack import learn_many
 
     forget_snapshots(out.parent)
     jobs = [Job(out.name, config)]

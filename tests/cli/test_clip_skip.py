@@ -13,10 +13,10 @@ import ldm
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.many.jobs import Job
+from ldm.inversion.many.pack import learn_many
 from ldm.io.embeddings import Embedding, learned_clip_skip, load_embedding, save_embeddings
 from ldm.io.recipes import load_recipe
-from ldm.training.jobs import Job
-from ldm.training.pack import learn_many
 
 CLIP = {"width": 32, "layers": 3, "heads": 2, "max_length": 40, "mlp_ratio": 2.0}
 

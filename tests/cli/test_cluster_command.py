@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.inversion.many import ray_workers
 from ldm.io.embeddings import load_embeddings
-from ldm.training import ray_workers
 
 
 @pytest.fixture

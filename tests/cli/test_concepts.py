@@ -117,7 +117,7 @@ def test_an_interrupted_list_says_how_to_go_on(cli, model_folder, pictures, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ldm.training.pack.joint_gradients", interrupted)
+        patch.setattr("ldm.inversion.many.pack.joint_gradients", interrupted)
         result = cli("invert", "--concepts", path, "--model", model_folder, "--out", "all", "--pack", 1)
     assert result.code == 130 and "--out all" in result.err and "--resume" in result.err
     line = next(line for line in result.err.splitlines() if "continue with" in line)

@@ -22,10 +22,10 @@ import psutil  # noqa: E402
 import tiny  # noqa: E402
 from pytorch_lightning.callbacks import Callback  # noqa: E402
 
+import ldm.inversion.many.pack as packs  # noqa: E402
 import ldm.inversion.run as runs  # noqa: E402
-import ldm.training.pack as packs  # noqa: E402
 from ldm.inversion.config import settle  # noqa: E402
-from ldm.training.jobs import Job  # noqa: E402
+from ldm.inversion.many.jobs import Job  # noqa: E402
 
 #: megabytes and open files that may come and go: allocators, a file that is being written
 MEMORY, FILES = 24.0, 3

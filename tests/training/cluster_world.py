@@ -8,9 +8,9 @@ from PIL import Image
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import dump_yaml, to_plain
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.many.jobs import Job
 from ldm.io.checkpoints import save_checkpoint
 from ldm.training.fit import LoggingConfig, TrainerConfig
-from ldm.training.jobs import Job
 
 CONFIG = InversionConfig(
     images=Path("pictures"),

@@ -13,10 +13,10 @@ from cluster_world import make_jobs, write_world
 
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.errors import UserError
+from ldm.inversion.many import cluster, ray_workers
+from ldm.inversion.many.cluster import HOPELESS, Task, hand_out, learn_on
+from ldm.inversion.many.jobs import Job, Result
 from ldm.io.embeddings import load_embedding
-from ldm.training import cluster, ray_workers
-from ldm.training.cluster import HOPELESS, Task, hand_out, learn_on
-from ldm.training.jobs import Job, Result
 
 Learn = Callable[[Sequence[Job]], list[Result]]
 

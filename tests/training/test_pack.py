@@ -21,16 +21,16 @@ from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.many.jobs import SUMMARY, Job, check_together, write_summary
+from ldm.inversion.many.learner import Learner, joint_gradients
+from ldm.inversion.many.pack import learn_many
 from ldm.inversion.module import FixedBatchMonitor, converged
 from ldm.inversion.run import learn, prepare, read_pictures
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings
 from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
-from ldm.training.jobs import SUMMARY, Job, check_together, write_summary
-from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import TRANSIENT, USABLE, out_of_memory, step_bytes
 from ldm.training.optim import OptimConfig
-from ldm.training.pack import learn_many
 
 CONCEPTS = Path(__file__).parents[2] / "configs" / "emoji" / "concepts"
 
@@ -272,7 +272,7 @@ def memory_for(n: int, patch: pytest.MonkeyPatch, error: Exception) -> list[int]
             raise error
         return joint_gradients(model, learners, precision)
 
-    patch.setattr("ldm.training.pack.joint_gradients", limited)
+    patch.setattr("ldm.inversion.many.pack.joint_gradients", limited)
     return tried
 
 
@@ -361,7 +361,7 @@ def test_an_automatic_pack_is_as_large_as_there_is_memory_for(
 ) -> None:  # fmt: skip
     jobs = [replace(job, config=replace(job.config, batch_size=2, trainer=steps(1))) for job in jobs]
     one = measured_bytes(model, jobs[0], tmp_path / "probe")
-    monkeypatch.setattr("ldm.training.pack.free_bytes", lambda device: room * one / USABLE)
+    monkeypatch.setattr("ldm.inversion.many.pack.free_bytes", lambda device: room * one / USABLE)
     tried = memory_for(99, monkeypatch, MemoryError())
     learn_many(model, jobs, tmp_path / "runs", pack="auto", progress=False)
     assert tried[0] == 1 and max(tried) == size  # the first is the probe
@@ -395,13 +395,13 @@ def test_an_interrupted_pack_goes_on_from_the_checkpoints(
         return joint_gradients(model, learners, precision)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("ldm.training.pack.joint_gradients", interrupted)
+        patch.setattr("ldm.inversion.many.pack.joint_gradients", interrupted)
         learn_many(model, jobs, tmp_path / "runs", pack=2, progress=False)
     assert calls[-1] == [8, 2]  # the second has finished, the third, of two batches a step, taken its place
     finished = (tmp_path / "runs" / "few" / "embeddings.safetensors").stat().st_mtime_ns
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("ldm.training.pack.joint_gradients", interrupted)
+        patch.setattr("ldm.inversion.many.pack.joint_gradients", interrupted)
         results = learn_many(model, jobs[:2], tmp_path / "runs", pack=2, resume=True, progress=False)
     assert calls[0] == [6] and [r.status for r in results] == ["learned", "kept"]
     assert results[1].steps == 4 and results[1].loss is not None

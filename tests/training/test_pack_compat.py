@@ -12,13 +12,13 @@ from torch import nn
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.many.jobs import Job, check_together, write_summary
+from ldm.inversion.many.pack import learn_many
 from ldm.inversion.run import learn, read_pictures
 from ldm.io.embeddings import load_embeddings
 from ldm.official.quirks import FIXED, CompatConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
-from ldm.training.jobs import Job, check_together, write_summary
 from ldm.training.optim import OptimConfig
-from ldm.training.pack import learn_many
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.many.jobs import Job
+from ldm.inversion.many.pack import learn_many
 from ldm.inversion.run import learn, read_pictures
 from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig, make_loggers
-from ldm.training.jobs import Job
 from ldm.training.optim import OptimConfig
-from ldm.training.pack import learn_many
 from ldm.training.wandb_run import RUN_ID
 
 TRAINER = TrainerConfig(max_steps=4, accelerator="cpu", checkpoint_every=2, image_every=2, log_every=1)

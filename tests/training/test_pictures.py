@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.many.jobs import Job
+from ldm.inversion.many.pack import learn_many
 from ldm.inversion.run import learn, read_pictures
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
@@ -20,9 +22,7 @@ from ldm.sampling import together as drawing
 from ldm.sampling.sample import sample
 from ldm.sampling.together import Order, at_the_end, draw, draw_together, on_the_way
 from ldm.training.fit import LoggingConfig, TrainerConfig
-from ldm.training.jobs import Job
 from ldm.training.optim import OptimConfig
-from ldm.training.pack import learn_many
 
 #: of a range of 2, where pictures are those of one model: half a level of 255
 TOLERANCE = 1 / 255

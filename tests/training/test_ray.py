@@ -21,11 +21,11 @@ from cluster_world import CONFIG, make_jobs, write_world
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import to_plain
 from ldm.errors import UserError
+from ldm.inversion.many import cluster
+from ldm.inversion.many.cluster import Task, hand_out, learn_on, learn_task
+from ldm.inversion.many.jobs import Job, Result
+from ldm.inversion.many.ray_workers import RayWorkers
 from ldm.io.embeddings import load_embedding, load_embeddings
-from ldm.training import cluster
-from ldm.training.cluster import Task, hand_out, learn_on, learn_task
-from ldm.training.jobs import Job, Result
-from ldm.training.ray_workers import RayWorkers
 
 ROOT = Path(__file__).parents[2]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -166,7 +166,7 @@ class TestLocal:
 ASK = """
 import sys
 from ldm.errors import UserError
-from ldm.training.ray_workers import RayWorkers
+from ldm.inversion.many.ray_workers import RayWorkers
 try:
     with RayWorkers(sys.argv[1]) as workers:
         print("joined", workers.submit(abs, -3).result(60))

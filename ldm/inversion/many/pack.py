@@ -26,6 +26,8 @@ from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig, check
+from ldm.inversion.many.jobs import Job, Result, check_together
+from ldm.inversion.many.learner import Learner, joint_gradients
 from ldm.inversion.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
 from ldm.inversion.run import Inversion, as_trained, prepare, read_pictures, write_config
 from ldm.inversion.snapshot import Snapshot, SnapshotFile
@@ -36,8 +38,6 @@ from ldm.official.quirks import switches
 from ldm.sampling.together import at_the_end, draw_together, on_the_way
 from ldm.training.fit import attention_kernel
 from ldm.training.hardware import device_of
-from ldm.training.jobs import Job, Result, check_together
-from ldm.training.learner import Learner, joint_gradients
 from ldm.training.memory import (
     USABLE,
     free_bytes,

@@ -1,6 +1,6 @@
 """Many concepts on many workers: tasks of some concepts each are handed out, retried and collected.
 
-A worker is whatever a ``concurrent.futures.Executor`` runs functions on: Ray's (``ldm.training.ray_workers``)
+A worker is whatever a ``concurrent.futures.Executor`` runs functions on: Ray's (``ldm.inversion.many.ray_workers``)
 or a thread. Workers write run folders to storage that all share, and the state is there alone: a task
 that is done again keeps what is finished and goes on from the checkpoints of what is not. One rule so
 serves a worker that died, a driver that was stopped, and ``--resume``.
@@ -24,9 +24,9 @@ from tqdm import tqdm
 from ldm.backbone import loading
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
+from ldm.inversion.many.jobs import Job, Result, check_together
+from ldm.inversion.many.pack import learn_many
 from ldm.official.quirks import switches
-from ldm.training.jobs import Job, Result, check_together
-from ldm.training.pack import learn_many
 
 log = logging.getLogger(__name__)
 
