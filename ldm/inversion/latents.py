@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldm.data.stream import StepStream
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource
 from ldm.io.files import native
 from ldm.io.runs import atomic_write
 from ldm.seeding import generator
+from ldm.training.stream import StepStream
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from ldm.io import checkpoints
 from ldm.io.checkpoints import read_torch
 from ldm.seeding import generator
 from ldm.training import optim
-from ldm.training.late import LateLosses
+from ldm.training.scalars import LateLosses
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 from ldm.words.manager import EmbeddingManager
 from ldm.words.regularize import regularization

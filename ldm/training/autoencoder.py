@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.data.stream import StepStream
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from ldm.ranges import Amount, Count, Range
 from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.examples import from_bytes
+from ldm.training.stream import StepStream
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.data.pictures import UNNAMED
-from ldm.data.stream import StepStream
 from ldm.errors import UserError
 from ldm.seeding import generator
 from ldm.training import optim
 from ldm.training.examples import Examples, from_bytes
 from ldm.training.picture_word import PictureWords
+from ldm.training.stream import StepStream
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 
 

@@ -20,8 +20,8 @@ from ldm.inversion.module import frozen_hash
 from ldm.inversion.run import learn
 from ldm.io.runs import create_run
 from ldm.models.attention import CrossAttention
-from ldm.training.late import LateLosses, _Pending
 from ldm.training.optim import OptimConfig
+from ldm.training.scalars import LateLosses, _Pending
 
 FIVE = replace(TRAINER, max_steps=5, image_every=0)
 
