@@ -11,7 +11,7 @@ Parts:
              the clean latent with the name of another thing - with the right one). By I-MMSE (Guo et al.
              2005) it is a log-likelihood ratio, so it compares networks and latents. Also the share of
              pictures with D > 0
-  portraits  the same for held-out things told by the code of their portraits (ldm.training.picture_word);
+  portraits  the same for held-out things told by the code of their portraits (ldm.pretraining.portrait_words);
              and such things drawn, all on one background: own pictures nearest of all held-out things
 """
 
@@ -33,7 +33,7 @@ from ldm.data.emoji_drawings import EmojiDrawings
 from ldm.evaluation.features import load_clip
 from ldm.evaluation.judge import name_recall, real_pictures
 from ldm.evaluation.metrics import Share, nearest_concept
-from ldm.training.picture_word import load_picture_words
+from ldm.pretraining.portrait_words import load_picture_words
 
 LEVELS = torch.linspace(0.30, 0.97, 14)  # shares of the schedule
 N, BATCH = 256, 64

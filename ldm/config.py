@@ -31,9 +31,9 @@ ASSETS = Path(__file__).parent / "assets"
 #: imports nothing else. A new class that configs should build is added here.
 TARGETS = frozenset(
     {
-        "ldm.data.mixed.MixedPictures",
-        "ldm.data.pictures.EmojiPictures",
-        "ldm.data.pictures.FolderPictures",
+        "ldm.pretraining.mixed.MixedPictures",
+        "ldm.pretraining.sources.EmojiPictures",
+        "ldm.pretraining.sources.FolderPictures",
         "ldm.models.autoencoder.AutoencoderKL",
         "ldm.models.unet.UNetModel",
         "ldm.text.bert.BertConditioner",

@@ -19,7 +19,7 @@ from ldm.cli import official
 from ldm.cli.main import main
 from ldm.config import dump_yaml, to_plain
 from ldm.io.embeddings import load_embeddings
-from ldm.training.autoencoder import AutoencoderTraining
+from ldm.pretraining.autoencoder import AutoencoderTraining
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 STEPS, AT = 6, 3
@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"root": str(folder / "captioned"), "image_size": 16}
     stage = {
         "autoencoder": to_plain(described)["autoencoder"],
-        "data": {"target": "ldm.data.pictures.FolderPictures", "params": data},
+        "data": {"target": "ldm.pretraining.sources.FolderPictures", "params": data},
         "trainer": {**TRAINER, "image_every": 0},
         "logging": {"loggers": ["csv"]},
         "batch_size": 1,

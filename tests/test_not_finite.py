@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"root": str(folder / "captioned"), "image_size": 16}
     stage = {
         "autoencoder": to_plain(described)["autoencoder"],
-        "data": {"target": "ldm.data.pictures.FolderPictures", "params": data},
+        "data": {"target": "ldm.pretraining.sources.FolderPictures", "params": data},
         "trainer": {"max_steps": 3, "accelerator": "cpu", "checkpoint_every": 100, "image_every": 0},
         "logging": {"loggers": []},
         "optim": {"lr": 1e6, "warmup_steps": 0, "schedule": "constant"},

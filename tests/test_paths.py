@@ -39,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "captioned" / "0.txt").write_text("a red toy")
     stage = {
         "autoencoder": to_plain(described)["autoencoder"],
-        "data": {"target": "ldm.data.pictures.FolderPictures",
+        "data": {"target": "ldm.pretraining.sources.FolderPictures",
                  "params": {"root": "~/captioned", "image_size": 16}},
         "trainer": {"max_steps": 1, "accelerator": "cpu", "image_every": 0},
         "logging": {"loggers": []},

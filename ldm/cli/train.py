@@ -173,7 +173,7 @@ def run_stage(args: argparse.Namespace) -> None:
     """Run one training stage."""
     from ldm.config import load_yaml, resolve
     from ldm.io.claims import sweep
-    from ldm.training import pretrain
+    from ldm.pretraining import stages as pretrain
 
     split_base(args)
     values = load_yaml(args.base, args.overrides)
@@ -197,7 +197,7 @@ def run_stage(args: argparse.Namespace) -> None:
 
 def _trained(stage: str, values: dict[str, Any], out: Path, resume: bool) -> Path:
     from ldm.config import resolve
-    from ldm.training import pretrain
+    from ldm.pretraining import stages as pretrain
 
     if stage == "autoencoder":
         return pretrain.train_autoencoder(resolve(pretrain.AutoencoderStage, values), out, resume)
@@ -211,7 +211,7 @@ def _trained(stage: str, values: dict[str, Any], out: Path, resume: bool) -> Pat
 def run_export(args: argparse.Namespace) -> None:
     """Write a model folder."""
     from ldm.config import load_yaml, resolve
-    from ldm.training import pretrain
+    from ldm.pretraining import stages as pretrain
 
     split_base(args)
     if not args.source.is_dir():

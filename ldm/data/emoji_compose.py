@@ -20,8 +20,8 @@ from ldm.data.emoji_captions import STYLES, Background, Captioner
 from ldm.data.emoji_drawings import EmojiDrawings
 from ldm.data.emoji_scenes import SCENES, scene_bank
 from ldm.data.emoji_sets import SETS, VENDORS
-from ldm.data.pictures import UNNAMED
 from ldm.errors import UserError
+from ldm.pretraining.sources import UNNAMED
 
 # Named colours, sRGB 0..255: pairwise at least 80 apart, so +-JITTER never changes the name.
 COLOURS: dict[str, tuple[int, int, int]] = {

@@ -1,7 +1,7 @@
 """Things that do not exist: recoloured, stretched, turned and joined emoji sprites.
 
 A denoiser that has seen some hundred things knows some hundred points of its word space; a word that
-is learned later lies between them. These sprites fill the space (``ldm.training.picture_word``).
+is learned later lies between them. These sprites fill the space (``ldm.pretraining.portrait_words``).
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ from ldm.data.emoji import EmojiSprites
 from ldm.data.emoji_captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
 from ldm.data.emoji_compose import Composer, EmojiBatch
 from ldm.evaluation.features import ClipConfig, build_clip, save_clip
+from ldm.pretraining.stages import start
 from ldm.ranges import Amount, Batch, Count, Seed, Share
 from ldm.seeding import generator as seeded
 from ldm.text.tokenizer import Tokenizer
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig, configure
-from ldm.training.pretrain import start
 from ldm.training.stream import StepStream
 
 MAX_LOGIT_SCALE = math.log(100.0)

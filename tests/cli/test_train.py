@@ -24,7 +24,7 @@ def configs(tiny_config: ModelConfig, tmp_path: Path) -> Path:
         (folder / f"{colour}.txt").write_text(f"a {colour} toy")
     shared = {"trainer": TRAINER, "logging": LOGGING, "batch_size": 2}
     data = {
-        "target": "ldm.data.pictures.FolderPictures",
+        "target": "ldm.pretraining.sources.FolderPictures",
         "params": {"root": str(folder), "image_size": 16},
     }
     autoencoder = tiny_config.autoencoder

@@ -92,7 +92,7 @@ OF_STAGES = [
 
 
 def test_of_a_stage(cli, tiny_config, tmp_path) -> None:
-    data = {"target": "ldm.data.pictures.FolderPictures", "params": {"root": "none", "image_size": 16}}
+    data = {"target": "ldm.pretraining.sources.FolderPictures", "params": {"root": "none", "image_size": 16}}
     stages = {
         "autoencoder": {"autoencoder": tiny_config.autoencoder, "data": data},
         "latents": {"autoencoder": tiny_config.autoencoder, "data": data, "autoencoder_run": "none"},

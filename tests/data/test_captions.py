@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.pictures import FolderPictures
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource, contains_placeholder, has_captions, read_captions
 from ldm.inversion.concept import list_pictures
 from ldm.inversion.templates import DUAL, OBJECT, STYLE
+from ldm.pretraining.sources import FolderPictures
 
 
 def rng(seed: int = 0) -> torch.Generator:

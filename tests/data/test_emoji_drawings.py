@@ -20,8 +20,8 @@ from ldm.data.emoji_drawings import EmojiDrawings, prepare_drawings
 from ldm.data.emoji_fantasy import imagine_drawings
 from ldm.data.emoji_names import Names, held_out, is_near, things
 from ldm.data.emoji_sets import SETS, VENDORS
-from ldm.data.pictures import UNNAMED, EmojiPictures
 from ldm.errors import UserError
+from ldm.pretraining.sources import UNNAMED, EmojiPictures
 
 ROOT = Path(__file__).parents[2]
 HOLDOUT = ROOT / "configs/emoji/holdout.txt"

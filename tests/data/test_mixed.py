@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ldm.config import instantiate
-from ldm.data.mixed import MixedPictures
 from ldm.errors import UserError
+from ldm.pretraining.mixed import MixedPictures
 
 
 @pytest.fixture()
@@ -21,7 +21,7 @@ def nodes(tmp_path: Path) -> list[dict[str, Any]]:
             Image.new("RGB", (16, 16), colour).save(tmp_path / name / f"{i}.png")
             (tmp_path / name / f"{i}.txt").write_text(f"a {colour} wall")
         params = {"root": str(tmp_path / name), "image_size": 8}
-        made.append({"target": "ldm.data.pictures.FolderPictures", "params": params})
+        made.append({"target": "ldm.pretraining.sources.FolderPictures", "params": params})
     return made
 
 
@@ -53,7 +53,7 @@ def test_a_share_is_above_zero(nodes: list[dict[str, Any]], share: Any) -> None:
 
 
 def test_a_yaml_may_name_it_and_only_known_sources(nodes: list[dict[str, Any]]) -> None:
-    target = "ldm.data.mixed.MixedPictures"
+    target = "ldm.pretraining.mixed.MixedPictures"
     mixed = instantiate({"target": target, "params": {"sources": nodes}})
     assert mixed.counts(2) == [1, 1]
     with pytest.raises(UserError, match="no sources"):

@@ -80,7 +80,7 @@ def build_world(path: Path) -> World:
     stage = {
         "autoencoder": to_plain(described)["autoencoder"],
         "data": {
-            "target": "ldm.data.pictures.FolderPictures",
+            "target": "ldm.pretraining.sources.FolderPictures",
             "params": {"root": str(path / "captioned"), "image_size": 16},
         },
         "trainer": {"max_steps": 4, "accelerator": "cpu", "checkpoint_every": 2, "image_every": 2},

@@ -28,7 +28,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from ldm.backbone.model import LatentDiffusion  # noqa: E402
 from ldm.interrupt import Interrupted  # noqa: E402
-from ldm.training.autoencoder import AutoencoderTraining  # noqa: E402
+from ldm.pretraining.autoencoder import AutoencoderTraining  # noqa: E402
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STEPS = 12

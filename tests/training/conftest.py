@@ -10,7 +10,7 @@ from stages import WORDS
 from torch import nn
 
 from ldm.backbone.model import ModelConfig, build
-from ldm.data.bank import LatentBank
+from ldm.pretraining.bank import LatentBank
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ldm.backbone.model import ModelConfig
 from ldm.config import load_yaml, resolve
-from ldm.data.bank import LatentBank
-from ldm.data.pictures import FolderPictures
 from ldm.errors import UserError
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.training.autoencoder import AutoencoderLossConfig
+from ldm.pretraining.autoencoder import AutoencoderLossConfig
+from ldm.pretraining.bank import LatentBank
+from ldm.pretraining.sources import FolderPictures
+from ldm.pretraining.stages import AutoencoderStage, LatentsStage, encode_latents, train_autoencoder
 from ldm.training.optim import OptimConfig
-from ldm.training.pretrain import AutoencoderStage, LatentsStage, encode_latents, train_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def autoencoder_stage(pictures: Path, tiny_config: ModelConfig) -> AutoencoderSt
     data = {"root": str(pictures), "image_size": 32}
     return AutoencoderStage(
         autoencoder=tiny_config.autoencoder,
-        data={"target": "ldm.data.pictures.FolderPictures", "params": data},
+        data={"target": "ldm.pretraining.sources.FolderPictures", "params": data},
         batch_size=4,
         optim=OPTIM,
         trainer=TRAINER,

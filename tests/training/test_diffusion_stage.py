@@ -16,14 +16,14 @@ from ldm.backbone.export import average_models
 from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import load_yaml, resolve
-from ldm.data.bank import LatentBank
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
+from ldm.pretraining.bank import LatentBank
+from ldm.pretraining.diffusion import DiffusionTraining
+from ldm.pretraining.examples import BankExamples
+from ldm.pretraining.portrait_words import PictureWords, half_whitening, load_picture_words, rotation
+from ldm.pretraining.stages import DiffusionStage, diffusion_model, export, train_diffusion
 from ldm.sampling.sample import sample
-from ldm.training.diffusion import DiffusionTraining
-from ldm.training.examples import BankExamples
-from ldm.training.picture_word import PictureWords, half_whitening, load_picture_words, rotation
-from ldm.training.pretrain import DiffusionStage, diffusion_model, export, train_diffusion
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 
 
@@ -256,8 +256,11 @@ def test_pictures_drawn_anew_train_as_latents_do(
     diffusion_stage: DiffusionStage, captioned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = {"root": str(captioned_folder), "image_size": diffusion_stage.model.image_size}
-    node = {"target": "ldm.data.pictures.FolderPictures", "params": params}
-    mixed = {"target": "ldm.data.mixed.MixedPictures", "params": {"sources": [{"share": 3, **node}, node]}}
+    node = {"target": "ldm.pretraining.sources.FolderPictures", "params": params}
+    mixed = {
+        "target": "ldm.pretraining.mixed.MixedPictures",
+        "params": {"sources": [{"share": 3, **node}, node]},
+    }
     stage = replace(diffusion_stage, latents=(), data=mixed)
     with pytest.raises(UserError, match="either latents .* or data"):
         train_diffusion(replace(stage, data=None), tmp_path / "neither")

@@ -14,7 +14,7 @@ from ldm.paths import expanded
 from ldm.seeding import generator
 
 #: in a caption, stands for the name of a thing that only its portraits tell
-#: (``ldm.training.picture_word``)
+#: (``ldm.pretraining.portrait_words``)
 UNNAMED = "<this>"
 
 

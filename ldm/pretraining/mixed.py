@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ldm.config import instantiate
-from ldm.data.pictures import Pictures, PictureSource
 from ldm.errors import UserError
+from ldm.pretraining.sources import Pictures, PictureSource
 
 
 class MixedPictures:

@@ -15,8 +15,6 @@ from torch import Tensor
 from ldm.backbone.export import export_model
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import dump_yaml, instantiate, load_yaml, recheck, to_plain
-from ldm.data.bank import LatentBank
-from ldm.data.pictures import PictureSource
 from ldm.errors import UserError
 from ldm.inversion.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
 from ldm.io.checkpoints import (
@@ -28,16 +26,18 @@ from ldm.io.checkpoints import (
 )
 from ldm.io.runs import write_text
 from ldm.io.secrets import redacted_values
+from ldm.pretraining.autoencoder import AutoencoderLossConfig, AutoencoderTraining
+from ldm.pretraining.bank import LatentBank
+from ldm.pretraining.diffusion import DiffusionTraining
+from ldm.pretraining.examples import BankExamples, DrawnExamples, Examples, to_bytes
+from ldm.pretraining.portrait_words import FILE, PictureWords, load_picture_words, save_picture_words
+from ldm.pretraining.sources import PictureSource
 from ldm.ranges import Batch, Count, Positive, Range, Seed, Share
 from ldm.sampling.sample import sample
-from ldm.training.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.training.callbacks import ImageLogger
-from ldm.training.diffusion import DiffusionTraining
-from ldm.training.examples import BankExamples, DrawnExamples, Examples, to_bytes
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.hardware import Precision, device_of, working_precision
 from ldm.training.optim import OptimConfig
-from ldm.training.picture_word import FILE, PictureWords, load_picture_words, save_picture_words
 from ldm.training.timesteps import TimestepConfig
 
 #: for pictures on the way: other batch sizes are not worth compiling

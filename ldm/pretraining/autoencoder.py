@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from ldm.pretraining.examples import from_bytes
 from ldm.ranges import Amount, Count, Range
 from ldm.seeding import generator
 from ldm.training import optim
-from ldm.training.examples import from_bytes
 from ldm.training.stream import StepStream
 
 

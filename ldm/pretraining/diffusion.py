@@ -1,9 +1,9 @@
 """Text-to-image training of the latent diffusion model: UNet and text conditioner together.
 
 The autoencoder is frozen. Latents were encoded once, or pictures are drawn anew each step and encoded on the
-way (``ldm.training.examples``). Captions are dropped with probability ``caption_dropout`` for
+way (``ldm.pretraining.examples``). Captions are dropped with probability ``caption_dropout`` for
 classifier-free guidance (Ho & Salimans 2022); weights are averaged by Lightning's ``EMAWeightAveraging``.
-A caption may leave out the thing's name: its portraits tell it (``ldm.training.picture_word``).
+A caption may leave out the thing's name: its portraits tell it (``ldm.pretraining.portrait_words``).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.data.pictures import UNNAMED
 from ldm.errors import UserError
+from ldm.pretraining.examples import Examples, from_bytes
+from ldm.pretraining.portrait_words import PictureWords
+from ldm.pretraining.sources import UNNAMED
 from ldm.seeding import generator
 from ldm.training import optim
-from ldm.training.examples import Examples, from_bytes
-from ldm.training.picture_word import PictureWords
 from ldm.training.stream import StepStream
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ldm.data.bank import LatentBank
-from ldm.data.pictures import UNNAMED, PictureSource
+from ldm.pretraining.bank import LatentBank
+from ldm.pretraining.sources import UNNAMED, PictureSource
 from ldm.text.conditioner import TextConditioner
 
 
@@ -23,7 +23,7 @@ class Examples(Protocol):
     shares: Tensor
 
     def hides_names(self) -> bool:
-        """Whether captions leave out names (``ldm.data.pictures.UNNAMED``)."""
+        """Whether captions leave out names (``ldm.pretraining.sources.UNNAMED``)."""
         ...
 
     def batch(self, step: int, n: int, seed: int, text: TextConditioner) -> tuple[Tensor, Tensor, Tensor]:
