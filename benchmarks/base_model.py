@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 import ldm
-from ldm.data.emoji import EmojiSprites, load_holdout
-from ldm.data.emoji_captions import STYLE_WORDS, STYLES, article, fill
-from ldm.data.emoji_compose import Composer, DrawingComposer, portraits, render
-from ldm.data.emoji_drawings import EmojiDrawings
+from ldm.emoji.captions import STYLE_WORDS, STYLES, article, fill
+from ldm.emoji.compose import Composer, DrawingComposer, portraits, render
+from ldm.emoji.drawings import EmojiDrawings
+from ldm.emoji.judge_quality import name_recall, real_pictures
+from ldm.emoji.sprites import EmojiSprites, load_holdout
 from ldm.evaluation.features import load_clip
-from ldm.evaluation.judge import name_recall, real_pictures
 from ldm.evaluation.metrics import Share, nearest_concept
 from ldm.pretraining.portrait_words import load_picture_words
 

@@ -95,7 +95,7 @@ def _judge_and_sampling(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _holdout(path: Path) -> frozenset[str]:
-    from ldm.data.emoji import load_holdout
+    from ldm.emoji.sprites import load_holdout
 
     if not path.is_file():
         raise UserError(f"there is no file {path}; give the held-out hex codes by --holdout")
@@ -122,7 +122,7 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
 
 
 def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
-    from ldm.evaluation.setups import evaluate_base
+    from ldm.emoji.prompts_obeyed import evaluate_base
     from ldm.sampling.sample import sample
 
     out = args.out or Path("runs/evaluation/base")
@@ -148,8 +148,8 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
 def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.api import invert
     from ldm.config import load_yaml, merge
-    from ldm.data.emoji import EmojiSprites
-    from ldm.evaluation.heldout import evaluate_inversion
+    from ldm.emoji.heldout import evaluate_inversion
+    from ldm.emoji.sprites import EmojiSprites
     from ldm.inversion.config import settle
     from ldm.sampling.sample import sample
     from ldm.shorthand import spelled

@@ -144,9 +144,9 @@ def split_base(args: argparse.Namespace) -> None:
 
 def run_data(args: argparse.Namespace) -> None:
     """Prepare the emoji."""
-    from ldm.data.emoji import EmojiSprites, prepare
-    from ldm.data.emoji_drawings import EmojiDrawings, prepare_drawings
-    from ldm.data.emoji_sets import SETS, VENDORS
+    from ldm.emoji.drawings import EmojiDrawings, prepare_drawings
+    from ldm.emoji.sets import SETS, VENDORS
+    from ldm.emoji.sprites import EmojiSprites, prepare
 
     if args.sets and args.vendor:
         raise UserError("--sets are to train with, a --vendor to test with: give one of them")
@@ -203,7 +203,7 @@ def _trained(stage: str, values: dict[str, Any], out: Path, resume: bool) -> Pat
         return pretrain.train_autoencoder(resolve(pretrain.AutoencoderStage, values), out, resume)
     if stage == "diffusion":
         return pretrain.train_diffusion(resolve(pretrain.DiffusionStage, values), out, resume)
-    from ldm.training.clip import ClipStage, train_clip
+    from ldm.emoji.judge_training import ClipStage, train_clip
 
     return train_clip(resolve(ClipStage, values), out, resume)
 

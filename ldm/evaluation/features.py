@@ -1,6 +1,6 @@
 """The judge: a small CLIP (Radford et al. 2021) of ``open_clip``'s own classes, and its features.
 
-The shipped one, ``emoji-clip``, was trained by :mod:`ldm.training.clip` on the groups of emoji that
+The shipped one, ``emoji-clip``, was trained by :mod:`ldm.emoji.judge_training` on the groups of emoji that
 the shipped model draws, and on their held-out concepts too: a judge has to know what it judges.
 ``open_clip`` is imported when a judge is built, not before.
 """
@@ -150,7 +150,7 @@ class ClipJudge:
 
 
 def write_concepts(concepts: Sequence[Any], path: Path) -> Path:
-    """Names of :class:`ldm.data.emoji.Concept` rows as tab-separated lines: prompts can then be
+    """Names of :class:`ldm.emoji.sprites.Concept` rows as tab-separated lines: prompts can then be
     written without the pictures."""
     rows = ["\t".join((c.hex, c.group, c.subgroup, c.label)) for c in concepts]
     return write_text(path, "".join(f"{row}\n" for row in rows))

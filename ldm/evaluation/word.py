@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.data.emoji_compose import COLOUR_NAMES
+from ldm.emoji.compose import COLOUR_NAMES
+from ldm.emoji.prompts_obeyed import SampleFunction, Sampling, colour_prompt, draw
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Judge
 from ldm.evaluation.metrics import Share, Similarity
-from ldm.evaluation.setups import SampleFunction, Sampling, colour_prompt, draw
 from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json

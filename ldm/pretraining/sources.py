@@ -60,7 +60,7 @@ class EmojiPictures:
         unnamed: share of captions without the thing's name, for ``picture_word`` in training.
         fantasies: draw this many things that do not exist in place of the emoji; none has a name.
         warp: how much these are bent (``emoji_fantasy.imagine``).
-        sets: names of ``ldm.data.emoji_sets.SETS`` whose drawings are used, all that each has, or ``"all"``
+        sets: names of ``ldm.emoji.sets.SETS`` whose drawings are used, all that each has, or ``"all"``
             (``None``: one drawing a thing and style of the three main sets).
         balance: with ``sets``, how alike often things are drawn (``emoji_compose.DrawingComposer``).
     """
@@ -77,11 +77,11 @@ class EmojiPictures:
         sets: list[str] | str | None = None,
         balance: float = 0.5,
     ) -> None:
-        from ldm.data.emoji import EmojiSprites, load_holdout
-        from ldm.data.emoji_compose import Composer, DrawingComposer
-        from ldm.data.emoji_drawings import EmojiDrawings
-        from ldm.data.emoji_fantasy import imagine, imagine_drawings
-        from ldm.data.emoji_sets import VENDORS
+        from ldm.emoji.compose import Composer, DrawingComposer
+        from ldm.emoji.drawings import EmojiDrawings
+        from ldm.emoji.fantasies import imagine, imagine_drawings
+        from ldm.emoji.sets import VENDORS
+        from ldm.emoji.sprites import EmojiSprites, load_holdout
 
         exclude = load_holdout(Path(holdout)) if holdout else frozenset()
         rng = generator(0, "fantasies")
@@ -108,7 +108,7 @@ class EmojiPictures:
         return Pictures(drawn.images, drawn.captions, drawn.drawings)
 
     def portraits(self, n: int) -> Iterator[Tensor]:
-        from ldm.data.emoji_compose import portraits
+        from ldm.emoji.compose import portraits
 
         for sprites in self.drawings.split(n):
             yield portraits(sprites, self.composer.image_size)

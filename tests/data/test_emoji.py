@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data import emoji
-from ldm.data.emoji import Concept, EmojiSprites, choose_holdout, load_holdout, prepare
-from ldm.data.emoji_captions import (
+from ldm.emoji import sprites as emoji
+from ldm.emoji.captions import (
     NEUTRAL,
     SPECIAL_TOKENS,
     STYLE_WORDS,
@@ -24,10 +23,11 @@ from ldm.data.emoji_captions import (
     vocabulary_texts,
     words_of,
 )
-from ldm.data.emoji_compose import (
+from ldm.emoji.compose import (
     COLOURS,
 )
-from ldm.data.emoji_scenes import SCENES
+from ldm.emoji.scenes import SCENES
+from ldm.emoji.sprites import Concept, EmojiSprites, choose_holdout, load_holdout, prepare
 from ldm.errors import UserError
 
 ROOT = Path(__file__).parents[2]

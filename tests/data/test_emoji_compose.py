@@ -5,12 +5,11 @@ from itertools import combinations
 import pytest
 import torch
 
-from ldm.data.emoji import Concept, EmojiSprites
-from ldm.data.emoji_captions import (
+from ldm.emoji.captions import (
     STYLE_WORDS,
     STYLES,
 )
-from ldm.data.emoji_compose import (
+from ldm.emoji.compose import (
     COLOUR_NAMES,
     COLOURS,
     JITTER,
@@ -21,7 +20,8 @@ from ldm.data.emoji_compose import (
     render,
     warp,
 )
-from ldm.data.emoji_scenes import SCENES, scene_bank
+from ldm.emoji.scenes import SCENES, scene_bank
+from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data import emoji, emoji_drawings
-from ldm.data.emoji import Concept, EmojiSprites, Package, load_holdout, read_concepts, write_drawings
-from ldm.data.emoji_captions import STYLE_WORDS, STYLES, words_of
-from ldm.data.emoji_compose import DrawingComposer
-from ldm.data.emoji_drawings import EmojiDrawings, prepare_drawings
-from ldm.data.emoji_fantasy import imagine_drawings
-from ldm.data.emoji_names import Names, held_out, is_near, things
-from ldm.data.emoji_sets import SETS, VENDORS
+from ldm.emoji import drawings as emoji_drawings
+from ldm.emoji import sprites as emoji
+from ldm.emoji.captions import STYLE_WORDS, STYLES, words_of
+from ldm.emoji.compose import DrawingComposer
+from ldm.emoji.drawings import EmojiDrawings, prepare_drawings
+from ldm.emoji.fantasies import imagine_drawings
+from ldm.emoji.names import Names, held_out, is_near, things
+from ldm.emoji.sets import SETS, VENDORS
+from ldm.emoji.sprites import Concept, EmojiSprites, Package, load_holdout, read_concepts, write_drawings
 from ldm.errors import UserError
 from ldm.pretraining.sources import UNNAMED, EmojiPictures
 

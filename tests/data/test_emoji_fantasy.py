@@ -2,9 +2,9 @@
 
 import torch
 
-from ldm.data.emoji import Concept, EmojiSprites
-from ldm.data.emoji_compose import Composer
-from ldm.data.emoji_fantasy import _bend, _place, _rotate_hue, imagine
+from ldm.emoji.compose import Composer
+from ldm.emoji.fantasies import _bend, _place, _rotate_hue, imagine
+from ldm.emoji.sprites import Concept, EmojiSprites
 
 
 def _sprites(n: int = 6) -> EmojiSprites:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from evaluation_world import NAMES, CentreJudge, StubModel
 
-from ldm.data.emoji import Concept, EmojiSprites
-from ldm.data.emoji_captions import STYLES
+from ldm.emoji.captions import STYLES
+from ldm.emoji.sprites import Concept, EmojiSprites
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.data.emoji_compose import background_pixels
+from ldm.emoji.compose import background_pixels
 from ldm.evaluation.features import Named
 from ldm.io.embeddings import Embedding
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.data.emoji_captions import fill
+from ldm.emoji.captions import fill
 from ldm.errors import UserError
 from ldm.evaluation.features import (
     ASSETS,

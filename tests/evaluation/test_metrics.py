@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.data.emoji_compose import COLOUR_NAMES, COLOURS, JITTER
+from ldm.emoji.compose import COLOUR_NAMES, COLOURS, JITTER
 from ldm.evaluation.metrics import (
     Share,
     background_accuracy,

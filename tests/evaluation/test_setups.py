@@ -7,17 +7,17 @@ import pytest
 import torch
 from evaluation_world import NAMES, CentreJudge, StubModel, code, invert, sample
 
-from ldm.data.emoji import EmojiSprites
-from ldm.data.emoji_compose import COLOUR_NAMES
-from ldm.errors import UserError
-from ldm.evaluation.features import Named
-from ldm.evaluation.heldout import COLUMNS, choose_concepts, evaluate_inversion
-from ldm.evaluation.metrics import Share
-from ldm.evaluation.setups import (
+from ldm.emoji.compose import COLOUR_NAMES
+from ldm.emoji.heldout import COLUMNS, choose_concepts, evaluate_inversion
+from ldm.emoji.prompts_obeyed import (
     Sampling,
     base_prompts,
     evaluate_base,
 )
+from ldm.emoji.sprites import EmojiSprites
+from ldm.errors import UserError
+from ldm.evaluation.features import Named
+from ldm.evaluation.metrics import Share
 from ldm.evaluation.word import evaluate_embedding, without_word
 from ldm.io.embeddings import Embedding
 

@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from ldm.config import load_yaml, resolve
-from ldm.data.emoji import Concept
-from ldm.data.emoji_compose import COLOUR_NAMES
+from ldm.emoji.compose import COLOUR_NAMES
+from ldm.emoji.judge_training import ClipStage, ClipTraining, JudgeData, JudgePairs, degrade, train_clip
+from ldm.emoji.sprites import Concept
 from ldm.errors import UserError
 from ldm.evaluation.features import ClipConfig, ClipJudge, build_clip, load_clip
 from ldm.evaluation.metrics import background_colours, caption_rank
 from ldm.seeding import generator
 from ldm.text.tokenizer import Tokenizer
-from ldm.training.clip import ClipStage, ClipTraining, JudgeData, JudgePairs, degrade, train_clip
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
 

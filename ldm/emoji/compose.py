@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.emoji import Concept, EmojiSprites
-from ldm.data.emoji_captions import STYLES, Background, Captioner
-from ldm.data.emoji_drawings import EmojiDrawings
-from ldm.data.emoji_scenes import SCENES, scene_bank
-from ldm.data.emoji_sets import SETS, VENDORS
+from ldm.emoji.captions import STYLES, Background, Captioner
+from ldm.emoji.drawings import EmojiDrawings
+from ldm.emoji.scenes import SCENES, scene_bank
+from ldm.emoji.sets import SETS, VENDORS
+from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 from ldm.pretraining.sources import UNNAMED
 

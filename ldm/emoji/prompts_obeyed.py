@@ -2,7 +2,7 @@
 
 Models come in as arguments, with the public functions that use them, so that nothing here depends
 on how a word is learned: ``sample`` is ``ldm.sample``. One learned word is measured in
-:mod:`ldm.evaluation.word`, the benchmark of held-out concepts is in :mod:`ldm.evaluation.heldout`.
+:mod:`ldm.evaluation.word`, the benchmark of held-out concepts is in :mod:`ldm.emoji.heldout`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ldm.data.emoji_captions import STYLE_WORDS, article, fill
-from ldm.data.emoji_compose import COLOUR_NAMES
+from ldm.emoji.captions import STYLE_WORDS, article, fill
+from ldm.emoji.compose import COLOUR_NAMES
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Judge, Named

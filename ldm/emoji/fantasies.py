@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.emoji import Concept, EmojiSprites
-from ldm.data.emoji_drawings import EmojiDrawings
-from ldm.data.emoji_sets import SETS
+from ldm.emoji.drawings import EmojiDrawings
+from ldm.emoji.sets import SETS
+from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 
 RECOLOURED, STRETCHED, TURNED, JOINED = 0.6, 0.6, 0.4, 0.5  # shares of the things

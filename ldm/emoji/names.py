@@ -12,8 +12,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from ldm.data.emoji import NAMED_THINGS, Concept
-from ldm.data.emoji_captions import NOUN_TAGS, words_of
+from ldm.emoji.captions import NOUN_TAGS, words_of
+from ldm.emoji.sprites import NAMED_THINGS, Concept
 
 #: subgroup of Unicode -> things, each as ``name`` or ``name=icon,icon`` where icons are called otherwise.
 #: Where a name is the label of an emoji, the icons are further drawings of that; the others are things of

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.data.emoji import EmojiSprites
-from ldm.data.emoji_captions import STYLE_WORDS, STYLES, article, fill
-from ldm.data.emoji_compose import Composer
+from ldm.emoji.captions import STYLE_WORDS, STYLES, article, fill
+from ldm.emoji.compose import Composer
+from ldm.emoji.sprites import EmojiSprites
 from ldm.evaluation.features import Judge
 from ldm.evaluation.metrics import Share, caption_rank, recall_at_1
 from ldm.seeding import generator

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ldm.data.emoji import PACKAGES, Package
+from ldm.emoji.sprites import PACKAGES, Package
 
 
 @dataclass(frozen=True)

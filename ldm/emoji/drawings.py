@@ -1,6 +1,6 @@
 """Drawings of many sets: any number of every thing, each with the name of its set.
 
-:func:`prepare_drawings` fetches the sets of ``ldm.data.emoji_sets`` once; :class:`EmojiDrawings` reads the
+:func:`prepare_drawings` fetches the sets of ``ldm.emoji.sets`` once; :class:`EmojiDrawings` reads the
 result, and so does ``EmojiSprites``, which takes the things that the three main sets all draw.
 """
 
@@ -19,7 +19,9 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ldm.data.emoji import (
+from ldm.emoji.names import Names, held_out
+from ldm.emoji.sets import SETS, VENDORS, DrawingSet
+from ldm.emoji.sprites import (
     PACKAGES,
     SPRITE_SIZE,
     Concept,
@@ -33,8 +35,6 @@ from ldm.data.emoji import (
     tarball,
     write_drawings,
 )
-from ldm.data.emoji_names import Names, held_out
-from ldm.data.emoji_sets import SETS, VENDORS, DrawingSet
 from ldm.errors import UserError
 from ldm.io.runs import atomic_write
 

@@ -2,7 +2,7 @@
 
 Noto (Apache-2.0), Twemoji (CC-BY 4.0) and Fluent 3D (MIT) pictures, names and tags from emojibase
 (MIT).  :func:`prepare` fetches and resizes them once; :class:`EmojiSprites` reads the result;
-``ldm.data.emoji_compose`` draws training pictures from it; ``ldm.data.emoji_drawings`` fetches many
+``ldm.emoji.compose`` draws training pictures from it; ``ldm.emoji.drawings`` fetches many
 more sets into the same format.
 """
 
@@ -24,7 +24,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from ldm.data.emoji_captions import STYLES, normalize_label, words_of
+from ldm.emoji.captions import STYLES, normalize_label, words_of
 from ldm.errors import UserError
 from ldm.io.runs import atomic_write
 

@@ -26,14 +26,14 @@ from PIL import Image, ImageDraw
 from rich.progress import Progress
 from torch import Tensor
 
-from ldm.data.emoji import Concept, EmojiSprites
-from ldm.data.emoji_captions import COARSE, STYLES
-from ldm.data.emoji_compose import COLOUR_NAMES, concept_pictures
+from ldm.emoji.captions import COARSE, STYLES
+from ldm.emoji.compose import COLOUR_NAMES, concept_pictures
+from ldm.emoji.prompts_obeyed import SampleFunction, Sampling, colour_prompt, draw
+from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Judge
 from ldm.evaluation.metrics import Share
-from ldm.evaluation.setups import SampleFunction, Sampling, colour_prompt, draw
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import grid, save_png, to_uint8
 from ldm.io.runs import atomic_write, now, versions, write_json, write_text

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.emoji import EmojiSprites
-from ldm.data.emoji_captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
-from ldm.data.emoji_compose import Composer, EmojiBatch
+from ldm.emoji.captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
+from ldm.emoji.compose import Composer, EmojiBatch
+from ldm.emoji.sprites import EmojiSprites
 from ldm.evaluation.features import ClipConfig, build_clip, save_clip
 from ldm.pretraining.stages import start
 from ldm.ranges import Amount, Batch, Count, Seed, Share
