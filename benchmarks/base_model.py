@@ -31,7 +31,7 @@ from ldm.emoji.compose import Composer, DrawingComposer, portraits, render
 from ldm.emoji.drawings import EmojiDrawings
 from ldm.emoji.judge_quality import name_recall, real_pictures
 from ldm.emoji.sprites import EmojiSprites, load_holdout
-from ldm.evaluation.features import load_clip
+from ldm.evaluation.clip_judge import load_clip
 from ldm.evaluation.metrics import Share, nearest_concept
 from ldm.pretraining.portrait_words import load_picture_words
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _judge_and_sampling(args: argparse.Namespace) -> tuple[Any, Any]:
-    from ldm.evaluation.features import load_clip
+    from ldm.evaluation.clip_judge import load_clip
     from ldm.sampling.sample import Sampling
 
     judge = load_clip(args.judge, common.torch_device(args.device))

@@ -32,7 +32,7 @@ from ldm.emoji.prompts_obeyed import SampleFunction, Sampling, colour_prompt, dr
 from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 from ldm.evaluation import metrics
-from ldm.evaluation.features import Judge
+from ldm.evaluation.clip_judge import Judge
 from ldm.evaluation.metrics import Share
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import grid, save_png, to_uint8

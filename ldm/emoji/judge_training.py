@@ -26,7 +26,7 @@ from torch import Tensor
 from ldm.emoji.captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
 from ldm.emoji.compose import Composer, EmojiBatch
 from ldm.emoji.sprites import EmojiSprites
-from ldm.evaluation.features import ClipConfig, build_clip, save_clip
+from ldm.evaluation.clip_judge import ClipConfig, build_clip, save_clip
 from ldm.pretraining.stages import start
 from ldm.ranges import Amount, Batch, Count, Seed, Share
 from ldm.seeding import generator as seeded

@@ -21,7 +21,7 @@ from ldm.emoji.captions import STYLE_WORDS, article, fill
 from ldm.emoji.compose import COLOUR_NAMES
 from ldm.errors import UserError
 from ldm.evaluation import metrics
-from ldm.evaluation.features import Judge, Named
+from ldm.evaluation.clip_judge import Judge, Named
 from ldm.evaluation.metrics import Share
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json

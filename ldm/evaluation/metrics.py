@@ -1,7 +1,7 @@
 """Measures of generated pictures: pure functions of pixels and features, with intervals.
 
 Background colours are measured on pixels, by no learned judge. Everything about content takes unit
-features (N, D) from any judge (:mod:`ldm.evaluation.features`). Shares carry Wilson's 95 % interval
+features (N, D) from any judge (:mod:`ldm.evaluation.clip_judge`). Shares carry Wilson's 95 % interval
 (Wilson 1927), means a bootstrap one, because tens of pictures are few.
 """
 

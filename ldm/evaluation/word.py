@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm.emoji.compose import COLOUR_NAMES
 from ldm.emoji.prompts_obeyed import SampleFunction, Sampling, colour_prompt, draw
 from ldm.evaluation import metrics
-from ldm.evaluation.features import Judge
+from ldm.evaluation.clip_judge import Judge
 from ldm.evaluation.metrics import Share, Similarity
 from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid
@@ -65,7 +65,7 @@ def evaluate_embedding(
         ``share``, ``low``, ``high`` (95 %); and how it was measured.
     """
     if clip is None:
-        from ldm.evaluation.features import load_clip
+        from ldm.evaluation.clip_judge import load_clip
 
         clip = load_clip()
     sampling = sampling or Sampling.of(model)

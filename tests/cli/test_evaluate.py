@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.evaluation import features
+from ldm.evaluation import clip_judge as features
 from ldm.io.embeddings import load_embedding
 
 

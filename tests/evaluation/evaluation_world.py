@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.emoji.compose import background_pixels
-from ldm.evaluation.features import Named
+from ldm.evaluation.clip_judge import Named
 from ldm.io.embeddings import Embedding
 
 COLOUR = re.compile(r"on an? (\w+) background")

@@ -8,7 +8,7 @@ import torch
 
 from ldm.emoji.captions import fill
 from ldm.errors import UserError
-from ldm.evaluation.features import (
+from ldm.evaluation.clip_judge import (
     ASSETS,
     ClipConfig,
     ClipJudge,

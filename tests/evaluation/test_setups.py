@@ -16,7 +16,7 @@ from ldm.emoji.prompts_obeyed import (
 )
 from ldm.emoji.sprites import EmojiSprites
 from ldm.errors import UserError
-from ldm.evaluation.features import Named
+from ldm.evaluation.clip_judge import Named
 from ldm.evaluation.metrics import Share
 from ldm.evaluation.word import evaluate_embedding, without_word
 from ldm.io.embeddings import Embedding
