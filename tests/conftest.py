@@ -1,7 +1,8 @@
 """What several test files share: random weights that mean something, and a tiny whole model."""
 
 import json
-from collections.abc import Callable, Generator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def tiny_config(tiny_vocab: Path) -> ModelConfig:
 def tiny_model(tiny_config: ModelConfig) -> LatentDiffusion:
     """A fresh, frozen model of ``tiny_config`` with the same random weights each time (20 ms)."""
     return tiny.model(tiny_config)
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_run_is_left_open() -> Iterator[None]:
+    """A run that a test leaves open would be the next one's, whatever that sets up for itself."""
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 @pytest.hookimpl(wrapper=True)

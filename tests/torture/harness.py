@@ -23,7 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tiny`, where this is no test of pytest's
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "helpers")
+)  # for `tiny`, where this is no test of pytest's
 
 import tiny  # noqa: E402
 import torch  # noqa: E402

@@ -7,49 +7,27 @@ from typing import Any
 
 import pytest
 import torch
+from learning import BASE, TRAINER, _module, learn_word
 from PIL import Image
 
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.errors import UserError
-from ldm.inversion.captions import PromptSource
 from ldm.inversion.concept import Concept
-from ldm.inversion.config import InversionConfig, check
-from ldm.inversion.latents import ConceptBatches, encode_latents
+from ldm.inversion.config import check
 from ldm.inversion.module import TextualInversion, frozen_hash
 from ldm.inversion.run import learn
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.runs import create_run
 from ldm.sampling.sample import sample
-from ldm.training.fit import LoggingConfig, TrainerConfig
+from ldm.training.fit import LoggingConfig
 from ldm.training.optim import OptimConfig, lr_factor, scale_lr
 from ldm.training.timesteps import TimestepConfig
-
-TRAINER = TrainerConfig(max_steps=20, accelerator="cpu", checkpoint_every=5, image_every=10)
-BASE = InversionConfig(
-    images=Path(),
-    placeholder="<toy>",
-    init="cat",
-    templates="plain",
-    prompts=("a photo of {}",),
-    samples_per_prompt=1,
-    sample_steps=2,
-    monitor_every=10,
-    allow_untrained=True,
-    optim=OptimConfig(lr=1e-3, schedule="constant"),
-    trainer=TRAINER,
-    logging=LoggingConfig(loggers=("csv",)),
-)
 
 
 @pytest.fixture
 def concept(tmp_path: Path) -> Concept:
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return Concept(images, (tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"), ("1", "2", "3"))
-
-
-def learn_word(model: LatentDiffusion, concept: Concept, **changes: Any) -> torch.Tensor:
-    config = replace(BASE, **changes)
-    return learn(model, concept, config, progress=False).vectors
 
 
 def test_after_twenty_steps_only_v_star_differs(tiny_model: LatentDiffusion, concept: Concept) -> None:
@@ -70,14 +48,6 @@ def test_frozen_parts_stay_in_evaluation_mode(tiny_model: LatentDiffusion, conce
     assert not (module.unet.training or module.text.training or module.autoencoder.training)
     trained = [name for name, p in module.named_parameters() if p.requires_grad]
     assert trained and all(".manager." in name for name in trained)
-
-
-def _module(model: LatentDiffusion, concept: Concept, **settings: Any) -> TextualInversion:
-    if "<toy>" not in model.manager.placeholders:
-        model.add_placeholder("<toy>", init="cat")
-    cache = encode_latents(model.encode, concept.images, scale_factor=0.5, mirror=True)
-    batches = ConceptBatches(cache, PromptSource("<toy>"), batch_size=2, seed=0, concept="<toy>")
-    return TextualInversion(model, batches, OptimConfig(lr=1e-3), lr=1e-3, max_steps=9, **settings)
 
 
 def test_the_same_seed_learns_the_same_vector_and_another_another(

@@ -32,7 +32,7 @@ from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
 from ldm.training.memory import TRANSIENT, USABLE, out_of_memory, step_bytes
 from ldm.training.optim import OptimConfig
 
-CONCEPTS = Path(__file__).parents[2] / "configs" / "emoji" / "concepts"
+CONCEPTS = Path(__file__).parents[3] / "configs" / "emoji" / "concepts"
 
 #: of how far AdamW can move a number: lr x steps
 TOLERANCE = 1e-4

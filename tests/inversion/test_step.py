@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_inversion import BASE, TRAINER, _module, learn_word
+from learning import BASE, TRAINER, _module, learn_word
 from torch import Tensor, nn
 
 from ldm.backbone.forms import compiled, recomputed, stored_in

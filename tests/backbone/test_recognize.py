@@ -12,7 +12,7 @@ from ldm.config import load_yaml
 from ldm.errors import UserError
 from ldm.io.checkpoints import is_weight
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 Shapes = dict[str, tuple[int, ...]]
 
 

@@ -21,7 +21,7 @@ from ldm.config import ASSETS, resolve
 from ldm.errors import UserError
 from ldm.io.checkpoints import collect, in_precision, is_weight, read_state_dict, save_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 UNET = {
     "in_channels": 4,
     "out_channels": 4,

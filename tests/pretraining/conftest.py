@@ -1,7 +1,6 @@
 """An autoencoder as its stage leaves it, and a bank of latents."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,6 @@ from torch import nn
 
 from ldm.backbone.model import ModelConfig, build
 from ldm.pretraining.bank import LatentBank
-
-
-@pytest.fixture(autouse=True)
-def no_wandb_run_is_left_open() -> Iterator[None]:
-    """A run that a test leaves open would be the next one's, whatever that sets up for itself."""
-    yield
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
 
 
 @pytest.fixture(scope="module")

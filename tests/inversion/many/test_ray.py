@@ -27,7 +27,7 @@ from ldm.inversion.many.jobs import Job, Result
 from ldm.inversion.many.ray_workers import RayWorkers
 from ldm.io.embeddings import load_embedding, load_embeddings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 #: a node's part of this machine: one worker, little memory, and no ports that another test's could have
 SMALL = ("--num-cpus", "1", "--object-store-memory", "100000000", "--block")
