@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import ldm
-from ldm.emoji.captions import STYLE_WORDS, STYLES, article, fill
+from ldm.emoji.captions import STYLE_WORDS, STYLES, fill
 from ldm.emoji.compose import Composer, DrawingComposer, portraits, render
 from ldm.emoji.drawings import EmojiDrawings
 from ldm.emoji.judge_quality import name_recall, real_pictures
@@ -34,6 +34,7 @@ from ldm.emoji.sprites import EmojiSprites, load_holdout
 from ldm.evaluation.clip_judge import load_clip
 from ldm.evaluation.metrics import Share, nearest_concept
 from ldm.pretraining.portrait_words import load_picture_words
+from ldm.text.english import article
 
 LEVELS = torch.linspace(0.30, 0.97, 14)  # shares of the schedule
 N, BATCH = 256, 64

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm.inversion.templates import OBJECT
+from ldm.text.english import article
 
 STYLES = ("noto", "twemoji", "fluent")
 STYLE_WORDS = {
@@ -85,8 +86,6 @@ _UNCOUNTED = frozenset(
     kaaba saturn""".split()
 )
 _PREPOSITIONS = frozenset("with without of in on under behind over for at showing and".split())
-_VOWEL_BUT_A = ("uni", "eu", "uk", "ufo", "one", "use", "ewe")
-_CONSONANT_BUT_AN = ("hour", "honest", "heir", "x-ray", "8", "11", "sos", "atm")
 
 
 def normalize_label(label: str) -> str:
@@ -104,20 +103,6 @@ def normalize_label(label: str) -> str:
 def words_of(text: str) -> list[str]:
     """The whole words of a text as BERT's pre-tokenizer sees them: split at every punctuation."""
     return re.findall(r"[a-z0-9]+", normalize_label(text).replace("_", " "))
-
-
-def article(name: str) -> str:
-    """``"a "``, ``"an "`` or ``""`` (plural and uncounted names) for a normalised name."""
-    words = name.split()
-    tail = (i for i, w in enumerate(words) if i and (w in _PREPOSITIONS or w.endswith("ing")))
-    head = next(tail, len(words))
-    noun = words[head - 1]
-    plural = noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and noun != "lens"
-    if noun in _UNCOUNTED or words[-1] in _UNCOUNTED or plural or name.startswith("statue of"):
-        return ""
-    if name.startswith(_CONSONANT_BUT_AN):
-        return "an "
-    return "an " if name[0] in "aeiou" and not name.startswith(_VOWEL_BUT_A) else "a "
 
 
 class Background(NamedTuple):

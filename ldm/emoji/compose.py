@@ -21,24 +21,9 @@ from ldm.emoji.scenes import SCENES, scene_bank
 from ldm.emoji.sets import SETS, VENDORS
 from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
+from ldm.evaluation.colours import COLOUR_NAMES, COLOURS
 from ldm.pretraining.sources import UNNAMED
 
-# Named colours, sRGB 0..255: pairwise at least 80 apart, so +-JITTER never changes the name.
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 30, 35),
-    "green": (40, 165, 60),
-    "blue": (35, 85, 215),
-    "yellow": (252, 222, 50),
-    "white": (250, 250, 250),
-    "black": (12, 12, 12),
-    "pink": (250, 160, 195),
-    "purple": (125, 45, 165),
-    "orange": (245, 125, 20),
-    "gray": (135, 135, 135),
-    "brown": (115, 70, 35),
-    "teal": (0, 160, 165),
-}
-COLOUR_NAMES = tuple(COLOURS)
 JITTER = 10.0  # per channel, of 255
 KINDS = ("solid", "gradient", "scene")
 KIND_SHARES = (0.70, 0.15, 0.15)

@@ -27,12 +27,14 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ldm.emoji.captions import COARSE, STYLES
-from ldm.emoji.compose import COLOUR_NAMES, concept_pictures
-from ldm.emoji.prompts_obeyed import SampleFunction, Sampling, colour_prompt, draw
+from ldm.emoji.compose import concept_pictures
+from ldm.emoji.prompts_obeyed import Sampling
 from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.clip_judge import Judge
+from ldm.evaluation.colours import COLOUR_NAMES
+from ldm.evaluation.drawing import SampleFunction, colour_prompt, draw
 from ldm.evaluation.metrics import Share
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import grid, save_png, to_uint8

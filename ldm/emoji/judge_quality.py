@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.emoji.captions import STYLE_WORDS, STYLES, article, fill
+from ldm.emoji.captions import STYLE_WORDS, STYLES, fill
 from ldm.emoji.compose import Composer
 from ldm.emoji.sprites import EmojiSprites
 from ldm.evaluation.clip_judge import Judge
 from ldm.evaluation.metrics import Share, caption_rank, recall_at_1
 from ldm.seeding import generator
+from ldm.text.english import article
 
 CHUNK = 200
 

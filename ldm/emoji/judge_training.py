@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.emoji.captions import NEUTRAL, STYLE_WORDS, STYLES, article, fill
+from ldm.emoji.captions import NEUTRAL, STYLE_WORDS, STYLES, fill
 from ldm.emoji.compose import Composer, EmojiBatch
 from ldm.emoji.sprites import EmojiSprites
 from ldm.evaluation.clip_judge import ClipConfig, build_clip, save_clip
 from ldm.pretraining.stages import start
 from ldm.ranges import Amount, Batch, Count, Seed, Share
 from ldm.seeding import generator as seeded
+from ldm.text.english import article
 from ldm.text.tokenizer import Tokenizer
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig, configure

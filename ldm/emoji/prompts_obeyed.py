@@ -8,57 +8,26 @@ on how a word is learned: ``sample`` is ``ldm.sample``. One learned word is meas
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
-from ldm.emoji.captions import STYLE_WORDS, article, fill
-from ldm.emoji.compose import COLOUR_NAMES
+from ldm.emoji.captions import STYLE_WORDS, fill
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.clip_judge import Judge, Named
+from ldm.evaluation.colours import COLOUR_NAMES
+from ldm.evaluation.drawing import SampleFunction, draw
 from ldm.evaluation.metrics import Share
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions, write_json
 from ldm.report.report import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling.sample import Sampling
-
-SampleFunction = Callable[..., Tensor]
-CHUNK = 25  # pictures between two movements of the progress bar
-COLOUR_PROMPT = "a photo of {{}} on {article}{colour} background"
-
-
-def colour_prompt(colour: str) -> str:
-    """``a photo of {} on a <colour> background``."""
-    return COLOUR_PROMPT.format(article=article(colour), colour=colour)
-
-
-def draw(
-    model: Any,
-    sample: SampleFunction,
-    prompts: Sequence[str],
-    sampling: Sampling,
-    seed: int,
-    title: str = "",
-) -> Tensor:
-    """One picture a prompt, (N, 3, H, W) in [-1, 1] on the CPU; with a bar if there is a title.
-
-    Picture i depends on its prompt, ``seed`` and i, through the chunk that it is drawn in.
-    """
-    parts = []
-    with Progress(disable=not title, transient=True) as bar:
-        task = bar.add_task(title, total=len(prompts))
-        for start in range(0, len(prompts), CHUNK):
-            chunk = list(prompts[start : start + CHUNK])
-            own = random.Random(f"{seed} {start}").getrandbits(31)
-            parts.append(sample(model, prompts=chunk, seed=own, **asdict(sampling)).cpu().float())
-            bar.advance(task, len(chunk))
-    return torch.cat(parts)
+from ldm.text.english import article
 
 
 # ---------------------------------------------------------------------------- a base model

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.emoji.compose import COLOUR_NAMES, COLOURS
+from ldm.evaluation.colours import COLOUR_NAMES, COLOURS
 
 Z95 = 1.959964
 BORDER = 1 / 32  # width of the measured ring, as a part of the picture's side
@@ -100,7 +100,7 @@ def background_colours(images: Tensor, colours: Sequence[str] = COLOUR_NAMES) ->
     """The named background colour of each picture (N, 3, H, W) in [-1, 1].
 
     Every pixel of the border ring votes for the nearest of ``colours`` (names of
-    :data:`ldm.emoji.compose.COLOURS`) by CIELAB distance; a colour needs more than half of the
+    :data:`ldm.evaluation.colours.COLOURS`) by CIELAB distance; a colour needs more than half of the
     votes, else the answer is ``None``. So an object may cover a part of the border, and pixels may
     be noisy, but a border of many colours has no name.
     """

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.emoji.compose import COLOUR_NAMES
-from ldm.emoji.prompts_obeyed import SampleFunction, Sampling, colour_prompt, draw
+from ldm.emoji.prompts_obeyed import Sampling
 from ldm.evaluation import metrics
 from ldm.evaluation.clip_judge import Judge
+from ldm.evaluation.colours import COLOUR_NAMES
+from ldm.evaluation.drawing import SampleFunction, colour_prompt, draw
 from ldm.evaluation.metrics import Share, Similarity
 from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid

@@ -9,20 +9,11 @@ from ldm.emoji.captions import (
     STYLE_WORDS,
     STYLES,
 )
-from ldm.emoji.compose import (
-    COLOUR_NAMES,
-    COLOURS,
-    JITTER,
-    Composer,
-    concept_pictures,
-    over,
-    portraits,
-    render,
-    warp,
-)
+from ldm.emoji.compose import JITTER, Composer, concept_pictures, over, portraits, render, warp
 from ldm.emoji.scenes import SCENES, scene_bank
 from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
+from ldm.evaluation.colours import COLOUR_NAMES, COLOURS
 
 
 def _sprites(count: int = 8) -> EmojiSprites:

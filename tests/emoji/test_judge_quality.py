@@ -2,9 +2,9 @@
 
 from evaluation_world import NAMES, CentreJudge, code
 
-from ldm.emoji.compose import COLOUR_NAMES
 from ldm.emoji.judge_quality import judge_quality, name_recall, real_pictures
 from ldm.emoji.sprites import EmojiSprites
+from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.metrics import Share
 
 

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from ldm.config import load_yaml, resolve
-from ldm.emoji.compose import COLOUR_NAMES
 from ldm.emoji.judge_training import ClipStage, ClipTraining, JudgeData, JudgePairs, degrade, train_clip
 from ldm.emoji.sprites import Concept
 from ldm.errors import UserError
 from ldm.evaluation.clip_judge import ClipConfig, ClipJudge, build_clip, load_clip
+from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.metrics import background_colours, caption_rank
 from ldm.seeding import generator
 from ldm.text.tokenizer import Tokenizer

@@ -7,7 +7,6 @@ import pytest
 import torch
 from evaluation_world import NAMES, CentreJudge, StubModel, code, invert, sample
 
-from ldm.emoji.compose import COLOUR_NAMES
 from ldm.emoji.heldout import COLUMNS, choose_concepts, evaluate_inversion
 from ldm.emoji.prompts_obeyed import (
     Sampling,
@@ -17,6 +16,7 @@ from ldm.emoji.prompts_obeyed import (
 from ldm.emoji.sprites import EmojiSprites
 from ldm.errors import UserError
 from ldm.evaluation.clip_judge import Named
+from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.metrics import Share
 from ldm.evaluation.word import evaluate_embedding, without_word
 from ldm.io.embeddings import Embedding

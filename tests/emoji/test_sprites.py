@@ -16,19 +16,17 @@ from ldm.emoji.captions import (
     SPECIAL_TOKENS,
     STYLE_WORDS,
     STYLES,
-    article,
     build_vocabulary,
     fill,
     normalize_label,
     vocabulary_texts,
     words_of,
 )
-from ldm.emoji.compose import (
-    COLOURS,
-)
 from ldm.emoji.scenes import SCENES
 from ldm.emoji.sprites import Concept, EmojiSprites, choose_holdout, load_holdout, prepare
 from ldm.errors import UserError
+from ldm.evaluation.colours import COLOURS
+from ldm.text.english import article
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = (ROOT / "ldm/assets/emoji/vocab.txt").read_text(encoding="utf-8").splitlines()

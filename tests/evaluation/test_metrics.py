@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.emoji.compose import COLOUR_NAMES, COLOURS, JITTER
+from ldm.emoji.compose import JITTER
+from ldm.evaluation.colours import COLOUR_NAMES, COLOURS
 from ldm.evaluation.metrics import (
     Share,
     background_accuracy,
