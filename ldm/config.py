@@ -32,7 +32,7 @@ ASSETS = Path(__file__).parent / "assets"
 TARGETS = frozenset(
     {
         "ldm.pretraining.mixed.MixedPictures",
-        "ldm.pretraining.sources.EmojiPictures",
+        "ldm.emoji.pictures.EmojiPictures",
         "ldm.pretraining.sources.FolderPictures",
         "ldm.models.autoencoder.AutoencoderKL",
         "ldm.models.unet.UNetModel",

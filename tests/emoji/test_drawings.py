@@ -19,10 +19,11 @@ from ldm.emoji.compose import DrawingComposer
 from ldm.emoji.drawings import EmojiDrawings, prepare_drawings
 from ldm.emoji.fantasies import imagine_drawings
 from ldm.emoji.names import Names, held_out, is_near, things
+from ldm.emoji.pictures import EmojiPictures
 from ldm.emoji.sets import SETS, VENDORS
 from ldm.emoji.sprites import Concept, EmojiSprites, Package, load_holdout, read_concepts, write_drawings
 from ldm.errors import UserError
-from ldm.pretraining.sources import UNNAMED, EmojiPictures
+from ldm.pretraining.sources import UNNAMED
 
 ROOT = Path(__file__).parents[2]
 HOLDOUT = ROOT / "configs/emoji/holdout.txt"

@@ -11,19 +11,10 @@ import torch
 from PIL import Image
 
 from ldm.emoji import sprites as emoji
-from ldm.emoji.captions import (
-    NEUTRAL,
-    SPECIAL_TOKENS,
-    STYLE_WORDS,
-    STYLES,
-    build_vocabulary,
-    fill,
-    normalize_label,
-    vocabulary_texts,
-    words_of,
-)
+from ldm.emoji.captions import NEUTRAL, STYLE_WORDS, STYLES, fill, normalize_label, words_of
 from ldm.emoji.scenes import SCENES
 from ldm.emoji.sprites import Concept, EmojiSprites, choose_holdout, load_holdout, prepare
+from ldm.emoji.vocabulary import SPECIAL_TOKENS, build_vocabulary, vocabulary_texts
 from ldm.errors import UserError
 from ldm.evaluation.colours import COLOURS
 from ldm.text.english import article
