@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.backbone.export import export_model
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import dump_yaml, instantiate, load_yaml, recheck, to_plain
+from ldm.device import Precision, device_of, working_precision
 from ldm.errors import UserError
 from ldm.inversion.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
 from ldm.io.checkpoints import (
@@ -36,7 +37,6 @@ from ldm.ranges import Batch, Count, Positive, Range, Seed, Share
 from ldm.sampling.sample import sample
 from ldm.training.callbacks import ImageLogger
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
-from ldm.training.hardware import Precision, device_of, working_precision
 from ldm.training.optim import OptimConfig
 from ldm.training.timesteps import TimestepConfig
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
+from ldm.device import out_of_memory
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
 from ldm.sampling.sample import sample, usual_batch
-from ldm.training.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 

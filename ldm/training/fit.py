@@ -16,16 +16,18 @@ import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import StrategyRegistry
 from torch import Tensor
 
 from ldm import interrupt
+from ldm.device import Precision, device_of, working_precision
 from ldm.errors import UserError
 from ldm.io.files import printable
 from ldm.io.runs import atomic_write
 from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
 from ldm.training.csv_log import CsvLog
-from ldm.training.hardware import Precision, refuse_machine, working_precision
+from ldm.training.hardware import refuse_machine
 from ldm.training.quiet import quiet
 from ldm.training.wandb_run import wandb_logger
 
@@ -330,3 +332,23 @@ def fit(
         with attention_kernel(config.attention), interrupt.saved_first(), _as_interrupted():
             trainer.fit(module, ckpt_path=str(resume) if resume else None)
     return trainer
+
+
+def refuse_machine(accelerator: str, devices: int, precision: str, strategy: str) -> None:
+    """Refuse what Lightning would stop at in the middle of a traceback; arguments as in its Trainer.
+
+    Raises:
+        UserError: says what this machine lacks.
+    """
+    mps = torch.backends.mps.is_available()
+    if accelerator == "cuda" or (accelerator == "gpu" and not mps):
+        device_of(accelerator)
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator in ("gpu", "cuda", "auto") and 0 < found < devices:
+        raise UserError(f"trainer.devices is {devices}, but torch finds {found} GPUs; give at most these")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not found and not mps)
+    if on_cpu and precision in ("16-mixed", "16-true"):
+        raise UserError(f"trainer.precision {precision} needs a GPU; give 32-true, bf16-mixed or auto")
+    known = StrategyRegistry.available_strategies()
+    if strategy != "auto" and strategy not in known:
+        raise UserError(f"unknown trainer.strategy {strategy!r}; use auto or one of {', '.join(known)}")

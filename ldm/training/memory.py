@@ -14,27 +14,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ldm.device import out_of_memory
 from ldm.errors import UserError
 
 #: of the free memory, the share that is planned with: allocators leave gaps
 USABLE = 0.8
 #: on a CPU, peak over what autograd saves: operands and results of the operation in progress
 TRANSIENT = 1.5
-#: words of allocators that raise a plain RuntimeError: torch's for the CPU, cuBLAS's workspace
-REFUSALS = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 #: limit of a container, and what it uses, where the kernel has control groups (version 2)
 CGROUP = Path("/sys/fs/cgroup")
 #: options of glibc's ``mallopt``, in bytes: what the top of the heap may keep, what is a mapping of its own
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: the most that glibc raises the two to by itself
 TRIM_DEFAULT, MMAP_DEFAULT = 2**26, 2**25
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up, be it the GPU's or the CPU's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSALS)
 
 
 def too_large(batch_size: int) -> UserError:

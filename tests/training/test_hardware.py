@@ -7,10 +7,10 @@ import logging
 import pytest
 import torch
 
+from ldm.device import cpu_has_bfloat16, device_of, working_precision
 from ldm.errors import UserError
 from ldm.training import hardware
 from ldm.training.fit import TrainerConfig
-from ldm.training.hardware import cpu_has_bfloat16, device_of, working_precision
 
 
 def with_cpu(monkeypatch: pytest.MonkeyPatch, **capabilities: bool) -> None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ldm import interrupt
 from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
+from ldm.device import device_of, out_of_memory
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig, check
 from ldm.inversion.many.jobs import Job, Result, check_together
@@ -37,16 +38,7 @@ from ldm.io.runs import RunFolder, create_run
 from ldm.official.quirks import switches
 from ldm.sampling.together import at_the_end, draw_together, on_the_way
 from ldm.training.fit import attention_kernel
-from ldm.training.hardware import device_of
-from ldm.training.memory import (
-    USABLE,
-    free_bytes,
-    freed_memory_kept,
-    in_one_line,
-    out_of_memory,
-    step_bytes,
-    too_large,
-)
+from ldm.training.memory import USABLE, free_bytes, freed_memory_kept, in_one_line, step_bytes, too_large
 from ldm.training.quiet import quiet
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from torch import nn
 from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve
+from ldm.device import out_of_memory
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import SUMMARY, Job, check_together, write_summary
@@ -29,7 +30,7 @@ from ldm.inversion.run import learn, prepare, read_pictures
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings
 from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
-from ldm.training.memory import TRANSIENT, USABLE, out_of_memory, step_bytes
+from ldm.training.memory import TRANSIENT, USABLE, step_bytes
 from ldm.training.optim import OptimConfig
 
 CONCEPTS = Path(__file__).parents[3] / "configs" / "emoji" / "concepts"
