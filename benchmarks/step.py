@@ -41,9 +41,10 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.cli.common import add_settings
 from ldm.config import load_yaml, resolve
 from ldm.inversion import run as inversion_run
+from ldm.inversion.callbacks import FixedBatchMonitor
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.latents import ConceptBatches
-from ldm.inversion.module import FixedBatchMonitor, TextualInversion
+from ldm.inversion.module import TextualInversion
 from ldm.io.runs import create_run
 from ldm.sampling.sample import sample
 

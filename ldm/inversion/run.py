@@ -19,11 +19,12 @@ from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
+from ldm.inversion.callbacks import EmbeddingCheckpoint, FixedBatchMonitor
 from ldm.inversion.captions import PromptSource, has_captions, read_captions
 from ldm.inversion.concept import Concept, list_pictures, load_concept
 from ldm.inversion.config import InversionConfig, as_official, check
 from ldm.inversion.latents import ConceptBatches, cached_latents, encode_latents
-from ldm.inversion.module import FixedBatchMonitor, TextualInversion
+from ldm.inversion.module import TextualInversion
 from ldm.inversion.placeholders import (
     add_image_words,
     add_words,
@@ -48,7 +49,7 @@ from ldm.official.quirks import switches
 from ldm.paths import expanded
 from ldm.sampling.sample import Sampling
 from ldm.sampling.together import at_the_end, draw, on_the_way
-from ldm.training.callbacks import EmbeddingCheckpoint, ImageLogger
+from ldm.training.callbacks import ImageLogger
 from ldm.training.fit import fit
 from ldm.training.optim import scale_lr
 

@@ -14,9 +14,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm import interrupt
-from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import save_grid
-from ldm.io.runs import RunFolder
 from ldm.sampling.sample import BrokenPictures
 
 log = logging.getLogger(__name__)
@@ -49,60 +47,6 @@ class StepProgressBar(TQDMProgressBar):
         if trainer.max_steps > 0:
             bar.total = trainer.max_steps * trainer.accumulate_grad_batches
             bar.initial = trainer.global_step * trainer.accumulate_grad_batches
-
-
-class EmbeddingCheckpoint(Callback):
-    """Write ``checkpoints/embeddings_gs-<step>`` beside every resumable checkpoint and at the end.
-
-    Args:
-        words: placeholders of the module's manager.
-        details: a word, optimiser step -> metadata.
-        every: in optimiser steps.
-        formats: "safetensors", and "pt" for the official layout. As the official code does, the
-            newest one is ``embeddings.pt`` too, from the start on: a name that such a file cannot hold
-            is then refused before the work and not after it.
-    """
-
-    def __init__(
-        self,
-        run: RunFolder,
-        words: Sequence[str],
-        details: Callable[[str, int], dict[str, str]],
-        every: int,
-        formats: Sequence[str] = ("safetensors",),
-    ) -> None:
-        self.run, self.words, self.details, self.every = run, words, details, every
-        self.formats = formats
-        self._written = -1
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if "pt" in self.formats:
-            self._save("embeddings.pt", trainer.global_step, pl_module)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step and step % self.every == 0:
-            self.save(step, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.save(trainer.global_step, pl_module)
-
-    def save(self, step: int, module: pl.LightningModule) -> None:
-        """Write the words as they are at ``step``, in every format."""
-        if step == self._written:
-            return
-        self._written = step
-        for suffix in self.formats:
-            self._save(f"embeddings_gs-{step}.{suffix}", step, module)
-        if "pt" in self.formats:
-            self._save("embeddings.pt", step, module)
-
-    def _save(self, name: str, step: int, module: pl.LightningModule) -> None:
-        embeddings = [
-            Embedding(word, module.manager.vectors(word, step), self.details(word, step))  # type: ignore[union-attr]
-            for word in self.words
-        ]
-        save_embeddings(embeddings, self.run.file("checkpoints", name))
 
 
 class ImageLogger(Callback):

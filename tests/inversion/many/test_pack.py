@@ -21,11 +21,11 @@ from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve
 from ldm.device import out_of_memory
 from ldm.errors import UserError
+from ldm.inversion.callbacks import FixedBatchMonitor, converged
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.inversion.many.learner import Learner, joint_gradients
 from ldm.inversion.many.pack import learn_many
-from ldm.inversion.module import FixedBatchMonitor, converged
 from ldm.inversion.run import learn, prepare, read_pictures
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings
 from ldm.io.runs import create_run

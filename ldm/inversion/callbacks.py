@@ -1,0 +1,223 @@
+"""What Lightning does beside the steps of an inversion: measures the loss, stops, keeps the embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.inversion.module import log
+from ldm.io.embeddings import Embedding, save_embeddings
+from ldm.io.runs import RunFolder
+from ldm.words.start import nearest_words
+
+# an untrained network returns about 0 for a target of unit variance, so its loss is about 1
+UNTRAINED_LOSS = 0.95
+
+
+def converged(losses: Sequence[float], patience: int, min_improvement: float) -> bool:
+    """Whether none of the last ``patience`` losses is below the best one before them, by a share of at
+    least ``min_improvement``. Never, with a patience of 0."""
+    if not patience or len(losses) <= patience:
+        return False
+    return min(losses[-patience:]) > (1 - min_improvement) * min(losses[:-patience])
+
+
+class FixedBatchMonitor(Callback):
+    """Measures what tells a word's progress: loss on a fixed batch, norm, distance, nearest words.
+
+    The loss of single steps says nothing (its noise is larger than its trend); on fixed pictures,
+    captions, timesteps and noise it can be compared between steps (DVAR, arXiv 2302.04841), and a
+    run can stop where it no longer falls.
+
+    Args:
+        every: in optimiser steps.
+        size: fixed samples, drawn by the run's own rule at steps that training never reaches, and
+            measured a training batch at a time, so that this needs no more memory than a step; by default
+            ``SAMPLES``, or with a rule to stop ``SAMPLES_TO_STOP``.
+        allow_untrained: do not refuse a base model whose loss looks untrained,
+        warn_untrained: but say so.
+        patience, min_improvement: of the rule to stop, see ``converged``.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        size: int | None = None,
+        allow_untrained: bool = False,
+        patience: int = 0,
+        min_improvement: float = 0.0,
+        warn_untrained: bool = False,
+    ) -> None:
+        self.every, self.size = every, size or (SAMPLES_TO_STOP if patience else SAMPLES)
+        self.allow_untrained, self.warn_untrained = allow_untrained, warn_untrained
+        self.patience, self.min_improvement = patience, min_improvement
+        self.history: list[dict[str, Any]] = []
+        self._fixed: list[tuple[Tensor, list[str], Tensor, Tensor]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = state["history"]
+
+    @property
+    def converged(self) -> bool:
+        """Whether the loss no longer falls."""
+        losses = [row["fixed_loss"] for row in self.history]
+        return converged(losses, self.patience, self.min_improvement)
+
+    def _stop_if_converged(self, trainer: pl.Trainer) -> None:
+        # together: a process that goes on would wait for the others for ever
+        stop = trainer.strategy.reduce_boolean_decision(self.converged, all=False)
+        trainer.should_stop = trainer.should_stop or stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+        self._stop_if_converged(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self._measure(trainer, pl_module)
+            self._stop_if_converged(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    def _fixed_batches(self, module: Any) -> list[tuple[Tensor, list[str], Tensor, Tensor]]:
+        if not self._fixed:
+            far, n = 2**40, module.batches.batch_size
+            batches = [module.batches.batch(far + i) for i in range(-(-self.size // n))]
+            z = torch.cat([batch["z"] for batch in batches]).to(module.device)
+            t, noise = module.draw_noise(z, far)  # of all at once: one timestep from each stratum
+            parts = zip(z.split(n), [b["prompt"] for b in batches], t.split(n), noise.split(n), strict=True)
+            self._fixed = list(parts)
+        return self._fixed
+
+    def _measure(self, trainer: pl.Trainer, module: Any) -> None:
+        context = trainer.precision_plugin.forward_context()
+        self.measure(trainer.global_step, module, context, trainer.loggers)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        step: int,
+        module: Any,
+        context: AbstractContextManager[Any],
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        """Add the row of ``step`` to the history, once; ``context`` is the precision of the loss.
+
+        Raises:
+            UserError: at the first step, a base model that looks untrained; later, numbers that exploded.
+        """
+        if self.history and self.history[-1]["step"] >= step:
+            return
+        losses = []
+        with context:
+            for z, prompts, t, noise in self._fixed_batches(module):
+                cond = module.model.condition(prompts, step)
+                losses.append(module.model.loss_terms(z, cond, t, noise).simple)
+        loss = float(torch.cat(losses).mean())
+        if not self.history and not self.allow_untrained and loss > UNTRAINED_LOSS:
+            found = f"the base model's loss on these pictures is {loss:.2f}, like that of an untrained one"
+            if not self.warn_untrained:
+                raise UserError(f"{found}; check its checkpoint (allow_untrained=true goes on regardless)")
+            log.warning("%s; training goes on (compat.loose_weights)", found)
+        manager, table = module.manager, module.model.text.token_table
+        row: dict[str, Any] = {"step": step, "fixed_loss": loss}
+        measures = {"norm": manager.norms(step), "distance_to_init": manager.distance_to_init(step)}
+        for measure, of in measures.items():
+            row |= {f"{measure}/{name}": float(values.mean()) for name, values in of.items()}
+        self._refuse_exploded(step, loss, measures["norm"], table)
+        self.history.append(row)
+        for logger in loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
+        for name in manager.trained:
+            words = nearest_words(manager.vectors(name, step), table, module.model.text.tokenizer.decode_id)
+            row[f"nearest/{name}"] = [[n.word, round(n.cosine, 3)] for n in words[0]]
+
+    def _refuse_exploded(self, step: int, loss: float, norms: dict[str, Tensor], table: Tensor) -> None:
+        """Numbers that no training comes back from are an error, and no result.
+
+        Raises:
+            UserError: the loss is not finite or beyond ``EXPLODED_LOSS``, or a word is more than
+                ``EXPLODED`` times as long as the vocabulary's.
+        """
+        if not self.history:  # its start, which is the user's
+            return
+        what = "precision 32-true, or a lower learning rate (optim.lr, model_lr)"
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is not finite at step {step}; use {what}")
+        usual = float(table.float().norm(dim=-1).median())
+        for name, values in norms.items():
+            longest = float(values.max())
+            if not longest <= EXPLODED * usual:
+                raise UserError(
+                    f"{name} exploded: at step {step} its |v*| is {longest:.2g}, that of the vocabulary's "
+                    f"words {usual:.2g}; use {what}"
+                )
+        if loss > EXPLODED_LOSS:
+            raise UserError(f"the loss is {loss:.2g} at step {step}, where guessing gives 1; use {what}")
+
+
+class EmbeddingCheckpoint(Callback):
+    """Write ``checkpoints/embeddings_gs-<step>`` beside every resumable checkpoint and at the end.
+
+    Args:
+        words: placeholders of the module's manager.
+        details: a word, optimiser step -> metadata.
+        every: in optimiser steps.
+        formats: "safetensors", and "pt" for the official layout. As the official code does, the
+            newest one is ``embeddings.pt`` too, from the start on: a name that such a file cannot hold
+            is then refused before the work and not after it.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        words: Sequence[str],
+        details: Callable[[str, int], dict[str, str]],
+        every: int,
+        formats: Sequence[str] = ("safetensors",),
+    ) -> None:
+        self.run, self.words, self.details, self.every = run, words, details, every
+        self.formats = formats
+        self._written = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "pt" in self.formats:
+            self._save("embeddings.pt", trainer.global_step, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step and step % self.every == 0:
+            self.save(step, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer.global_step, pl_module)
+
+    def save(self, step: int, module: pl.LightningModule) -> None:
+        """Write the words as they are at ``step``, in every format."""
+        if step == self._written:
+            return
+        self._written = step
+        for suffix in self.formats:
+            self._save(f"embeddings_gs-{step}.{suffix}", step, module)
+        if "pt" in self.formats:
+            self._save("embeddings.pt", step, module)
+
+    def _save(self, name: str, step: int, module: pl.LightningModule) -> None:
+        embeddings = [
+            Embedding(word, module.manager.vectors(word, step), self.details(word, step))  # type: ignore[union-attr]
+            for word in self.words
+        ]
+        save_embeddings(embeddings, self.run.file("checkpoints", name))
