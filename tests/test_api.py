@@ -108,7 +108,8 @@ def test_the_models_own_guidance_holds_everywhere(
     from ldm.config import load_yaml
     from ldm.diffusion import samplers
     from ldm.evaluation.word import evaluate_embedding
-    from ldm.sampling.together import at_the_end, draw
+    from ldm.inversion.report import at_the_end
+    from ldm.sampling.together import draw
 
     sections = load_yaml([folder / "config.yaml"])
     own = {"sample_scale": 3.0, "sample_steps": 2, "sampler": "plms"}

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
+from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder
 from ldm.report.report import InversionReport, write_inversion_report
-from ldm.sampling.together import at_the_end
+from ldm.sampling.together import Order, at_the_end
 from ldm.words.start import nearest_words
 
 if TYPE_CHECKING:
@@ -91,3 +92,21 @@ def finish(
     path = run.file("report.html")
     write_inversion_report(report, path)
     return path
+
+
+#: steps of dpm++ at most, for pictures on the way: enough to see what becomes of a word
+STEPS_ON_THE_WAY = 20
+
+
+def on_the_way(model: LatentDiffusion, config: InversionConfig) -> Order:
+    """One picture of each prompt, in few steps."""
+    prompts = tuple(prompt.replace("{}", config.called) for prompt in config.prompts)
+    steps = min(STEPS_ON_THE_WAY, config.sample_steps)
+    return Order(model, prompts, "dpm++", steps, config.sample_scale, config.seed)
+
+
+def at_the_end(model: LatentDiffusion, config: InversionConfig) -> Order:
+    """``samples_per_prompt`` pictures of each prompt, by the settings of the run."""
+    prompts = (prompt.replace("{}", config.called) for prompt in config.prompts)
+    rows = tuple(prompt for prompt in prompts for _ in range(config.samples_per_prompt))
+    return Order(model, rows, config.sampler, config.sample_steps, config.sample_scale, config.seed)

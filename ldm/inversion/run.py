@@ -32,6 +32,7 @@ from ldm.inversion.placeholders import (
     refuse_cut_prompts,
     warn_of_template_words,
 )
+from ldm.inversion.report import at_the_end, on_the_way
 from ldm.inversion.resume import (
     OF_INVERSIONS,
     refuse_changes,
@@ -48,7 +49,7 @@ from ldm.io.secrets import redacted, redacted_values
 from ldm.official.quirks import switches
 from ldm.paths import expanded
 from ldm.sampling.sample import Sampling
-from ldm.sampling.together import at_the_end, draw, on_the_way
+from ldm.sampling.together import draw
 from ldm.training.callbacks import ImageLogger
 from ldm.training.fit import fit
 from ldm.training.optim import scale_lr

@@ -18,13 +18,9 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.device import out_of_memory
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
-from ldm.inversion.config import InversionConfig
 from ldm.sampling.sample import sample, usual_batch
 
 log = logging.getLogger(__name__)
-
-#: steps of dpm++ at most, for pictures on the way: enough to see what becomes of a word
-STEPS_ON_THE_WAY = 20
 
 
 @dataclass(frozen=True)
@@ -47,20 +43,6 @@ class Order:
     def manner(self) -> tuple[str, int, float]:
         """What pictures must have in common to be drawn together."""
         return self.sampler, self.steps, self.scale
-
-
-def on_the_way(model: LatentDiffusion, config: InversionConfig) -> Order:
-    """One picture of each prompt, in few steps."""
-    prompts = tuple(prompt.replace("{}", config.called) for prompt in config.prompts)
-    steps = min(STEPS_ON_THE_WAY, config.sample_steps)
-    return Order(model, prompts, "dpm++", steps, config.sample_scale, config.seed)
-
-
-def at_the_end(model: LatentDiffusion, config: InversionConfig) -> Order:
-    """``samples_per_prompt`` pictures of each prompt, by the settings of the run."""
-    prompts = (prompt.replace("{}", config.called) for prompt in config.prompts)
-    rows = tuple(prompt for prompt in prompts for _ in range(config.samples_per_prompt))
-    return Order(model, rows, config.sampler, config.sample_steps, config.sample_scale, config.seed)
 
 
 def draw(order: Order) -> Tensor:

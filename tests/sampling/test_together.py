@@ -15,12 +15,13 @@ from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import Job
 from ldm.inversion.many.pack import learn_many
+from ldm.inversion.report import at_the_end, on_the_way
 from ldm.inversion.run import learn, read_pictures
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
 from ldm.sampling import together as drawing
 from ldm.sampling.sample import sample
-from ldm.sampling.together import Order, at_the_end, draw, draw_together, on_the_way
+from ldm.sampling.together import Order, draw, draw_together
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 

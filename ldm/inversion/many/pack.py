@@ -29,6 +29,7 @@ from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig, check
 from ldm.inversion.many.jobs import Job, Result, check_together
 from ldm.inversion.many.learner import Learner, joint_gradients
+from ldm.inversion.report import at_the_end, on_the_way
 from ldm.inversion.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
 from ldm.inversion.run import Inversion, as_trained, prepare, read_pictures, write_config
 from ldm.inversion.snapshot import Snapshot, SnapshotFile
@@ -36,7 +37,7 @@ from ldm.io.claims import claimed
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run
 from ldm.official.quirks import switches
-from ldm.sampling.together import at_the_end, draw_together, on_the_way
+from ldm.sampling.together import draw_together
 from ldm.training.fit import attention_kernel
 from ldm.training.memory import USABLE, free_bytes, freed_memory_kept, in_one_line, step_bytes, too_large
 from ldm.training.quiet import quiet
