@@ -38,7 +38,7 @@ from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import dump_yaml, merge, resolve
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.learner import Learner, joint_gradients
-from ldm.inversion.run import Inversion, prepare, read_pictures
+from ldm.inversion.task import Inversion, prepare, read_pictures
 from ldm.io.runs import RunFolder, create_run
 from ldm.training.fit import attention_kernel, fit
 from ldm.training.memory import freed_memory_kept

@@ -9,7 +9,8 @@ from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion
 from ldm.inversion.concept import concept_of
 from ldm.inversion.config import settle
-from ldm.inversion.run import captions_of, learn
+from ldm.inversion.run import learn
+from ldm.inversion.task import captions_of
 from ldm.io.embeddings import Embedding
 from ldm.sampling.sample import sample
 

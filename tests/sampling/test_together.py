@@ -16,7 +16,8 @@ from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import Job
 from ldm.inversion.many.pack import learn_many
 from ldm.inversion.report import at_the_end, on_the_way
-from ldm.inversion.run import learn, read_pictures
+from ldm.inversion.run import learn
+from ldm.inversion.task import read_pictures
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
 from ldm.sampling import together as drawing

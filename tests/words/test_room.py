@@ -15,7 +15,7 @@ from ldm.cli.main import main
 from ldm.errors import UserError
 from ldm.inversion.concept import Concept
 from ldm.inversion.config import InversionConfig
-from ldm.inversion.run import prepare
+from ldm.inversion.task import prepare
 from ldm.io.embeddings import Embedding, save_embeddings
 
 ROOM = 10  # of the tiny model: 12 positions, two of which are its frame

@@ -23,7 +23,8 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
 from ldm.inversion.resume import is_whole, refuse_fewer_steps
-from ldm.inversion.run import Inversion, packed_checkpoints
+from ldm.inversion.run import packed_checkpoints
+from ldm.inversion.task import Inversion
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.io.runs import atomic_write

@@ -31,8 +31,9 @@ from ldm.inversion.many.jobs import Job, Result, check_together
 from ldm.inversion.many.learner import Learner, joint_gradients
 from ldm.inversion.report import at_the_end, on_the_way
 from ldm.inversion.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
-from ldm.inversion.run import Inversion, as_trained, prepare, read_pictures, write_config
+from ldm.inversion.run import as_trained
 from ldm.inversion.snapshot import Snapshot, SnapshotFile
+from ldm.inversion.task import Inversion, prepare, read_pictures, write_config
 from ldm.io.claims import claimed
 from ldm.io.embeddings import Embedding
 from ldm.io.runs import RunFolder, create_run

@@ -26,7 +26,8 @@ from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.inversion.many.learner import Learner, joint_gradients
 from ldm.inversion.many.pack import learn_many
-from ldm.inversion.run import learn, prepare, read_pictures
+from ldm.inversion.run import learn
+from ldm.inversion.task import prepare, read_pictures
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings
 from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel

@@ -14,7 +14,8 @@ from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import Job, check_together, write_summary
 from ldm.inversion.many.pack import learn_many
-from ldm.inversion.run import learn, read_pictures
+from ldm.inversion.run import learn
+from ldm.inversion.task import read_pictures
 from ldm.io.embeddings import load_embeddings
 from ldm.official.quirks import FIXED, CompatConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig

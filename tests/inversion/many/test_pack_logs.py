@@ -15,7 +15,8 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import Job
 from ldm.inversion.many.pack import learn_many
-from ldm.inversion.run import learn, read_pictures
+from ldm.inversion.run import learn
+from ldm.inversion.task import read_pictures
 from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig, make_loggers
 from ldm.training.optim import OptimConfig
