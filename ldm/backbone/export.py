@@ -15,8 +15,8 @@ import torch
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
+from ldm.io.atomic import write_text
 from ldm.io.checkpoints import save_checkpoint
-from ldm.io.runs import write_text
 
 
 def export_model(model: LatentDiffusion, out: Path, dtype: torch.dtype | None = None) -> Path:

@@ -158,7 +158,8 @@ def _learn_in(
     learn: Callable[[Sequence[Job], Path], list[Result]],
 ) -> None:
     from ldm.inversion.many.jobs import SUMMARY, Job, Result, check_together, write_summary
-    from ldm.io.runs import holds_something, write_text
+    from ldm.io.atomic import write_text
+    from ldm.io.runs import holds_something
 
     if not args.resume and holds_something(out):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")

@@ -127,8 +127,8 @@ def _source(args: argparse.Namespace, model: LatentDiffusion) -> Source:
 
 
 def _edit(args: argparse.Namespace, source: Source, learned: list[Embedding]) -> Edit:
+    from ldm.io.atomic import file_sha256
     from ldm.io.recipes import Edit
-    from ldm.io.runs import file_sha256
     from ldm.io.secrets import redacted
 
     return Edit(
@@ -163,8 +163,8 @@ def _start(model: LatentDiffusion, source: Source, recipe: Recipe) -> tuple[Sour
 
 
 def _again(args: argparse.Namespace) -> None:
+    from ldm.io.atomic import file_sha256
     from ldm.io.recipes import load_recipe
-    from ldm.io.runs import file_sha256
 
     recipe = load_recipe(args.again)
     edit = recipe.edit

@@ -212,7 +212,7 @@ def _print(title: str, figures: Mapping[str, Any]) -> None:
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from ldm.io.runs import write_text
+    from ldm.io.atomic import write_text
 
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, list(rows[0]))

@@ -100,7 +100,7 @@ def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace)
 
 def _explain(error: BaseException) -> str | None:
     """The line for bad input, a full disk, a refused write or a full GPU; ``None`` for anything else."""
-    from ldm.io.runs import write_error
+    from ldm.io.atomic import write_error
 
     if isinstance(error, UserError):
         return str(error)

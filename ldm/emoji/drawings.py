@@ -36,7 +36,7 @@ from ldm.emoji.sprites import (
     write_drawings,
 )
 from ldm.errors import UserError
-from ldm.io.runs import atomic_write
+from ldm.io.atomic import atomic_write
 
 ICONS, CODES = "package/icons.json", "package/chars.json"
 SHORTCODES = tuple(

@@ -36,9 +36,10 @@ from ldm.evaluation.clip_judge import Judge
 from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.drawing import SampleFunction, colour_prompt, draw
 from ldm.evaluation.metrics import Share
+from ldm.io.atomic import atomic_write, write_json, write_text
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import grid, save_png, to_uint8
-from ldm.io.runs import atomic_write, now, versions, write_json, write_text
+from ldm.io.runs import now, versions
 from ldm.report.report import EvaluationReport, Table, write_evaluation_report
 
 InvertFunction = Callable[..., Embedding]

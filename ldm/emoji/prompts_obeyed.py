@@ -23,8 +23,9 @@ from ldm.evaluation.clip_judge import Judge, Named
 from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.drawing import SampleFunction, draw
 from ldm.evaluation.metrics import Share
+from ldm.io.atomic import write_json
 from ldm.io.images import save_grid
-from ldm.io.runs import now, versions, write_json
+from ldm.io.runs import now, versions
 from ldm.report.report import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling.sample import Sampling
 from ldm.text.english import article

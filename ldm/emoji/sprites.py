@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ldm.emoji.captions import STYLES, normalize_label, words_of
 from ldm.errors import UserError
-from ldm.io.runs import atomic_write
+from ldm.io.atomic import atomic_write
 
 SPRITE_SIZE = 64
 GROUPS = {

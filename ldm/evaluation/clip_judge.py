@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve, to_plain
 from ldm.errors import UserError
+from ldm.io.atomic import atomic_write, write_bytes, write_text
 from ldm.io.checkpoints import read_state_dict
-from ldm.io.runs import atomic_write, write_bytes, write_text
 from ldm.paths import expanded
 from ldm.text.tokenizer import Tokenizer
 

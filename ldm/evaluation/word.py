@@ -18,9 +18,10 @@ from ldm.evaluation.clip_judge import Judge
 from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.drawing import SampleFunction, colour_prompt, draw
 from ldm.evaluation.metrics import Share, Similarity
+from ldm.io.atomic import write_json
 from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid
-from ldm.io.runs import now, versions, write_json
+from ldm.io.runs import now, versions
 from ldm.report.report import EvaluationReport, Table, write_evaluation_report
 
 RECONSTRUCTION_PROMPT = "a photo of {}"

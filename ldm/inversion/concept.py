@@ -21,8 +21,8 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.inversion.captions import TEXTS, caption_files
 from ldm.io import in_memory
+from ldm.io.atomic import file_sha256
 from ldm.io.decode import HEIF_SUFFIXES, SUFFIXES, decode, flatten, suffixes
-from ldm.io.runs import file_sha256
 from ldm.paths import expanded
 
 log = logging.getLogger(__name__)

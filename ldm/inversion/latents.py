@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource
+from ldm.io.atomic import atomic_write
 from ldm.io.files import native
-from ldm.io.runs import atomic_write
 from ldm.seeding import generator
 from ldm.training.stream import StepStream
 

@@ -16,9 +16,9 @@ import torch
 
 from ldm.errors import UserError
 from ldm.inversion.resume import is_whole
+from ldm.io.atomic import atomic_write
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import sweep
-from ldm.io.runs import atomic_write
 
 log = logging.getLogger(__name__)
 

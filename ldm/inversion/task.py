@@ -28,9 +28,10 @@ from ldm.inversion.placeholders import (
 from ldm.inversion.report import on_the_way
 from ldm.inversion.run import log
 from ldm.inversion.templates import described
+from ldm.io.atomic import write_text
 from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
-from ldm.io.runs import CONFIG_NAME, RunFolder, now, write_text
+from ldm.io.runs import CONFIG_NAME, RunFolder, now
 from ldm.io.secrets import redacted, redacted_values
 from ldm.official.quirks import switches
 from ldm.sampling.sample import Sampling

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.io.atomic import atomic_write
 from ldm.io.containers import checked_head, is_safetensors, is_weights, is_zip
 from ldm.io.files import native, opened, read_head
-from ldm.io.runs import atomic_write
 from ldm.io.tensors import save_tensors
 from ldm.paths import expanded
 

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ldm.errors import UserError
+from ldm.io.atomic import atomic_write
 from ldm.io.containers import checked_head
 from ldm.io.embedding_formats import Format, recognise, to_write
 from ldm.io.embedding_formats.content import Content, read_content, write_content
@@ -26,7 +27,6 @@ from ldm.io.embedding_formats.layouts import join_encoders
 from ldm.io.embedding_formats.networks import kind_of_network
 from ldm.io.embedding_formats.word import Embedding, likely_base, width_in_words
 from ldm.io.files import unicode_name
-from ldm.io.runs import atomic_write
 from ldm.names import normal
 from ldm.paths import expanded
 

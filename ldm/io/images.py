@@ -9,7 +9,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ldm.io.runs import atomic_write
+from ldm.io.atomic import atomic_write
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

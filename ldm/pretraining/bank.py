@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.runs import atomic_write
+from ldm.io.atomic import atomic_write
 from ldm.seeding import generator
 
 

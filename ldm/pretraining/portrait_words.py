@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from ldm.config import ASSETS
 from ldm.errors import UserError
+from ldm.io.atomic import atomic_write
 from ldm.io.checkpoints import load_model_weights, read_state_dict
-from ldm.io.runs import atomic_write
 from ldm.models.layers import zero_init
 from ldm.pretraining.sources import UNNAMED
 from ldm.seeding import generator

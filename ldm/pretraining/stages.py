@@ -18,6 +18,7 @@ from ldm.config import dump_yaml, instantiate, load_yaml, recheck, to_plain
 from ldm.device import Precision, device_of, working_precision
 from ldm.errors import UserError
 from ldm.inversion.resume import OF_STAGES, refuse_changes, refuse_fewer_steps, whole_checkpoint
+from ldm.io.atomic import write_text
 from ldm.io.checkpoints import (
     AUTOENCODER,
     TEXT,
@@ -25,7 +26,6 @@ from ldm.io.checkpoints import (
     load_model_weights,
     read_state_dict,
 )
-from ldm.io.runs import write_text
 from ldm.io.secrets import redacted_values
 from ldm.pretraining.autoencoder import AutoencoderLossConfig, AutoencoderTraining
 from ldm.pretraining.bank import LatentBank

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jinja2 import DictLoader, Environment
 from PIL import Image
 
-from ldm.io.runs import write_text
+from ldm.io.atomic import write_text
 from ldm.report.curves import line_chart
 from ldm.report.pages import PAGES
 

@@ -24,8 +24,8 @@ def load(paths: Sequence[Path]) -> list[Embedding]:
     """
     from dataclasses import replace
 
+    from ldm.io.atomic import file_sha256
     from ldm.io.embeddings import load_embeddings
-    from ldm.io.runs import file_sha256
     from ldm.io.secrets import redacted
 
     words = []

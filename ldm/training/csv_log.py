@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
-from ldm.io.runs import atomic_write
+from ldm.io.atomic import atomic_write
 
 
 class CsvLog(CSVLogger):

@@ -22,8 +22,8 @@ from torch import Tensor
 from ldm import interrupt
 from ldm.device import Precision, device_of, working_precision
 from ldm.errors import UserError
+from ldm.io.atomic import atomic_write
 from ldm.io.files import printable
-from ldm.io.runs import atomic_write
 from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
 from ldm.training.csv_log import CsvLog

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
-from ldm.io.runs import write_text
+from ldm.io.atomic import write_text
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.inversion.concept import SUFFIXES, list_pictures, load_concept, load_picture, load_pil
-from ldm.io.runs import file_sha256
+from ldm.io.atomic import file_sha256
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

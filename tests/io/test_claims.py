@@ -11,8 +11,9 @@ import pytest
 
 from ldm.errors import UserError
 from ldm.io import runs
+from ldm.io.atomic import atomic_write, write_text
 from ldm.io.claims import claimed, claimed_new, is_claimed, sweep
-from ldm.io.runs import LOCK_NAME, atomic_write, holds_something, write_text
+from ldm.io.runs import LOCK_NAME, holds_something
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from ldm.errors import UserError
 from ldm.io import runs
-from ldm.io.runs import atomic_write, create_run, file_sha256, write_bytes, write_json, write_text
+from ldm.io.atomic import atomic_write, file_sha256, write_bytes, write_json, write_text
+from ldm.io.runs import create_run
 
 WRITERS = {
     "text": lambda path: path.write_text("x" * 9999),

@@ -32,7 +32,7 @@ from harness import (
     timed,
 )
 
-from ldm.io.runs import is_temporary
+from ldm.io.atomic import is_temporary
 
 #: of a write, where its process is killed: the file is half there, whole, or has its name
 MOMENTS = ("half", "whole", "named")

@@ -12,8 +12,9 @@ from typing import Literal
 
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
+from ldm.io.atomic import write_json
 from ldm.io.embeddings import load_embeddings, save_embeddings
-from ldm.io.runs import now, write_json
+from ldm.io.runs import now
 from ldm.io.secrets import redacted_values
 from ldm.official.quirks import switches
 

@@ -25,9 +25,9 @@ from ldm.errors import UserError
 from ldm.inversion.resume import is_whole, refuse_fewer_steps
 from ldm.inversion.run import packed_checkpoints
 from ldm.inversion.task import Inversion
+from ldm.io.atomic import atomic_write
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
-from ldm.io.runs import atomic_write
 from ldm.sampling.sample import BrokenPictures
 from ldm.training.fit import close_loggers, pack_loggers
 
