@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,16 +117,6 @@ def torch_device(name: str) -> str:
     if name == "cuda" and not found:
         raise UserError("no GPU that torch can use was found; leave out --device, or give cpu")
     return "cuda" if found and name != "cpu" else "cpu"
-
-
-def slug(text: str, limit: int = 60) -> str:
-    """A text as a part of a file name: "a photo of <cat-toy>" gives "a-photo-of-cat-toy"."""
-    return re.sub(r"[^\w]+", "-", text).strip("-")[:limit].rstrip("-") or "word"
-
-
-def stamp() -> str:
-    """Local time as the names of run folders hold it."""
-    return datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
 
 
 def output(

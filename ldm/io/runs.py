@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -185,3 +186,13 @@ def _check_writable(folder: Path) -> None:
         raise write_error(folder, error) or error from error
     finally:
         probe.unlink(missing_ok=True)
+
+
+def slug(text: str, limit: int = 60) -> str:
+    """A text as a part of a file name: "a photo of <cat-toy>" gives "a-photo-of-cat-toy"."""
+    return re.sub(r"[^\w]+", "-", text).strip("-")[:limit].rstrip("-") or "word"
+
+
+def stamp() -> str:
+    """Local time as the names of run folders hold it."""
+    return datetime.now().strftime("%Y-%m-%dT%H-%M-%S")

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from ldm import __version__
-from ldm.cli.common import slug
 from ldm.cli.main import build_parser, guarded
 from ldm.config import merge, nested
 from ldm.errors import UserError
+from ldm.io.runs import slug
 
 COMMANDS = [
     ["invert"], ["sample"], ["edit"], ["evaluate"], ["inspect"], ["embeddings"],
