@@ -11,7 +11,8 @@ Parts:
              the clean latent with the name of another thing - with the right one). By I-MMSE (Guo et al.
              2005) it is a log-likelihood ratio, so it compares networks and latents. Also the share of
              pictures with D > 0
-  portraits  the same for held-out things told by the code of their portraits (ldm.pretraining.portrait_words);
+  portraits  the same for held-out things told by the code of their portraits
+             (ldm.pretraining.portrait_words);
              and such things drawn, all on one background: own pictures nearest of all held-out things
 """
 

@@ -38,7 +38,7 @@ from ldm.backbone.model import LatentDiffusion  # noqa: E402
 from ldm.cli.common import add_settings  # noqa: E402
 from ldm.config import load_yaml  # noqa: E402
 from ldm.inversion.many.learner import Learner  # noqa: E402
-from ldm.io.atomic import atomic_write
+from ldm.io.atomic import atomic_write  # noqa: E402
 from ldm.training.fit import attention_kernel  # noqa: E402
 from ldm.training.memory import freed_memory_kept  # noqa: E402
 

@@ -34,7 +34,8 @@ def invert(
     Args:
         model: from ``ldm.load``.
         images: a folder, files, PIL pictures, arrays or tensors; 3-5 of them (see
-            ``ldm.inversion.concept.concept_of``). The caption files of a folder are used as on the command line.
+            ``ldm.inversion.concept.concept_of``). The caption files of a folder are used as on the
+            command line.
         placeholder: the new word, any string ("<cat-toy>").
         init: a phrase to start from ("cat toy"), or ``None``.
         steps, lr, seed: optimiser steps, base learning rate, seed; the model's own defaults if not given.
@@ -54,7 +55,7 @@ def invert(
     folder = images if isinstance(images, str | Path) else ""
     own = {"images": str(folder), "placeholder": placeholder}
     config = settle(model.inversion_defaults, settings, given, own)
-    concept = concept_of(images, model.image_size, **config.framing())
+    concept = concept_of(images, model.image_size, config.framing())
     captions = captions_of(concept, config)
     return learn(model, concept, config, captions=captions, progress=progress)
 

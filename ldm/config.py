@@ -27,20 +27,25 @@ T = TypeVar("T")
 #: folder of the models, judges and vocabularies that come with the package
 ASSETS = Path(__file__).parent / "assets"
 
-#: What a config may name as a ``target``. A YAML file comes from anywhere: it chooses among these and
-#: imports nothing else. A new class that configs should build is added here.
-TARGETS = frozenset(
-    {
-        "ldm.pretraining.mixed.MixedPictures",
-        "ldm.emoji.pictures.EmojiPictures",
-        "ldm.pretraining.sources.FolderPictures",
-        "ldm.models.autoencoder.AutoencoderKL",
-        "ldm.models.unet.UNetModel",
-        "ldm.text.bert.BertConditioner",
-        "ldm.text.clip.ClipConditioner",
-        "ldm.text.clip.OpenClipConditioner",
-    }
-)
+#: What a config may name as a ``target``, by its short name. A YAML file comes from anywhere: it chooses
+#: among these and imports nothing else. A new class that configs should build is added here.
+TYPES = {
+    "AutoencoderKL": "ldm.models.autoencoder.AutoencoderKL",
+    "BertConditioner": "ldm.text.bert.BertConditioner",
+    "ClipConditioner": "ldm.text.clip.ClipConditioner",
+    "EmojiPictures": "ldm.emoji.pictures.EmojiPictures",
+    "FolderPictures": "ldm.pretraining.sources.FolderPictures",
+    "MixedPictures": "ldm.pretraining.mixed.MixedPictures",
+    "OpenClipConditioner": "ldm.text.clip.OpenClipConditioner",
+    "UNetModel": "ldm.models.unet.UNetModel",
+}
+#: dotted names, which files may hold in place of the short ones; those of modules that have moved stay valid
+TARGETS = {
+    **{dotted: dotted for dotted in TYPES.values()},
+    "ldm.data.mixed.MixedPictures": TYPES["MixedPictures"],
+    "ldm.data.pictures.EmojiPictures": TYPES["EmojiPictures"],
+    "ldm.data.pictures.FolderPictures": TYPES["FolderPictures"],
+}
 
 
 #: parameters that are a number of layers
@@ -242,16 +247,17 @@ def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
 
 
 def locate(target: str) -> Any:
-    """The class of a dotted name, such as ``ldm.models.unet.UNetModel``; one of ``TARGETS``.
+    """The class that a config names, as ``UNetModel`` or as ``ldm.models.unet.UNetModel``.
 
     Raises:
-        UserError: any other name; nothing has been imported then.
+        UserError: a name that is neither in ``TYPES`` nor in ``TARGETS``; nothing has been imported then.
     """
-    if target not in TARGETS:
-        near = difflib.get_close_matches(target, sorted(TARGETS), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(sorted(TARGETS))}"
+    known = {**TYPES, **TARGETS}
+    if target not in known:
+        near = difflib.get_close_matches(target, sorted(known), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(sorted(TYPES))}"
         raise UserError(f"config target {target!r} is refused: a config cannot run it; {hint}")
-    module, _, name = target.rpartition(".")
+    module, _, name = known[target].rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

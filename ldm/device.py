@@ -1,7 +1,8 @@
-"""Small tensors from the host to the device that computes, without waiting for it."""
+"""The device that computes: which one, its precision, how tensors get there, when its memory is out."""
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Literal
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.training.hardware import log
+
+log = logging.getLogger(__name__)
 
 
 def carry(tensor: Tensor, device: torch.device) -> Tensor:

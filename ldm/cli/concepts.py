@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ldm.cli import common
 from ldm.errors import UserError
-from ldm.io.runs import CONFIG_NAME, LIST_NAME
+from ldm.io.runs import CONFIG_NAME, LIST_NAME, slug, stamp
 from ldm.io.secrets import refuse_hidden
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _read_entry(
         wrong = f"{where} is {entry!r}; give a mapping with name, images and init"
         return Refused(f"concept-{number}", where, wrong[:500], entry)
     word = entry["name"]
-    folder = common.slug(word)
+    folder = slug(word)
     folders[folder] += 1
     folder = folder if folders[folder] == 1 else f"{folder}-{folders[folder]}"
     try:
@@ -145,7 +145,7 @@ def learn_list(
             refuse_hidden(to_plain(one.config), f"of {one.config.placeholder}: ")
     if not read:
         raise UserError(f"{args.concepts} has fewer concepts than --part makes parts")
-    usual = Path("runs", f"{common.stamp()}_{common.slug(args.concepts.stem)}")
+    usual = Path("runs", f"{stamp()}_{slug(args.concepts.stem)}")
     with common.output(args.out, usual) as out:
         _learn_in(out, read, args, command, learn)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ldm._version import __version__
 from ldm.cli import common
 from ldm.errors import UserError
+from ldm.io.runs import slug, stamp
 from ldm.sampling import prompts as words
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def plan(
                 edit=edit,
                 clip_skip=model.text.other_clip_skip,
             )
-            name = f"{number:02d}_{common.slug(prompt)}_{seed}_{index:02d}.png"
+            name = f"{number:02d}_{slug(prompt)}_{seed}_{index:02d}.png"
             wanted.append(Wanted(out / name, recipe))
     return wanted
 
@@ -216,7 +217,7 @@ def plan(
 # ------------------------------------------------------------------------------ drawing
 def output(args: argparse.Namespace) -> AbstractContextManager[Path]:
     """The folder of the pictures, claimed: what is drawn stays, whatever happens."""
-    return common.output(args.out, Path("out", common.stamp()))
+    return common.output(args.out, Path("out", stamp()))
 
 
 def load_model(args: argparse.Namespace, recipe: Recipe | None = None) -> LatentDiffusion:
@@ -321,8 +322,8 @@ def _write_grid(wanted: Sequence[Wanted], columns: int | None, path: Path) -> No
     import torch
     from PIL import Image
 
-    from ldm.inversion.concept import to_tensor
     from ldm.io.images import save_grid
+    from ldm.io.pictures import to_tensor
 
     rows = len({one.path.name.partition("_")[0] for one in wanted})
     images = []

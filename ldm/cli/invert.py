@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common, concepts
 from ldm.errors import UserError
-from ldm.io.runs import CONFIG_NAME
+from ldm.io.runs import CONFIG_NAME, slug, stamp
 from ldm.io.secrets import refuse_hidden
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
         concepts.run(args, options(args))
         return
     config = config_of(args)
-    usual = Path("runs", f"{common.stamp()}_{common.slug(config.placeholder)}")
+    usual = Path("runs", f"{stamp()}_{slug(config.placeholder)}")
     with run_folder(args.out, usual, config) as out:
         invert(args, config, out, common.command(["ldm", "invert", "--resume", "--out", out]))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ldm.cli import common
 from ldm.errors import UserError
-from ldm.io.runs import CONFIG_NAME
+from ldm.io.runs import CONFIG_NAME, stamp
 from ldm.io.secrets import refuse_hidden
 
 log = logging.getLogger(__name__)
@@ -241,4 +241,4 @@ def run_name(args: argparse.Namespace, images: Path) -> tuple[str, str]:
     """``<data><time>`` and ``_<name><postfix>``, which make the name of a folder of the official code."""
     name = args.name or (Path(args.base[0]).stem if args.base else "")
     data = images.resolve().name if args.datadir_in_name else ""
-    return f"{data}{common.stamp()}", f"{'_' + name if name else ''}{args.postfix}"
+    return f"{data}{stamp()}", f"{'_' + name if name else ''}{args.postfix}"

@@ -77,15 +77,6 @@ NOUN_TAGS = frozenset(
     horseshoe chest skeleton shampoo pail brush tombstone grave amulet statue""".split()
 )
 
-_UNCOUNTED = frozenset(
-    """tennis bowling badminton pong fog foggy popcorn bacon garlic broccoli rice spaghetti sushi
-    butter salt honey ice wood fire soap money yarn coral sake tea oden dango football volleyball
-    baseball basketball softball lacrosse hockey golf boxing fuji bread falafel food cooking milk
-    dna clothes weather music mail medicine construction camping landscape paper custard fondue
-    kaaba saturn""".split()
-)
-_PREPOSITIONS = frozenset("with without of in on under behind over for at showing and".split())
-
 
 def normalize_label(label: str) -> str:
     """Emojibase label -> caption words: lower case, ASCII, only ``-`` and ``'`` as punctuation."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.emoji.prompts_obeyed import Sampling
 from ldm.evaluation import metrics
 from ldm.evaluation.clip_judge import Judge
 from ldm.evaluation.colours import COLOUR_NAMES
@@ -23,6 +22,7 @@ from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions
 from ldm.report.report import EvaluationReport, Table, write_evaluation_report
+from ldm.sampling.sample import Sampling
 
 RECONSTRUCTION_PROMPT = "a photo of {}"
 EDIT_PROMPTS = (

@@ -7,10 +7,8 @@ in four, by a sentence that also holds its own word.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -19,12 +17,11 @@ import torch
 from ldm.errors import UserError
 from ldm.inversion.templates import render, templates
 from ldm.io.files import read_text
+from ldm.io.pictures import caption_files
 from ldm.names import normal
 
 log = logging.getLogger(__name__)
 
-#: Endings of the files that hold captions, the first ones first.
-TEXTS = (".txt", ".caption")
 #: Sets with a slot for the picture's own word -> the set they are mixed with.
 _PLAIN_OF = {"dual": "object", "style-dual": "style"}
 
@@ -36,37 +33,6 @@ def contains_placeholder(text: str, placeholder: str) -> bool:
     after = r"(?!\w)" if re.match(r"\w", placeholder[-1]) else ""
     name = r"\s+".join(map(re.escape, placeholder.split()))
     return re.search(before + name + after, text) is not None
-
-
-def caption_files(pictures: Sequence[Path]) -> dict[Path, Path]:
-    """Picture -> the text file beside it that holds its captions, where there is one.
-
-    Of ``cat.png`` that is ``cat.txt`` or ``cat.caption``, else ``cat.png.txt`` or ``cat.png.caption``, in
-    whatever letter case. If there are several, the first of these is taken, with a warning.
-    """
-    texts: dict[tuple[Path, str], list[str]] = defaultdict(list)
-    for folder in {path.parent for path in pictures}:
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    stem, suffix = os.path.splitext(entry.name)
-                    if suffix.lower() in TEXTS and entry.is_file():
-                        texts[folder, stem.lower()].append(entry.name)
-        except OSError:
-            continue  # whoever reads the pictures says what is wrong with their folder
-    found = {}
-    for path in pictures:
-        wanted = [path.stem + suffix for suffix in TEXTS] + [path.name + suffix for suffix in TEXTS]
-        stems = (path.stem.lower(), path.name.lower())
-        there = [name for stem in stems for name in texts.get((path.parent, stem), ())]
-        places = [name.lower() for name in wanted]
-        there.sort(key=lambda name: (name not in wanted, places.index(name.lower()), name))  # noqa: B023
-        if there:
-            found[path] = path.with_name(there[0])
-        if len(there) > 1:
-            log.warning("%s has several captions: %s is read, and %s is not", path, there[0],
-                        " and ".join(there[1:]))  # fmt: skip
-    return found
 
 
 def read_captions(paths: Sequence[Path], subject: str, words: Collection[str] = ()) -> list[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.inversion.captions import contains_placeholder
 from ldm.inversion.templates import SETS, read_templates, templates
 from ldm.io.embeddings import check_names
+from ldm.io.pictures import Framing
 from ldm.names import normal
 from ldm.official.quirks import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
 from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed, Share
@@ -153,18 +154,18 @@ class InversionConfig:
         """What ``{}`` stands for."""
         return self.subject or self.placeholder
 
-    def framing(self) -> dict[str, Any]:
-        """How ``load_concept`` finds the pictures and makes squares of them."""
+    def framing(self) -> Framing:
+        """How the pictures are found and made squares of."""
         quirks = switches(self.compat)
         fit = self.fit or ("squash" if quirks.squash else "crop")
-        return {
-            "fit": fit,
-            "background": self.background,
-            "upright": not quirks.ignore_orientation,
-            "interpolation": self.interpolation,
-            "every_file": quirks.every_file,
-            "unsorted": quirks.unsorted,
-        }
+        return Framing(
+            fit=fit,
+            background=self.background,
+            upright=not quirks.ignore_orientation,
+            interpolation=self.interpolation,
+            every_file=quirks.every_file,
+            unsorted=quirks.unsorted,
+        )
 
 
 def settle(*layers: Mapping[str, Any]) -> InversionConfig:

@@ -29,12 +29,6 @@ from ldm.words.regularize import regularization
 
 log = logging.getLogger(__name__)
 
-#: from these on a word, in lengths of the vocabulary's, and a loss are no result; plain inversion goes to 50
-EXPLODED, EXPLODED_LOSS = 1000.0, 100.0
-#: of the fixed batch: a curve is read off 8, for 2 % of the time; a rule to stop is worth 7 %: near the end
-#: the loss falls by 0.0004 in 25 steps, which differs by 0.002 between batches of 8, by 0.0006 of 32 (emoji)
-SAMPLES, SAMPLES_TO_STOP = 8, 32
-
 
 class TextualInversion(pl.LightningModule):
     """Learns the vectors of one concept's placeholder(s).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -15,11 +15,8 @@ from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder
 from ldm.report.report import InversionReport, write_inversion_report
-from ldm.sampling.together import Order, at_the_end
+from ldm.sampling.together import Order
 from ldm.words.start import nearest_words
-
-if TYPE_CHECKING:
-    from ldm.inversion.config import InversionConfig
 
 
 def save_final(

@@ -12,7 +12,7 @@ from ldm.backbone import loading
 from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
-from ldm.inversion.concept import Concept, list_pictures
+from ldm.inversion.concept import Concept
 from ldm.inversion.config import InversionConfig, as_official, check
 from ldm.inversion.report import at_the_end
 from ldm.inversion.resume import (
@@ -25,6 +25,7 @@ from ldm.inversion.resume import (
 from ldm.inversion.task import prepare, read_pictures, write_config
 from ldm.io.claims import claimed, is_claimed
 from ldm.io.embeddings import Embedding, load_embeddings
+from ldm.io.pictures import list_pictures
 from ldm.io.runs import LIST_NAME, RunFolder, create_run
 from ldm.official.quirks import switches
 from ldm.paths import expanded
@@ -81,8 +82,7 @@ def as_trained(config: InversionConfig) -> InversionConfig:
     """What trains, and is written down: with the quirks that are only other numbers worked in."""
     quirks, pictures = switches(config.compat), 0
     if quirks.encoder_calls and config.progressive:  # when a word grows depends on them
-        how = {"every_file": quirks.every_file, "unsorted": quirks.unsorted}
-        pictures = len(list_pictures(config.images, **how))
+        pictures = len(list_pictures(config.images, config.framing()))
     return as_official(config, pictures)
 
 

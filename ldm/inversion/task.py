@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
 from ldm.inversion.callbacks import EmbeddingCheckpoint, FixedBatchMonitor
 from ldm.inversion.captions import PromptSource, has_captions, read_captions
-from ldm.inversion.concept import Concept, load_concept
+from ldm.inversion.concept import Concept, concept_of
 from ldm.inversion.config import InversionConfig, as_official
 from ldm.inversion.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.inversion.module import TextualInversion
@@ -26,11 +27,11 @@ from ldm.inversion.placeholders import (
     warn_of_template_words,
 )
 from ldm.inversion.report import on_the_way
-from ldm.inversion.run import log
 from ldm.inversion.templates import described
 from ldm.io.atomic import write_text
 from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
+from ldm.io.pictures import list_pictures
 from ldm.io.runs import CONFIG_NAME, RunFolder, now
 from ldm.io.secrets import redacted, redacted_values
 from ldm.official.quirks import switches
@@ -39,10 +40,12 @@ from ldm.sampling.together import draw
 from ldm.training.callbacks import ImageLogger
 from ldm.training.optim import scale_lr
 
+log = logging.getLogger(__name__)
+
 
 def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tuple[str, ...]] | None]:
     """The pictures of ``size`` pixels a side, and their caption files if they are to be used."""
-    concept = load_concept(config.images, size, **config.framing())
+    concept = concept_of(list_pictures(config.images, config.framing()), size, config.framing())
     return concept, captions_of(concept, config)
 
 

@@ -17,7 +17,10 @@ from typing import Any
 
 from ldm.errors import UserError
 from ldm.io.files import opened, unreadable
-from ldm.io.runs import made, writing
+
+#: temporary files of writes that go on now, and for every claimed folder the files made since (claims.py)
+writing: set[Path] = set()
+made: dict[Path, set[Path]] = {}
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder, then run again",

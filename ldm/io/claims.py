@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ldm.errors import UserError
-from ldm.io import runs
+from ldm.io import atomic, runs
 from ldm.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def claimed_new(
         except FileExistsError:
             continue
         except OSError as error:
-            raise runs.write_error(folder, error) or error from error
+            raise atomic.write_error(folder, error) or error from error
     with _claim(folder, missing, half, deep):
         yield folder
 
@@ -103,7 +103,7 @@ def _claim(
     place = folder.resolve()
     made: set[Path] = set()
     _held.add(place)
-    runs.made[place] = made
+    atomic.made[place] = made
     try:
         fresh = not runs.holds_something(folder)
         sweep(folder, deep=deep)
@@ -113,7 +113,7 @@ def _claim(
             _remove(folder, made)
         raise
     finally:
-        del runs.made[place]
+        del atomic.made[place]
         _held.discard(place)
         if lock is not None:
             (folder / runs.LOCK_NAME).unlink(missing_ok=True)  # while it is held: who waits looks again
@@ -142,10 +142,10 @@ def _locked(folder: Path) -> FileLock | None:
         except FileNotFoundError:  # whoever had claimed it has just removed it
             runs.make_folder(folder)
         except PermissionError as error:
-            raise runs.write_error(folder, error) or error from error
+            raise atomic.write_error(folder, error) or error from error
         except OSError as error:
-            full = runs.write_error(folder, error)
-            if full is not None and error.errno in runs.NO_ROOM:
+            full = atomic.write_error(folder, error)
+            if full is not None and error.errno in atomic.NO_ROOM:
                 raise full from error
             log.warning("%s cannot be locked (%s): see that no other command writes to it", folder, error)
             return None
@@ -157,7 +157,7 @@ def sweep(folder: Path, *, deep: bool = False) -> None:
     places = (Path(place) for place, _, _ in os.walk(folder)) if deep else iter([folder])
     for place in places:
         for path in place.glob(".*.tmp*"):
-            if runs.is_temporary(path) and _left(path):
+            if atomic.is_temporary(path) and _left(path):
                 path.unlink(missing_ok=True)
 
 
@@ -165,10 +165,10 @@ def _left(path: Path) -> bool:
     """Whether the process that was writing a temporary file is gone."""
     import psutil
 
-    host, pid = runs.writer_of(path)
-    if host == runs.HOST and pid is not None:
+    host, pid = atomic.writer_of(path)
+    if host == atomic.HOST and pid is not None:
         if pid == os.getpid():
-            return path not in runs.writing
+            return path not in atomic.writing
         return not psutil.pid_exists(pid)
     try:
         return time.time() - path.stat().st_mtime > OLD

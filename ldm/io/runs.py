@@ -33,11 +33,6 @@ LOCK_NAME = ".ldm-lock"  # in a folder that is claimed (claims.py), or was when 
 _PACKAGES = ("ldm", "torch", "pytorch-lightning", "safetensors", "pillow", "numpy")
 
 
-#: temporary files of writes that go on now, and for every claimed folder the files made since (claims.py)
-writing: set[Path] = set()
-made: dict[Path, set[Path]] = {}
-
-
 # ---------------------------------------------------------------------------- manifest
 def versions() -> dict[str, str]:
     """Versions of Python, this project and the packages a run depends on, by installed metadata."""

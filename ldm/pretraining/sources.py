@@ -56,10 +56,11 @@ class FolderPictures:
 
     def __init__(self, root: str, image_size: int = 64, flip_p: float = 0.5) -> None:
         from ldm.inversion.captions import caption_files, caption_of
-        from ldm.inversion.concept import load_concept
+        from ldm.inversion.concept import concept_of
         from ldm.io.files import read_text
+        from ldm.io.pictures import list_pictures
 
-        concept = load_concept(expanded(root), image_size)
+        concept = concept_of(list_pictures(expanded(root)), image_size)
         self.images, self.flip_p = concept.images, flip_p
         self.shares = torch.ones(len(self.images))
         files = caption_files(concept.paths)

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ldm.backbone.model import LatentDiffusion
 from ldm.diffusion import samplers
 from ldm.errors import UserError
-from ldm.inversion.concept import concept_of
 from ldm.io.decode import decode, flatten, turned_size, upright_size
+from ldm.io.pictures import Framing, load_pictures
 from ldm.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def _size(image: str | Path | Image.Image) -> tuple[int, int]:
 
 def _square(image: str | Path | Image.Image | Tensor, size: int, fit: str, background: str) -> Tensor:
     pictures = image[None] if isinstance(image, Tensor) else [image]
-    return concept_of(pictures, size, fit=fit, background=background).images[0]
+    return load_pictures(pictures, size, Framing(fit=fit, background=background))[0][0]
 
 
 @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ldm.emoji.captions import _PREPOSITIONS, _UNCOUNTED
-
 _VOWEL_BUT_A = ("uni", "eu", "uk", "ufo", "one", "use", "ewe")
 
 
@@ -22,3 +20,15 @@ def article(name: str) -> str:
     if name.startswith(_CONSONANT_BUT_AN):
         return "an "
     return "an " if name[0] in "aeiou" and not name.startswith(_VOWEL_BUT_A) else "a "
+
+
+_UNCOUNTED = frozenset(
+    """tennis bowling badminton pong fog foggy popcorn bacon garlic broccoli rice spaghetti sushi
+    butter salt honey ice wood fire soap money yarn coral sake tea oden dango football volleyball
+    baseball basketball softball lacrosse hockey golf boxing fuji bread falafel food cooking milk
+    dna clothes weather music mail medicine construction camping landscape paper custard fondue
+    kaaba saturn""".split()
+)
+
+
+_PREPOSITIONS = frozenset("with without of in on under behind over for at showing and".split())

@@ -27,7 +27,6 @@ from ldm.io.files import printable
 from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
 from ldm.training.csv_log import CsvLog
-from ldm.training.hardware import refuse_machine
 from ldm.training.quiet import quiet
 from ldm.training.wandb_run import wandb_logger
 

@@ -24,16 +24,16 @@ def common(model_folder: Path, pictures: Path) -> tuple:
 
 @pytest.mark.parametrize("way", ["alone", "list"])
 def test_what_is_written_is_what_trained(cli, common, pictures, tmp_path, monkeypatch, way: str) -> None:
-    from ldm.inversion import run
+    from ldm.inversion import task
 
     trained = []
-    real = run._module
+    real = task._module
 
     def module(model, batches, config):
         trained.append(config)
         return real(model, batches, config)
 
-    monkeypatch.setattr(run, "_module", module)
+    monkeypatch.setattr(task, "_module", module)
     if way == "alone":
         result = cli(*common, "--name", "<toy>", "--out", "run/toy", "--set", *OFFICIAL_QUIRKS)
     else:

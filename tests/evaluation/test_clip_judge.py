@@ -18,7 +18,7 @@ from ldm.evaluation.clip_judge import (
     read_concepts,
     save_clip,
 )
-from ldm.inversion.concept import load_concept
+from ldm.inversion.concept import concept_of
 from ldm.text.tokenizer import Tokenizer
 
 TINY = ClipConfig(
@@ -116,6 +116,6 @@ def test_shipped_judge_is_small_and_tells_names_and_colours_apart() -> None:
     texts = judge.text_features([fill("a photo of a {}", name) for name in names])
     right = []
     for concept in ("koala", "mushroom", "owl"):
-        features = judge.image_features(load_concept(PICTURES / concept, 64).images)
+        features = judge.image_features(concept_of(PICTURES / concept, 64).images)
         right += [names[i] == concept for i in (features @ texts.T).argmax(1).tolist()]
     assert len(right) == 15 and sum(right) >= 13

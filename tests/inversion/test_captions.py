@@ -9,8 +9,8 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource, contains_placeholder, has_captions, read_captions
-from ldm.inversion.concept import list_pictures
 from ldm.inversion.templates import DUAL, OBJECT, STYLE
+from ldm.io.pictures import list_pictures
 from ldm.pretraining.sources import FolderPictures
 
 

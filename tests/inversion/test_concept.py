@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.inversion.concept import SUFFIXES, list_pictures, load_concept, load_picture, load_pil
+from ldm.inversion.concept import concept_of
 from ldm.io.atomic import file_sha256
+from ldm.io.decode import SUFFIXES
+from ldm.io.pictures import Framing, list_pictures, load_picture, load_pil
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -35,7 +37,7 @@ def quarters(width: int = 40, height: int = 40) -> Image.Image:
 def test_a_folder_gives_images_in_range_with_paths_and_hashes_sorted(tmp_path):
     for name in ("c.png", "a.jpg", "B.webp"):
         quarters(30, 50).save(tmp_path / name)
-    concept = load_concept(tmp_path, 16)
+    concept = concept_of(tmp_path, 16)
     assert concept.images.shape == (3, 3, 16, 16) and concept.images.dtype == torch.float32
     assert concept.images.min() >= -1 and concept.images.max() <= 1 and len(concept) == 3
     assert [p.name for p in concept.paths] == ["B.webp", "a.jpg", "c.png"]
@@ -87,7 +89,7 @@ def test_the_aspect_is_kept_by_a_centre_crop(tmp_path, size):
 
 def test_padding_keeps_everything_and_fills_with_the_background(tmp_path):
     Image.new("RGB", (40, 20), RED).save(tmp_path / "a.png")
-    found = load_picture(tmp_path / "a.png", 16, fit="pad", background="blue")
+    found = load_picture(tmp_path / "a.png", 16, Framing(fit="pad", background="blue"))
     assert near(rgb(found, 1, 8), BLUE) and near(rgb(found, 14, 8), BLUE)
     assert near(rgb(found, 8, 0), RED) and near(rgb(found, 8, 15), RED)
 
@@ -105,7 +107,7 @@ def test_pictures_are_scaled_by_the_filter_that_is_asked_for(tmp_path, filter, f
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     expected = Image.fromarray(noise).resize((10, 10), Image.Resampling[filter.upper()])
-    found = load_picture(tmp_path / "a.png", 10, fit=fit, interpolation=filter)
+    found = load_picture(tmp_path / "a.png", 10, Framing(fit=fit, interpolation=filter))
     pixels = ((found + 1) * 127.5).round().byte().permute(1, 2, 0)
     assert pixels.equal(torch.tensor(np.array(expected)))
 
@@ -161,7 +163,7 @@ def test_transparency_is_laid_on_the_background(tmp_path, kind):
     else:
         Image.new(kind, (8, 8), 0).save(path)
     assert near(rgb(load_picture(path, 8), 4, 4), (255,) * 3)
-    assert near(rgb(load_picture(path, 8, background="#0000ff"), 4, 4), BLUE)
+    assert near(rgb(load_picture(path, 8, Framing(background="#0000ff")), 4, 4), BLUE)
 
 
 def test_half_transparency_is_mixed(tmp_path):
@@ -185,7 +187,7 @@ def test_pictures_in_memory_are_treated_alike(tmp_path):
 def test_what_a_file_is_decides_its_content_not_its_name(tmp_path):
     quarters().save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.JPG")
-    assert len(load_concept(tmp_path, 8)) == 1
+    assert len(concept_of(tmp_path, 8)) == 1
 
 
 # ------------------------------------------------------------------------- other files
@@ -205,7 +207,7 @@ def test_a_corrupt_picture_is_named_with_what_to_do(tmp_path, content):
     quarters().save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(UserError, match="bad.png.*remove or replace") as caught:
-        load_concept(tmp_path, 8)
+        concept_of(tmp_path, 8)
     assert "\n" not in str(caught.value)
 
 
@@ -216,17 +218,17 @@ def test_a_picture_cut_short_is_named(tmp_path, suffix):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match="bad.*remove or replace"):
-        load_concept(tmp_path, 8)
+        concept_of(tmp_path, 8)
 
 
 def test_no_pictures_no_folder_and_a_file_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="no pictures in"):
-        load_concept(tmp_path, 8)
+        concept_of(tmp_path, 8)
     with pytest.raises(UserError, match="there is no folder"):
-        load_concept(tmp_path / "none", 8)
+        concept_of(tmp_path / "none", 8)
     quarters().save(tmp_path / "a.png")
     with pytest.raises(UserError, match="is a file"):
-        load_concept(tmp_path / "a.png", 8)
+        list_pictures(tmp_path / "a.png")
     with pytest.raises(UserError, match="there is no picture"):
         load_picture(tmp_path / "none.png", 8)
 
@@ -237,7 +239,7 @@ def test_no_pictures_no_folder_and_a_file_are_told_apart(tmp_path):
 def test_wrong_options_are_user_errors(tmp_path, wrong):
     quarters().save(tmp_path / "a.png")
     with pytest.raises(UserError):
-        load_concept(tmp_path, **({"size": 8} | wrong))
+        concept_of(tmp_path, wrong.pop("size", 8), Framing(**wrong))
 
 
 def test_every_suffix_that_is_taken_has_a_decoder():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ldm.errors import UserError
-from ldm.io import runs
+from ldm.io import atomic
 from ldm.io.atomic import atomic_write, write_text
 from ldm.io.claims import claimed, claimed_new, is_claimed, sweep
 from ldm.io.runs import LOCK_NAME, holds_something
@@ -153,7 +153,7 @@ def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(tmp_
             assert {path.name for path in (tmp_path / "sub").iterdir()} == {
                 of_others.name, foreign.name, temporary.name,
             }  # fmt: skip
-    assert runs.is_temporary(of_others) and not runs.is_temporary(foreign)
+    assert atomic.is_temporary(of_others) and not atomic.is_temporary(foreign)
 
 
 def test_a_folder_that_cannot_be_made_or_is_a_file_is_a_user_error(tmp_path):

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.inversion.concept import list_pictures, load_concept, load_picture
+from ldm.inversion.concept import concept_of
 from ldm.io import decode
+from ldm.io.pictures import Framing, list_pictures, load_picture
 
 # ------------------------------------------------------------------------------ profiles
 #: red, green and blue in XYZ of the white D50, and the curve to light
@@ -82,13 +83,13 @@ def test_colours_are_those_of_the_profile(tmp_path: Path, profile: tuple, kind: 
     found = middle(load_picture(tmp_path / f"a.{kind}", 8))
     assert max(abs(a - b) for a, b in zip(found, (0, 160, 0), strict=True)) <= 4, found
     # the official code does not look at profiles
-    as_stored = middle(load_picture(tmp_path / f"a.{kind}", 8, upright=False))
+    as_stored = middle(load_picture(tmp_path / f"a.{kind}", 8, Framing(upright=False)))
     assert max(abs(a - b) for a, b in zip(as_stored, numbers, strict=True)) <= 4
 
 
 def test_the_background_of_a_transparent_picture_is_srgb(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png", icc_profile=icc(*P3))
-    assert middle(load_picture(tmp_path / "a.png", 8, background="#00a000")) == [0, 160, 0]
+    assert middle(load_picture(tmp_path / "a.png", 8, Framing(background="#00a000"))) == [0, 160, 0]
 
 
 @pytest.mark.parametrize("profile", [b"no profile", icc(*P3)[:200], b"\0" * 5_000_000])
@@ -129,7 +130,7 @@ def test_a_transparent_grey_is_the_background_at_every_depth(tmp_path: Path, dep
     top = 2**depth - 1
     for key, kept in ((top, 0), (0, top)):
         (tmp_path / "a.png").write_bytes(png(depth, [kept, key], key))
-        image = load_picture(tmp_path / "a.png", 8, background="#0000ff")
+        image = load_picture(tmp_path / "a.png", 8, Framing(background="#0000ff"))
         assert ((image[:, 4, 6] + 1) * 127.5).round().tolist() == [0, 0, 255]
         assert ((image[:, 4, 1] + 1) * 127.5).round().tolist() == [255 * (kept > 0)] * 3
 
@@ -138,7 +139,7 @@ def test_a_transparent_grey_is_the_background_at_every_depth(tmp_path: Path, dep
 def test_a_transparent_colour_is_the_background_at_every_depth(tmp_path: Path, depth: int) -> None:
     key = (0, 2 ** (depth - 1), 2**depth - 1)
     (tmp_path / "a.png").write_bytes(png(depth, [(0, 0, 0), key], key))
-    image = load_picture(tmp_path / "a.png", 8, background="#ff0000")
+    image = load_picture(tmp_path / "a.png", 8, Framing(background="#ff0000"))
     assert ((image[:, 4, 6] + 1) * 127.5).round().tolist() == [255, 0, 0]
     assert ((image[:, 4, 1] + 1) * 127.5).round().tolist() == [0, 0, 0]
 
@@ -215,7 +216,7 @@ def test_a_picture_that_may_not_be_read_is_not_called_corrupt(
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match=f"a.png.*{words}") as caught:
-        load_concept(tmp_path, 8)
+        concept_of(tmp_path, 8)
     assert "corrupt" not in str(caught.value)
 
 
@@ -237,7 +238,7 @@ def test_a_heic_picture_says_how_to_convert_it(
         list_pictures(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
     caplog.clear()
-    assert len(load_concept(tmp_path, 8)) == 1
+    assert len(concept_of(tmp_path, 8)) == 1
     assert "a.HEIC" in caplog.text and "convert it to JPEG" in caplog.text
 
 
@@ -245,7 +246,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
     Image.new("RGB", (64, 64), encoded((0, 160, 0), *P3)).save(tmp_path / "a.HEIC", icc_profile=icc(*P3))
-    found = middle(load_concept(tmp_path, 8).images[0])
+    found = middle(concept_of(tmp_path, 8).images[0])
     assert max(abs(a - b) for a, b in zip(found, (0, 160, 0), strict=True)) <= 8
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ldm.errors import UserError
-from ldm.io import runs
+from ldm.io import atomic, runs
 from ldm.io.atomic import atomic_write, file_sha256, write_bytes, write_json, write_text
 from ldm.io.runs import create_run
 
@@ -54,7 +54,7 @@ def test_a_full_disk_is_a_user_error_and_leaves_only_the_old_file(out, monkeypat
         link.symlink_to("/dev/full")
         return link
 
-    monkeypatch.setattr(runs, "_temporary", on_full_disk)
+    monkeypatch.setattr(atomic, "_temporary", on_full_disk)
     with pytest.raises(UserError, match=f"cannot write {out}: .*free some space") as caught:
         with atomic_write(out) as temporary:
             WRITERS[writer](temporary)

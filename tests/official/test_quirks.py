@@ -13,7 +13,7 @@ from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve, to_plain
 from ldm.errors import UserError
-from ldm.inversion.concept import Concept, concept_of, load_concept
+from ldm.inversion.concept import Concept, concept_of
 from ldm.inversion.config import InversionConfig, as_official
 from ldm.inversion.run import learn, run_inversion
 from ldm.io.checkpoints import collect
@@ -207,13 +207,13 @@ def test_squash(tmp_path: Path) -> None:
     picture.paste("white", (16, 0, 32, 16))
     picture.save(tmp_path / "a.png")
     squashed, cropped = (
-        load_concept(tmp_path, 16, **replace(BASE, compat=quirk).framing()).images[0]
+        concept_of(tmp_path, 16, replace(BASE, compat=quirk).framing()).images[0]
         for quirk in (CompatConfig(squash=True), FIXED)
     )
     assert (cropped == 1).all()  # the middle third
     for columns, value in ((slice(0, 4), -1), (slice(7, 9), 1), (slice(12, 16), -1)):
         assert (squashed[:, :, columns] == value).all()
-    assert replace(BASE, compat="official", fit="crop").framing()["fit"] == "crop"  # center_crop
+    assert replace(BASE, compat="official", fit="crop").framing().fit == "crop"  # center_crop
 
 
 def test_ignore_orientation(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_ignore_orientation(tmp_path: Path) -> None:
     exif[0x0112] = 3  # upside down
     picture.save(tmp_path / "a.png", exif=exif)
     as_stored, upright = (
-        load_concept(tmp_path, 16, **replace(BASE, compat=quirk).framing()).images[0]
+        concept_of(tmp_path, 16, replace(BASE, compat=quirk).framing()).images[0]
         for quirk in (CompatConfig(ignore_orientation=True), FIXED)
     )
     assert (as_stored[:, :8] == 1).all() and (as_stored[:, 8:] == -1).all()
@@ -234,12 +234,12 @@ def test_every_file(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "b.png")
     Image.new("RGB", (16, 16), "white").save(tmp_path / "a", format="PNG")  # the content says what it is
     quirk = replace(BASE, compat=CompatConfig(every_file=True)).framing()
-    assert [p.name for p in load_concept(tmp_path, 16, **quirk).paths] == ["a", "b.png"]
+    assert [p.name for p in concept_of(tmp_path, 16, quirk).paths] == ["a", "b.png"]
     for other in ("b.txt", ".hidden"):
         (tmp_path / other).write_text("a <toy>")
-        assert [p.name for p in load_concept(tmp_path, 16, **BASE.framing()).paths] == ["b.png"]
+        assert [p.name for p in concept_of(tmp_path, 16, BASE.framing()).paths] == ["b.png"]
         with pytest.raises(UserError, match=f"{other}: it is corrupt or of an unknown kind"):
-            load_concept(tmp_path, 16, **quirk)
+            concept_of(tmp_path, 16, quirk)
         (tmp_path / other).unlink()
 
 
@@ -250,8 +250,8 @@ def test_unsorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / name for name in names]))
     for quirk, order in ((CompatConfig(unsorted=True), names), (FIXED, sorted(names))):
         framing = replace(BASE, compat=quirk).framing()
-        assert [p.name for p in load_concept(tmp_path, 16, **framing).paths] == order
-        assert [p.name for p in concept_of(tmp_path, 16, **framing).paths] == order
+        assert [p.name for p in concept_of(tmp_path, 16, framing).paths] == order
+        assert [p.name for p in concept_of(tmp_path, 16, framing).paths] == order
 
 
 # ------------------------------------------------------------------ the placeholder and its prompts

@@ -42,7 +42,6 @@ from ldm.cli.main import main as ldm_main
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve
 from ldm.errors import UserError
 from ldm.inversion.captions import read_captions
-from ldm.inversion.concept import load_picture
 from ldm.inversion.config import InversionConfig, check
 from ldm.inversion.latents import _read_cache
 from ldm.inversion.resume import kept_config, whole_checkpoint
@@ -51,6 +50,7 @@ from ldm.io.checkpoints import read_metadata, read_state_dict
 from ldm.io.decode import heif
 from ldm.io.embedding_formats import FORMATS
 from ldm.io.embeddings import Embedding, read_file, save_embeddings
+from ldm.io.pictures import load_picture
 from ldm.io.recipes import Recipe, load_recipe, to_text
 from ldm.io.runs import RunFolder
 from ldm.official import config as legacy

@@ -23,9 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1] / "helpers")
-)  # for `tiny`, where this is no test of pytest's
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # `tiny`, outside pytest
 
 import tiny  # noqa: E402
 import torch  # noqa: E402

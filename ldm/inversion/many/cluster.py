@@ -1,9 +1,10 @@
 """Many concepts on many workers: tasks of some concepts each are handed out, retried and collected.
 
-A worker is whatever a ``concurrent.futures.Executor`` runs functions on: Ray's (``ldm.inversion.many.ray_workers``)
-or a thread. Workers write run folders to storage that all share, and the state is there alone: a task
-that is done again keeps what is finished and goes on from the checkpoints of what is not. One rule so
-serves a worker that died, a driver that was stopped, and ``--resume``.
+A worker is whatever a ``concurrent.futures.Executor`` runs functions on: Ray's
+(``ldm.inversion.many.ray_workers``) or a thread. Workers write run folders to storage that all share, and
+the state is there alone: a task that is done again keeps what is finished and goes on from the
+checkpoints of what is not. One rule so serves a worker that died, a driver that was stopped, and
+``--resume``.
 """
 
 from __future__ import annotations

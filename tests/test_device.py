@@ -7,9 +7,9 @@ import logging
 import pytest
 import torch
 
+from ldm import device
 from ldm.device import cpu_has_bfloat16, device_of, working_precision
 from ldm.errors import UserError
-from ldm.training import hardware
 from ldm.training.fit import TrainerConfig
 
 
@@ -55,13 +55,13 @@ def test_what_is_asked_for_by_name_stays_and_is_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with_cpu(monkeypatch, avx2=True)
-    hardware._warn_of_emulation.cache_clear()
-    with caplog.at_level(logging.WARNING, "ldm.training.hardware"):
+    device._warn_of_emulation.cache_clear()
+    with caplog.at_level(logging.WARNING, "ldm.device"):
         assert [working_precision("bf16-mixed", "cpu") for _ in range(3)] == ["bf16-mixed"] * 3
         assert working_precision("32-true", "cpu") == "32-true"
         assert working_precision("16-mixed", "mps") == "16-mixed"
     assert len(caplog.records) == 1 and "precision=auto" in caplog.text
-    hardware._warn_of_emulation.cache_clear()
+    device._warn_of_emulation.cache_clear()
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
