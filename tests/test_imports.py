@@ -50,7 +50,16 @@ ALLOWED["ldm"] = set(ALLOWED) - {"cli"}  # ldm/__init__.py, the public names
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 LIGHTNING_ROOMS = {"training", "inversion", "pretraining", "emoji"}
-SLOW = {"wandb", "open_clip", "torchvision", "matplotlib", "diffusers", "transformers"}
+SLOW = {
+    "wandb",
+    "open_clip",
+    "timm",
+    "huggingface_hub",
+    "torchvision",
+    "matplotlib",
+    "diffusers",
+    "transformers",
+}
 AT_ONCE = {"ldm/__init__.py", "ldm/errors.py", "ldm/_version.py", "ldm/config.py"}
 HEAVY = {*SLOW, *LIGHTNING, "torch", "numpy", "PIL"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve, to_plain
 from ldm.errors import UserError
+from ldm.evaluation.scorers.base import weights_hash
+from ldm.evaluation.scorers.identity import Identity
 from ldm.io.atomic import atomic_write, write_bytes, write_text
 from ldm.io.checkpoints import read_state_dict
 from ldm.paths import expanded
@@ -101,7 +104,10 @@ class ClipJudge:
         image_size: pixels a side that it sees.
         concepts: those that it was trained to name, if known.
         batch_size: pictures or texts encoded at once.
+        name: as a scorer (:mod:`ldm.evaluation.scorers`).
     """
+
+    reads_text = True
 
     def __init__(
         self,
@@ -110,11 +116,28 @@ class ClipJudge:
         image_size: int,
         concepts: Sequence[Named] = (),
         batch_size: int = 256,
+        name: str = "clip",
     ) -> None:
         self.clip = clip.eval().requires_grad_(False)
         self.width: int = clip.visual.output_dim  # D
         self.tokenizer, self.image_size, self.batch_size = tokenizer, image_size, batch_size
         self.concepts: Sequence[Named] = concepts
+        self.name = name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClipJudge:
+        """Itself: it is frozen, and copies of a metric share it."""
+        return self
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Architecture, weights' hash, preprocessing and tokenizer."""
+        tower = type(self.clip.visual).__name__
+        return Identity(
+            architecture=f"open_clip {tower}, {self.width} features",
+            weights=weights_hash(self.clip),
+            preprocessing=f"float; bicubic with antialiasing to {self.image_size} x {self.image_size}",
+            text=f"WordPiece of {self.tokenizer.vocab_size} words, {self.tokenizer.max_length} tokens",
+        )
 
     @property
     def device(self) -> torch.device:
@@ -205,13 +228,18 @@ def load_clip(name_or_path: str | Path = "emoji-clip", device: str = "cpu") -> C
     if not (folder / WEIGHTS).is_file() and (shipped / WEIGHTS).is_file():
         folder = shipped
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        raise UserError(f"no CLIP named {name_or_path}: give emoji-clip or a folder with {WEIGHTS}, {CONFIG}")
+        raise UserError(
+            f"no scorer named {name_or_path}: give clip:MODEL/TAG, dino:NAME, emoji-clip, or a folder of "
+            f"ldm train clip with {WEIGHTS} and {CONFIG}"
+        )
     config = resolve(ClipConfig, load_yaml([folder / CONFIG]))
     tokenizer = Tokenizer(folder / VOCABULARY, config.context_length)
     clip = build_clip(config, tokenizer)
     _load_strictly(clip, read_state_dict(folder / WEIGHTS), folder)
     size = int(config.vision.get("image_size", 224))
-    return ClipJudge(clip.to(device), tokenizer, size, read_concepts(folder / CONCEPTS))
+    return ClipJudge(
+        clip.to(device), tokenizer, size, read_concepts(folder / CONCEPTS), name=str(name_or_path)
+    )
 
 
 def _load_strictly(clip: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:

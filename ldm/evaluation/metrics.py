@@ -209,3 +209,19 @@ def similarity(first: Tensor, second: Tensor) -> Similarity:
     a, b = first.double(), second.double()
     means = torch.nn.functional.cosine_similarity(a.mean(0), b.mean(0), dim=0)
     return Similarity(float(means), float((a @ b.T).mean()))
+
+
+def between(features: Tensor) -> Similarity | None:
+    """Of one set of unit features (N, D) with itself, no picture with its own; ``None`` of fewer than two.
+
+    The mean of cosines is over pairs of different rows, the cosine of means is the mean over rows of the
+    cosine between a row and the mean of the others.
+    """
+    n = len(features)
+    if n < 2:
+        return None
+    rows = features.double()
+    pairs = (rows @ rows.T).sum() - rows.square().sum()
+    others = (rows.sum(0, keepdim=True) - rows) / (n - 1)
+    means = torch.nn.functional.cosine_similarity(rows, others, dim=1).mean()
+    return Similarity(float(means), float(pairs / (n * (n - 1))))

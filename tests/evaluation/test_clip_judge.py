@@ -88,7 +88,7 @@ def test_saved_in_half_precision_and_loaded_again(judge: ClipJudge, tiny_vocab: 
 
 
 def test_wrong_judges_are_refused_in_one_line(judge: ClipJudge, tiny_vocab: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no CLIP named nobody"):
+    with pytest.raises(UserError, match="no scorer named nobody"):
         load_clip("nobody")
     folder = save_clip(judge.clip, TINY, tiny_vocab, tmp_path / "clip")
     config = folder / "config.yaml"
