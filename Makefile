@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CONCEPT := configs/emoji/concepts/koala
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock model-gpu
+.PHONY: help setup demo test lint docs lock model-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -31,6 +31,9 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP) ## build the documentation into site/; a broken link or an undocumented setting fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: ## write requirements.lock from what .venv holds now
 	@{ sed -n '/^#/p' requirements.lock; \

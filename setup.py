@@ -55,6 +55,8 @@ DEV = [
     "pillow-heif>=0.22",
 ]
 
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
+
 setup(
     name="ldm",
     version=ABOUT["__version__"],
@@ -67,7 +69,7 @@ setup(
     package_data={"ldm": ["py.typed", "assets/**/*"]},
     include_package_data=True,
     install_requires=RUNTIME,
-    extras_require={"dev": DEV, "ray": ["ray>=2.60"], "heif": ["pillow-heif>=0.22"]},
+    extras_require={"dev": [*DEV, *DOCS], "docs": DOCS, "ray": ["ray>=2.60"], "heif": ["pillow-heif>=0.22"]},
     entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},
     zip_safe=False,
     classifiers=[
