@@ -32,16 +32,17 @@ def invert(
     """Learn a word from pictures; ``model`` knows it afterwards.
 
     Args:
-        model: from ``ldm.load``.
-        images: a folder, files, PIL pictures, arrays or tensors; 3-5 of them (see
-            ``ldm.inversion.concept.concept_of``). The caption files of a folder are used as on the
-            command line.
-        placeholder: the new word, any string ("<cat-toy>").
-        init: a phrase to start from ("cat toy"), or ``None``.
-        steps, lr, seed: optimiser steps, base learning rate, seed; the model's own defaults if not given.
-        settings: any other key of ``ldm.inversion.config.InversionConfig`` (``num_vectors=2``,
-            ``optim={"weight_decay": 0.01}`` ...). They win over the model's own level by level, as
-            ``--set``, a YAML file or a list of concepts does.
+        model: What ``ldm.load`` returned.
+        images: A folder, files, PIL pictures, arrays or tensors, three to five of them. The caption files of
+            a folder are used as on the command line.
+        placeholder: The new word, any string, such as "<cat-toy>".
+        init: A phrase to start from, such as "cat toy". ``None`` starts near the vocabulary's mean.
+        steps: Optimiser steps; by default the model's own number.
+        lr: Base learning rate; by default the model's own.
+        seed: Everything random is a function of it; by default the model's own.
+        progress: Show a progress bar.
+        **settings: Any other setting (``num_vectors=2``, ``optim={"weight_decay": 0.01}`` ...), named as for
+            ``--set``, in a YAML file or in a list of concepts.
 
     Returns:
         The embedding: ``.placeholder``, ``.vectors`` (K, D) or, with ``per_layer``, (n, K, D) float32,
@@ -61,7 +62,20 @@ def invert(
 
 
 def evaluate(model: LatentDiffusion, embedding: Embedding, images: Any, **settings: Any) -> dict[str, Any]:
-    """Measure a word: reconstruction, editability and obeyed backgrounds (``ldm evaluate``)."""
+    """Measure a word: reconstruction, editability and obeyed backgrounds, as ``ldm evaluate`` does.
+
+    Args:
+        model: What ``ldm.load`` returned.
+        embedding: The word, from ``ldm.invert`` or ``ldm.embeddings.load_embedding``.
+        images: The pictures that it was learned from, as for ``ldm.invert``.
+        **settings: ``n`` samples of each prompt (16), ``seed`` (0), ``prompts`` with ``{}`` for the word,
+            ``out``, a folder for pictures and ``report.html``, and ``clip``, another judge.
+
+    Returns:
+        ``reconstruction`` and ``editability``, each as ``cosine_of_means`` (the paper's text) and
+        ``mean_of_cosines`` (the official code); ``between_training_pictures``, which reconstruction is read
+        against; ``backgrounds`` with ``share`` and its 95 % interval ``low`` to ``high``.
+    """
     from ldm.evaluation.word import evaluate_embedding
 
     concept = concept_of(images, model.image_size)

@@ -32,7 +32,17 @@ from ldm.words.start import initial_vectors
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Arguments of ``Schedule``."""
+    """The noise schedule.
+
+    Attributes:
+        timesteps: Number T of noise levels.
+        linear_start: First beta of the ``linear`` schedule.
+        linear_end: Last beta of the ``linear`` schedule.
+        kind: ``linear`` (in the square root of beta, as in LDM and Stable Diffusion), ``cosine``,
+            ``sqrt_linear`` or ``sqrt``.
+        betas: All T betas, instead of a ``kind``.
+        zero_snr: Rescale the schedule so that no signal is left at the last level (Lin et al. 2023).
+    """
 
     timesteps: Annotated[int, Range(2, 100_000)] = 1000
     linear_start: float = 0.00085
@@ -44,7 +54,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of ``DiffusionLoss``; the defaults are the paper's plain squared error."""
+    """Weights of the diffusion loss; the defaults are the paper's plain squared error.
+
+    Attributes:
+        l_simple_weight: Weight of the squared error.
+        original_elbo_weight: Weight of the squared error as the variational bound weights each timestep.
+        logvar_init: Start of the logarithmic variance of each timestep.
+        learn_logvar: Learn that variance.
+        min_snr_gamma: Bound gamma of min-SNR weighting (Hang et al. 2023); ``null`` weights all timesteps
+            alike.
+    """
 
     l_simple_weight: float = 1.0
     original_elbo_weight: float = 0.0
@@ -58,12 +77,15 @@ class ModelConfig:
     """What ``ldm.load`` reads: the key ``model`` of a YAML file.
 
     Attributes:
-        autoencoder, unet, text: ``{target: dotted name, params: {...}}``.
-        image_size: pixels a side that the model was trained for.
-        scale_factor: latents are multiplied by it before diffusion.
-        parameterization: what the UNet returns: eps, v or x0.
-        schedule, loss: noise schedule and loss weights.
-        checkpoint: weights, relative to the YAML file.
+        autoencoder: ``{target: class, params: {...}}`` of the autoencoder.
+        unet: The same of the UNet.
+        text: The same of the text encoder.
+        image_size: Side in pixels of the pictures that the model was trained on.
+        scale_factor: Factor on latents before diffusion.
+        parameterization: What the UNet predicts: ``eps``, ``v`` or ``x0``.
+        schedule: The noise schedule.
+        loss: Weights of the loss.
+        checkpoint: File of the weights, relative to the YAML file.
     """
 
     autoencoder: dict

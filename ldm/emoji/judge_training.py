@@ -60,7 +60,18 @@ class JudgeData:
 
 @dataclass(frozen=True)
 class ClipStage:
-    """``ldm train clip``: all of ``configs/emoji/clip.yaml``."""
+    """``ldm train clip``: all keys of ``configs/emoji/clip.yaml``.
+
+    Attributes:
+        clip: Size of the network.
+        vocabulary: WordPiece vocabulary of its texts, one entry a line.
+        data: What it is shown.
+        batch_size: Pictures in a batch.
+        seed: Pictures and captions are functions of it and of the step.
+        optim: Optimiser and learning-rate schedule.
+        trainer: Number of steps, precision, device, and how often to log and checkpoint.
+        logging: Where curves are written to.
+    """
 
     clip: ClipConfig
     vocabulary: Path = Path("ldm/assets/emoji/vocab.txt")

@@ -33,56 +33,79 @@ DEFAULT_PROMPTS = (
 
 @dataclass(frozen=True)
 class InversionConfig:
-    """Everything an inversion depends on; the keys of an inversion YAML.
+    """Everything that an inversion depends on; the keys of an inversion YAML.
 
     Attributes:
-        model: a shipped model's name, a model folder or YAML, or the mapping itself.
-        checkpoint: weights instead of the model's own.
-        clip_skip: which of the last blocks of a CLIP text encoder is used, as web UIs count: 1 the last one;
-            ``None``: the model's own.
-        images: folder of 3-5 pictures.
-        placeholder: the new word, any string.
-        init: a phrase to start from; ``None`` starts at the vocabulary's mean.
-        init_scale: factor on that start. Text conditioners normalise their input, so that a short vector
-            turns further in a step: below 1 the phrase binds less.
-        more_words: words that are learned beside it from the same pictures: name -> init phrase or null.
-            Those that no prompt holds are left out, with a warning.
-        subject: what ``{}`` stands for in templates, caption files and ``prompts``, such as
-            "<cat> on a <mug>"; the placeholder unless given.
-        init_embedding: an embedding file whose ``num_vectors`` vectors are the start instead.
-        num_vectors, progressive: K of each word, and the K - 1 steps at which the second, third ... enter.
-        per_layer: vectors of its own for each of the UNet's n transformers, n x K in all (extended Textual
-            Inversion, Voynov et al. 2023); an ``init_embedding`` that has none starts all of them.
-        shared_steps: steps before the layers part; until then their vectors move alike, as one.
-        per_image_tokens: one more word per picture ("a photo of S* with S_i"), then dropped,
-        mixing_prob: in this share of the prompts.
-        templates: caption templates: a set (object, style, photo, plain, ...), or one's own sentences with
-            ``{}`` for the word: a list, or a text file with one a line, whose sentences then stand here.
-        coarse_class: a word that templates put before the placeholder ("a photo of a cat S*").
-        captions: use ``name.txt`` files; ``None``: if there are any.
-        regularization: weight of the squared distance to the init.
-        model_lr: learning rate (never scaled) of UNet and text conditioner, which then train as well
-            and are left as the model folder ``model``; 0 keeps them frozen.
-        compat: "official", or single switches of ``CompatConfig``: quirks of the official code.
-        flip_p: probability of a mirrored picture.
-        fit, background: "crop" (the default), "pad" or "squash", and what transparent parts are laid on.
-        interpolation: of the pictures when they are scaled: bicubic, bilinear or lanczos.
-        batch_size: pictures of a batch, on each device.
-        timesteps: which noise levels are looked at; all alike by default, as in the paper.
-        scale_lr: multiply ``optim.lr`` by accumulate x devices x batch size.
-        prompts: drawn as training goes and at the end; ``{}`` is the subject.
-        samples_per_prompt: pictures of each prompt at the end.
-        sample_steps, sample_scale, sampler: how they are drawn.
-        monitor_every: steps between measurements on the fixed batch.
-        patience: stop when so many measurements in a row have not brought the loss on the fixed batch
-            down, 0: never,
-        min_improvement: by this share of the lowest one before.
-        allow_untrained: accept a base model whose loss looks untrained.
-        checkpointing: recompute the UNet's activations in the backward pass: much less memory for a third
+        images: Folder of the three to five pictures.
+        placeholder: The new word, any string.
+        model: A shipped model's name, a model's folder, YAML or checkpoint file, or the mapping itself.
+        checkpoint: Weights to use instead of the model's own.
+        clip_skip: Which of the last blocks of a CLIP text encoder is used, counted as web UIs do: 1 is the
+            last one. ``null`` is the model's own choice.
+        init: A phrase whose token embeddings are the start of the word. ``null`` starts near the mean of the
+            vocabulary.
+        init_scale: Factor on the start. Text encoders normalise what they are given, so a short vector turns
+            further in one step; below 1 the init phrase binds less.
+        more_words: Further words that are learned from the same pictures, as a mapping of name to init
+            phrase or ``null``. A word that no prompt contains is left out with a warning.
+        subject: The text that ``{}`` stands for in templates, caption files and ``prompts``, such as "<cat>
+            on a <mug>". ``null`` is the placeholder.
+        init_embedding: An embedding file whose vectors are the start instead of ``init``; it must have
+            ``num_vectors`` of them.
+        num_vectors: Number K of vectors of each word. More come nearer to the pictures and obey prompts
+            less.
+        per_layer: Give each of the UNet's n cross-attention layers vectors of its own, n x K in all
+            (extended Textual Inversion, Voynov et al. 2023). An ``init_embedding`` without layers starts all
+            of them alike.
+        shared_steps: With ``per_layer``, the number of first steps in which the vectors of all layers move
+            alike, as one.
+        progressive: The K - 1 optimiser steps at which the second, third ... vector of a word comes into
+            use. Empty: all are used from the start.
+        per_image_tokens: Learn one more word for each picture ("a photo of S* with S_i"), which takes up
+            what is special about that picture and is dropped at the end.
+        mixing_prob: With ``per_image_tokens``, the share of the prompts that contain the picture's own word.
+        templates: Caption templates: ``object``, ``style``, ``photo``, ``plain`` or another set by name, a
+            list of sentences with ``{}`` for the word, or a text file with one sentence a line.
+        coarse_class: A word that templates put before the placeholder ("a photo of a cat S*").
+        captions: Whether to use the caption files ``name.txt`` beside the pictures. ``null`` uses them if
+            there are any.
+        regularization: Weight of the squared distance between a word and its start; above 0 the word obeys
+            prompts more and resembles the pictures less.
+        model_lr: Learning rate, never scaled, of UNet and text encoder, which then train as well; the tuned
+            model is written to the folder ``model`` of the run. 0 keeps them frozen.
+        compat: ``official`` reproduces every quirk of the official code, a mapping single ones.
+        flip_p: Probability that a picture is mirrored.
+        fit: How a picture becomes a square: ``crop`` keeps the middle, ``pad`` adds ``background``,
+            ``squash`` ignores the aspect. ``null`` is ``crop``.
+        background: Colour of padding and of what lies behind transparent parts.
+        interpolation: Filter with which pictures are scaled.
+        batch_size: Pictures in a batch on each device.
+        timesteps: Which noise levels training looks at; all alike by default, as in the paper.
+        seed: Everything random is a function of it, of the concept and of the step.
+        scale_lr: Multiply ``optim.lr`` by accumulated batches x devices x batch size, as the official code
+            does.
+        prompts: Prompts to draw while the word is learned and at the end; ``{}`` is the word.
+        samples_per_prompt: Pictures of each prompt at the end; 0 draws none.
+        sample_steps: Steps of the sampler for these pictures.
+        sample_scale: Guidance scale for these pictures; 1 is none.
+        sampler: Sampler for these pictures: ``ddim``, ``plms`` or ``dpm++``.
+        monitor_every: Optimiser steps between two measurements of the loss on a fixed batch (the same
+            pictures, captions, noise and timesteps each time).
+        patience: Stop once this many measurements in a row have not lowered the lowest loss on the fixed
+            batch by ``min_improvement``. 0 never stops early.
+        min_improvement: The improvement that ``patience`` counts, as a share of the lowest loss so far: 0.01
+            is one per cent.
+        allow_untrained: Accept a base model whose loss at the start is that of an untrained network.
+        checkpointing: Recompute the UNet's activations in the backward pass: much less memory, about a third
             more time.
-        compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU), which pays after minutes.
-        cuda_graphs: and replay what was compiled as CUDA graphs.
-        formats: of the embeddings in ``checkpoints``: safetensors, pt (the official one), or both.
+        compiled: Train through ``torch.compile``, which pays after minutes; on a CPU it needs a C++
+            compiler.
+        cuda_graphs: With ``compiled``, record the step as CUDA graphs and replay them.
+        formats: Formats of the embeddings in ``checkpoints``: ``safetensors``, ``pt`` (the official one) or
+            both.
+        optim: Optimiser and learning-rate schedule.
+        trainer: Number of steps, precision, devices, and how often to log, checkpoint and draw.
+        logging: Where curves are written to.
     """
 
     images: Path

@@ -30,10 +30,13 @@ class AutoencoderLossConfig:
     """Weights of the autoencoder's loss.
 
     Attributes:
-        kl_weight: of the KL in nats per latent element (small: the latents stay informative).
-        adversarial_weight: of the patch discriminator; 0 leaves it out altogether.
-        adversarial_start: optimiser step at which the discriminator enters.
-        train_encoder: false trains the decoder alone, so that latents made before stay valid.
+        kl_weight: Weight of the KL divergence, in nats a latent element. Keep it small, or latents tell
+            little.
+        mse_weight: Weight of the squared error.
+        adversarial_weight: Weight of the patch discriminator; 0 leaves it out altogether.
+        adversarial_start: Optimiser step at which the discriminator comes in.
+        discriminator_channels: Channels of the discriminator's first layer.
+        train_encoder: Whether the encoder trains. Without it latents that were made before stay valid.
     """
 
     kl_weight: Amount = 1e-4

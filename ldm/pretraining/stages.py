@@ -48,13 +48,22 @@ PUBLIC = {"autoencoder": AUTOENCODER, "unet": UNET, "text": TEXT}
 
 @dataclass(frozen=True)
 class AutoencoderStage:
-    """``ldm train autoencoder``: all of ``configs/emoji/autoencoder.yaml``.
+    """``ldm train autoencoder``: all keys of ``configs/emoji/autoencoder.yaml``.
 
     Attributes:
-        start_from: run folder of an autoencoder to go on from, such as for its decoder alone.
-        compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU).
-        linear_pictures: how many pictures tell the principal components of a linear path.
-        workers: processes that make batches ahead; 0 makes them in the training process.
+        autoencoder: ``{target: class, params: {...}}`` of the autoencoder.
+        data: ``{target: class, params: {...}}`` of the source of pictures.
+        start_from: Run folder of an autoencoder to go on from, for example to train its decoder alone.
+        compiled: Train through ``torch.compile``; on a CPU it needs a C++ compiler.
+        linear_pictures: Number of pictures whose principal components an autoencoder with a linear path
+            starts from.
+        workers: Processes that make batches ahead; 0 makes them in the training process.
+        batch_size: Pictures in a batch.
+        seed: Pictures and noise are functions of it and of the step.
+        loss: Weights of the loss.
+        optim: Optimiser and learning-rate schedule.
+        trainer: Number of steps, precision, device, and how often to log, checkpoint and draw.
+        logging: Where curves are written to.
     """
 
     autoencoder: dict
@@ -73,7 +82,17 @@ class AutoencoderStage:
 
 @dataclass(frozen=True)
 class LatentsStage:
-    """``ldm train latents``: encode ``count`` pictures once; all of ``configs/emoji/latents.yaml``."""
+    """``ldm train latents``: encode pictures once; all keys of ``configs/emoji/latents.yaml``.
+
+    Attributes:
+        autoencoder: ``{target: class, params: {...}}`` of the autoencoder.
+        autoencoder_run: Run folder of the trained autoencoder, or a model folder.
+        data: ``{target: class, params: {...}}`` of the source of pictures.
+        count: Number of pictures.
+        batch_size: Pictures encoded at once.
+        seed: Pictures are functions of it.
+        precision: As ``trainer.precision``.
+    """
 
     autoencoder: dict
     autoencoder_run: Path
@@ -86,21 +105,36 @@ class LatentsStage:
 
 @dataclass(frozen=True)
 class DiffusionStage:
-    """``ldm train diffusion``: all of ``configs/emoji/diffusion.yaml``.
+    """``ldm train diffusion``: all keys of ``configs/emoji/diffusion.yaml``.
 
     Attributes:
-        autoencoder_run: run folder of the autoencoder (or a model folder), shipped along.
-        start_from: model folder or diffusion run whose UNet and text conditioner go on learning.
-        latents: banks that ``ldm train latents`` wrote; every picture of all of them is drawn
-            equally often, so the sizes of the banks are their weights. Or
-        data: a source of pictures, which are drawn anew each step and encoded on the way.
-        workers: processes that make batches ahead; 0 makes them in the training process.
-        decoder_run: run folder of the decoder that went on learning, exported in place of that one's.
-        inversion: settings for inverting into this model, written beside it at export.
-        timesteps: which noise levels training looks at most.
-        compiled: train through ``torch.compile`` (needs a C++ compiler on a CPU).
-        picture_words: captions may hide the thing's name; its portraits tell it.
-        prompts: drawn every ``trainer.image_every`` steps, from the weights as they are then.
+        model: The model to train, as ``ldm.load`` reads it.
+        autoencoder_run: Run folder of the trained autoencoder, or a model folder; it is exported with the
+            UNet.
+        latents: Files of ``ldm train latents``. Every picture of all of them is drawn equally often. Give
+            these or ``data``.
+        data: ``{target: class, params: {...}}`` of a source of pictures, which are drawn anew and encoded in
+            each step.
+        workers: Processes that make batches ahead; 0 makes them in the training process.
+        start_from: Model folder or run folder whose UNet and text encoder go on learning.
+        decoder_run: Run folder of a decoder that went on learning, to be exported instead of
+            ``autoencoder_run``'s.
+        inversion: Settings that suit words of this model; they are written into its ``config.yaml`` at
+            export.
+        batch_size: Pictures in a batch.
+        caption_dropout: Share of the captions that are empty, for classifier-free guidance.
+        timesteps: Which noise levels training looks at most.
+        compiled: Train through ``torch.compile``; on a CPU it needs a C++ compiler.
+        picture_words: Allow captions that leave a thing's name out; a code of its portraits tells what it
+            is.
+        ema_decay: Decay of the averaged weights, which are the ones that are exported.
+        ema_every: Optimiser steps between two updates of the averaged weights.
+        seed: Pictures, captions and noise are functions of it and of the step.
+        prompts: Prompts to draw every ``trainer.image_every`` steps from the weights as they are then.
+        sample_scale: Guidance scale for these pictures.
+        optim: Optimiser and learning-rate schedule.
+        trainer: Number of steps, precision, device, and how often to log, checkpoint and draw.
+        logging: Where curves are written to.
     """
 
     model: ModelConfig

@@ -94,23 +94,25 @@ def sample(
     """Draw one picture a prompt.
 
     Args:
-        model: what ``ldm.load`` returned.
-        prompts: B prompts (one string is one prompt); or give
-        cond: (B, L, D) contexts instead.
-        uncond: (B or 1, L, D); by default the context of ``negative_prompt``.
-        steps, sampler, scale: see :class:`Sampling`; what suits the model by default. The samplers are
-            ``ddim``, ``plms`` and ``dpm++``. The scale is that of classifier-free guidance: 1 switches it
-            off, more follows the prompt more closely.
-        eta: share of fresh noise in a step of ``ddim``, in [0, 1].
-        seed: picture i is a function of (seed, i); ``None`` draws one from torch's generator.
-        x_T: (B or 1, C, h, w) start noise instead of the seed's.
-        decode: return pictures, else the scaled latents z_0.
-        batch_size: pictures drawn at once; by default ``usual_batch`` of the model's size.
-        progress, callback: a bar, and a call after every step (per batch).
-        source: a picture to draw from, see ``ldm.load_source``: SDEdit, or inpainting if it has a
-            mask.
-        draws: the (seed, i) of every picture, one a prompt, instead of ``seed``.
-        clip_skip: see ``ldm.load``; by default the model's.
+        model: What ``ldm.load`` returned.
+        prompts: B prompts; a string is one prompt. Give these or ``cond``.
+        cond: Contexts (B, L, D) instead of prompts.
+        uncond: Context (B or 1, L, D) that guidance leads away from; by default ``negative_prompt``'s.
+        steps: Steps of the sampler; by default what suits the model, else 50.
+        sampler: ``ddim``, ``plms`` or ``dpm++``; by default what suits the model, else ``ddim``.
+        scale: Scale of classifier-free guidance: 1 switches it off, more follows the prompt more closely. By
+            default what suits the model, else 5.
+        eta: Share of fresh noise in each step of ``ddim``, in [0, 1].
+        seed: Picture i is a function of (seed, i); ``None`` draws a seed from torch's generator.
+        x_T: Noise (B or 1, C, h, w) to start from, instead of the seed's.
+        decode: Return pictures; else the scaled latents z_0.
+        batch_size: Pictures drawn at once; by default a million pixels, at most 64 pictures.
+        negative_prompt: What to stay away from.
+        progress: Show a progress bar.
+        callback: Called after every step of each batch.
+        source: A picture to draw from, made by ``ldm.load_source``: SDEdit, or inpainting if it has a mask.
+        draws: The (seed, i) of each picture, one a prompt, instead of ``seed``.
+        clip_skip: Which of the last blocks of a CLIP text encoder is used; by default the model's own.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1], or (B, C, h, w) latents.

@@ -159,11 +159,15 @@ def find_noise(
     another prompt, or a learned word in it, draws that in the picture's layout.
 
     Args:
-        source: from `load_source`; its strength and mask play no part.
-        prompt: what the picture shows.
-        steps, scale, negative_prompt: as in ``ldm.sample``.
-        iterations: network calls a step. One is the usual inversion; more come nearer to the exact
-            one (see ``ldm.diffusion.samplers.invert``).
+        model: What ``ldm.load`` returned.
+        source: The picture, from ``ldm.load_source``; its strength and mask play no part.
+        prompt: What the picture shows.
+        steps: Steps of DDIM; draw with the same number.
+        scale: Guidance scale; draw with the same.
+        negative_prompt: As in ``ldm.sample``.
+        iterations: Network calls in each step. One is the usual inversion; more come nearer to the exact
+            inverse.
+        progress: Show a progress bar.
 
     Returns:
         x_T (1, C, h, w) float32.

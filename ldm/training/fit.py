@@ -40,20 +40,24 @@ LAST = Path("checkpoints", "last.ckpt")
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How a stage runs.
+    """How long, where and in which precision something trains, and how often it is looked at.
 
     Attributes:
-        max_steps: optimiser steps.
-        max_minutes: stop (with a checkpoint) after this time; ``None``: no limit.
-        precision: a Lightning precision string ("32-true", "bf16-mixed", "16-mixed"); "auto" is bf16-mixed
-            on a device that computes in bfloat16, else 32-true.
-        accelerator, devices, strategy: as in Lightning's Trainer; one process a device.
-        nodes: machines with so many devices each; SLURM or torchrun starts their processes.
-        accumulate: batches an optimiser step.
-        log_every, checkpoint_every, image_every: in optimiser steps; ``image_every=0`` draws none.
-        threads: CPU threads of torch; 0 leaves them alone.
-        attention: "auto" is torch's fastest kernel for the device; "plain" can be faster on a CPU in
-            bfloat16 where tokens are few.
+        max_steps: Optimiser steps.
+        max_minutes: Stop with a checkpoint after this many minutes; ``null`` is no limit.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``. ``auto`` is bf16-mixed on a device that
+            computes in bfloat16, else 32-true.
+        accelerator: Kind of device, as in Lightning's Trainer.
+        devices: Number of devices on each machine, one process for each.
+        nodes: Number of machines; SLURM or torchrun starts their processes.
+        strategy: How several devices share a batch, as in Lightning's Trainer, such as ``ddp``.
+        accumulate: Batches whose mean gradient one optimiser step takes.
+        log_every: Optimiser steps between two log entries.
+        checkpoint_every: Optimiser steps between two checkpoints.
+        image_every: Optimiser steps between two sets of pictures; 0 draws none on the way.
+        threads: CPU threads of torch; 0 leaves their number as it is.
+        attention: ``auto`` is torch's fastest attention kernel for the device. ``plain`` can be faster on a
+            CPU in bfloat16 where there are few tokens.
     """
 
     max_steps: Positive = 1000
@@ -99,14 +103,16 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Which dashboards a run writes to.
+    """Where a run writes its curves and pictures to.
 
     Attributes:
-        loggers: any of csv, tensorboard, wandb.
-        project, name, tags: of the wandb run.
-        wandb_mode: "auto" is online with an account (WANDB_API_KEY or a login), else offline; the variable
-            WANDB_MODE wins over it.
-        options: further arguments of ``wandb.init``.
+        loggers: Any of ``csv``, ``tensorboard`` and ``wandb``.
+        project: Project of the W&B run.
+        name: Name of the W&B run; ``null`` is the run folder's.
+        tags: Tags of the W&B run.
+        wandb_mode: ``auto`` is online where there is an account (``WANDB_API_KEY`` or a login), else
+            offline. The variable ``WANDB_MODE`` wins over this setting.
+        options: Further arguments of ``wandb.init``.
     """
 
     loggers: tuple[str, ...] = ("csv", "tensorboard")

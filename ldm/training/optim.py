@@ -18,16 +18,20 @@ Beta = Annotated[float, Range(0, 1, below=True)]
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and its schedule.
+    """The optimiser and its learning-rate schedule.
 
     Attributes:
-        kind: "adamw", or "muon" for the weight matrices of a network that is pretrained
+        lr: Highest learning rate; for a word the base rate, before ``scale_lr``.
+        schedule: What the rate does after the warm-up: it stays, or it falls along a cosine or a line to
+            ``lr_final_ratio`` x ``lr`` at the last step.
+        warmup_steps: First steps, in which the rate rises in a line to ``lr``.
+        lr_final_ratio: The rate at the last step as a share of ``lr``.
+        weight_decay: Decoupled weight decay. The official inversion code has 0.01, which shrinks a word.
+        betas: Decay rates of AdamW's two running means. With Muon they hold for what AdamW learns beside it.
+        eps: Term that keeps AdamW from dividing by 0.
+        clip_norm: Largest norm of the gradient; longer ones are scaled down. 0 switches it off.
+        kind: ``adamw``, or ``muon`` for the weight matrices of a network in pretraining
             (``ldm.training.muon``); a word is a vector and always learned by AdamW.
-        lr: peak learning rate (for inversion: ``lr_base``, before scaling).
-        schedule: after the warm-up, constant or a cosine to ``lr_final_ratio * lr``.
-        warmup_steps: linear warm-up in optimiser steps.
-        weight_decay: decoupled decay (0: the official inversion code's 0.01 shrinks ``v*``).
-        clip_norm: gradient-norm clip; 0 switches it off.
     """
 
     lr: Amount = 1e-3

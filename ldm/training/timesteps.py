@@ -13,15 +13,15 @@ from ldm.ranges import Factor, Range
 
 @dataclass(frozen=True)
 class TimestepConfig:
-    """A distribution of timesteps.
+    """A distribution of the timesteps t that training looks at.
 
     Attributes:
-        kind: "uniform", or "logit_normal" (Esser et al. 2024, section 3.1): t / T is the logistic
+        kind: ``uniform``, or ``logit_normal`` (Esser et al. 2024, section 3.1): t / T is the logistic
             function of a normal variable, so that the middle, where shape is decided, is seen most.
-        mean, std: of that normal variable; a positive mean leans towards noise.
-        lowest: the cleanest level, as a share of the schedule in [0, 1): what the distribution would
-            spread over all levels it spreads over those from here on. Where little noise is left a
-            picture tells itself what it shows, and a word learns nothing there.
+        mean: Mean of that normal variable; above 0 it leans towards more noise.
+        std: Standard deviation of that normal variable.
+        lowest: The cleanest level that is looked at, as a share of the schedule in [0, 1). Where little
+            noise is left the picture itself says what it shows, and a word learns nothing.
     """
 
     kind: Literal["uniform", "logit_normal"] = "uniform"

@@ -39,15 +39,19 @@ def width_in_words(*widths: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """One learned word. vectors: (K, D) float32 on the CPU, or (n, K, D): K for each of the denoiser's n
-    cross-attention layers. metadata: see :func:`ldm.io.embeddings.provenance`.
+    """One learned word.
 
-    second: for SDXL alone, (K, D') float32 vectors of the second text encoder, else None.
-    dtype: the type that the vectors were given in. The placeholder is kept in its one spelling
-    (``ldm.names``).
+    Attributes:
+        placeholder: Its name, in the one spelling that names have.
+        vectors: (K, D) float32 on the CPU, or (n, K, D) where each of the UNet's n cross-attention layers has
+            vectors of its own.
+        metadata: Where the word came from: base model, step, seed, init, hashes of the pictures.
+        second: Of a word of SDXL the (K, D') vectors of the second text encoder, else ``None``.
+        dtype: The type that the vectors were given in.
 
-    :class:`UserError` if the vectors are not K >= 1 finite rows, the two sets are not of one shape but
-    for their width, or the placeholder is empty or cannot be printed.
+    Raises:
+        UserError: the vectors are not K >= 1 finite rows, the two sets are not of one shape but for their
+            width, or the name is empty or cannot be printed.
     """
 
     placeholder: str
