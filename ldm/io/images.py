@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ldm.io.atomic import atomic_write
 def to_uint8(images: Tensor) -> np.ndarray:
     """(..., 3, H, W) in [-1, 1], clamped, to (..., H, W, 3) bytes."""
     scaled = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
-    return scaled.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return rearrange(scaled.to(torch.uint8), "... c h w -> ... h w c").cpu().numpy()
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -38,15 +39,11 @@ def save_png(image: Tensor | Image.Image, path: Path, text: dict[str, str] | Non
 def grid(images: Tensor, columns: int, pad: int = 2) -> Image.Image:
     """(N, 3, H, W) in [-1, 1] as one picture of N / columns rows on white."""
     data = to_uint8(images)
-    n, height, width, _ = data.shape
-    columns = max(1, min(columns, n))
-    rows = -(-n // columns)
-    shape = (rows * (height + pad) + pad, columns * (width + pad) + pad, 3)
-    sheet = np.full(shape, 255, dtype=np.uint8)
-    for i, picture in enumerate(data):
-        top, left = (pad + (i // columns) * (height + pad)), (pad + (i % columns) * (width + pad))
-        sheet[top : top + height, left : left + width] = picture
-    return Image.fromarray(sheet)
+    columns = max(1, min(columns, len(data)))
+    empty = -len(data) % columns  # places of the last row without a picture
+    padded = np.pad(data, ((0, empty), (pad, 0), (pad, 0), (0, 0)), constant_values=255)
+    sheet = rearrange(padded, "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
+    return Image.fromarray(np.pad(sheet, ((0, pad), (0, pad), (0, 0)), constant_values=255))
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8) -> Path:

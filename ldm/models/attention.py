@@ -8,6 +8,7 @@ checkpoints; attention itself is ``scaled_dot_product_attention``.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -31,13 +32,12 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-
-        def split(t: Tensor) -> Tensor:  # (B, N, heads*d) -> (B, heads, N, d)
-            return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        q, k, v = split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
+        q, k, v = (
+            rearrange(tokens, "b n (heads d) -> b heads n d", heads=self.heads)
+            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(rearrange(out, "b heads n d -> b n (heads d)"))
 
 
 class FeedForward(nn.Module):
@@ -102,11 +102,11 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_init(nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        height, width = x.shape[-2:]
+        height = x.shape[-2]
         h = self.norm(x)
         if not self.use_linear:
             h = self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2)  # (B, H*W, C)
+        h = rearrange(h, "b c h w -> b (h w) c")
         if self.use_linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
@@ -116,7 +116,7 @@ class SpatialTransformer(nn.Module):
                 h = block(h, context)
         if self.use_linear:
             h = self.proj_out(h)
-        h = h.transpose(1, 2).unflatten(-1, (height, width))
+        h = rearrange(h, "b (h w) c -> b c h w", h=height)
         if not self.use_linear:
             h = self.proj_out(h)
         return x + h

@@ -83,10 +83,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        # (B, C, H, W) -> (B, H*W, C)
-        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return x + self.proj_out(h.unflatten(-1, x.shape[-2:]))
+        q, k, v = (rearrange(f(h), "b c h w -> b (h w) c") for f in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[-2]))
 
 
 class Downsample(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,10 +30,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
-            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, d)
+            rearrange(f(x), "b l (heads d) -> b heads l d", heads=self.heads)
             for f in (self.to_q, self.to_k, self.to_v)
         )
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(rearrange(out, "b heads l d -> b l (heads d)"))
 
 
 class FeedForward(nn.Module):
