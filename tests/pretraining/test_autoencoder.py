@@ -16,8 +16,9 @@ from ldm.errors import UserError
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.pretraining.autoencoder import AutoencoderLossConfig
 from ldm.pretraining.bank import LatentBank
+from ldm.pretraining.config import AutoencoderStage, LatentsStage
 from ldm.pretraining.sources import FolderPictures
-from ldm.pretraining.stages import AutoencoderStage, LatentsStage, encode_latents, train_autoencoder
+from ldm.pretraining.stages import encode_latents, train_autoencoder
 from ldm.training.optim import OptimConfig
 
 

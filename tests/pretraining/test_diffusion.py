@@ -19,10 +19,11 @@ from ldm.config import load_yaml, resolve
 from ldm.errors import UserError
 from ldm.io.checkpoints import read_state_dict
 from ldm.pretraining.bank import LatentBank
+from ldm.pretraining.config import DiffusionStage
 from ldm.pretraining.diffusion import DiffusionTraining
 from ldm.pretraining.examples import BankExamples
 from ldm.pretraining.portrait_words import PictureWords, half_whitening, load_picture_words, rotation
-from ldm.pretraining.stages import DiffusionStage, diffusion_model, export, train_diffusion
+from ldm.pretraining.stages import diffusion_model, export, train_diffusion
 from ldm.sampling.sample import sample
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 

@@ -7,7 +7,7 @@ import pytest
 
 from ldm.backbone.model import build
 from ldm.config import load_yaml, resolve
-from ldm.pretraining.stages import AutoencoderStage, DiffusionStage, LatentsStage
+from ldm.pretraining.config import AutoencoderStage, DiffusionStage, LatentsStage
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "emoji"
 ASSET = Path(__file__).parents[2] / "ldm" / "assets" / "emoji" / "config.yaml"
