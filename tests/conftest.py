@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from torch import nn
 
 from ldm.backbone.model import LatentDiffusion, ModelConfig
+
+#: A CLIP in miniature, as open_clip writes it down.
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +66,39 @@ def no_wandb_run_is_left_open() -> Iterator[None]:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """open_clip knows ``tiny-ours`` from then on; the file of its random weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("open_clip")
+    (folder / "tiny-ours.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(folder / "tiny-ours.json")
+    torch.manual_seed(0)
+    model = open_clip.create_model("tiny-ours")
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of random weights for timm's ``test_vit``."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("timm") / "weights.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_scorers(tiny_clip: Path, tiny_timm: Path) -> tuple[str, str]:
+    """Names of two scorers of random weights, a CLIP and a DINO."""
+    return f"clip:tiny-ours/{tiny_clip}", f"dino:test_vit/{tiny_timm}"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -27,6 +27,7 @@ KEYS = {
     "model": "model",
     "checkpoint": "checkpoint",
     "images": "images",
+    "train_pictures": "train_pictures",
     "name": "placeholder",
     "init": "init",
     "num_vectors": "num_vectors",
@@ -61,6 +62,12 @@ def register(subparsers: Any) -> None:
     common.add_model(parser, default=None)
     add = parser.add_argument
     add("--images", type=Path, metavar="DIR", help="folder with the pictures")
+    add(
+        "--train-pictures",
+        type=int,
+        metavar="K",
+        help="learn from the first K of them by name and keep the rest as references for ldm evaluate",
+    )
     add("--name", metavar="WORD", help='the new word, any string, such as "<cat-toy>"')
     add("--init", metavar="PHRASE", help='known words to start from, such as "cat toy"')
     add("--steps", type=int, help="optimiser steps")

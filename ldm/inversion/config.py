@@ -37,6 +37,8 @@ class InversionConfig:
 
     Attributes:
         images: Folder of the three to five pictures.
+        train_pictures: Learn from this many of them, the first by name; the others are references to score
+            the word with. ``null`` learns from all.
         placeholder: The new word, any string.
         model: A shipped model's name, a model's folder, YAML or checkpoint file, or the mapping itself.
         checkpoint: Weights to use instead of the model's own.
@@ -112,6 +114,7 @@ class InversionConfig:
     placeholder: str
     model: Any = "emoji"
     checkpoint: str | None = None
+    train_pictures: Positive | None = None
     clip_skip: Positive | None = None
     init: str | None = None
     init_scale: Factor = 1.0
@@ -188,6 +191,7 @@ class InversionConfig:
             interpolation=self.interpolation,
             every_file=quirks.every_file,
             unsorted=quirks.unsorted,
+            first=self.train_pictures,
         )
 
 

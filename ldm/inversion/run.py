@@ -82,7 +82,7 @@ def as_trained(config: InversionConfig) -> InversionConfig:
     """What trains, and is written down: with the quirks that are only other numbers worked in."""
     quirks, pictures = switches(config.compat), 0
     if quirks.encoder_calls and config.progressive:  # when a word grows depends on them
-        pictures = len(list_pictures(config.images, config.framing()))
+        pictures = len(list_pictures(config.images, config.framing())[: config.train_pictures])
     return as_official(config, pictures)
 
 

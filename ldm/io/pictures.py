@@ -53,6 +53,7 @@ class Framing:
         interpolation: "bicubic", "bilinear" or "lanczos", with antialiasing.
         every_file: take all that is in the folder for a picture.
         unsorted: keep the file system's order, where it is otherwise that of the names.
+        first: take this many of a concept's pictures and leave the rest, at least one; ``None``: take all.
     """
 
     fit: str = "crop"
@@ -61,6 +62,7 @@ class Framing:
     interpolation: str = "bicubic"
     every_file: bool = False
     unsorted: bool = False
+    first: int | None = None
 
 
 AS_USUAL = Framing()
@@ -166,12 +168,19 @@ def load_pictures(
         (N, 3, S, S) float32 in [-1, 1], and N paths; none, if the pictures are no files.
 
     Raises:
-        UserError: there are none, kinds are mixed, a shape is no picture's, or one cannot be decoded.
+        UserError: there are none, kinds are mixed, a shape is no picture's, one cannot be decoded, or
+            ``framing.first`` leaves none.
     """
     if isinstance(images, str | Path) and not expanded(images).is_file():
         items: list = list(list_pictures(images, framing))
     else:
         items = in_memory.listed(images)
+    if framing.first is not None and framing.first >= len(items):
+        raise UserError(
+            f"train_pictures is {framing.first}, and there are {len(items)} pictures: give less, the rest "
+            "are references"
+        )
+    items = items[: framing.first]
     pictures = [in_memory.picture(item) for item in items if not isinstance(item, str | Path)]
     if pictures and len(pictures) < len(items):
         raise UserError("pictures and files are mixed: give only one kind")

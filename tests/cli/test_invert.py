@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import yaml
 
@@ -216,3 +217,25 @@ def test_the_config_that_ships_resolves_and_names_its_pictures():
 def test_the_printed_command_names_the_weights_that_were_used():
     config = InversionConfig(Path("p"), "*", checkpoint="w.ckpt")
     assert invert._model_words(config, Path("run")) == ["emoji", "--checkpoint", "w.ckpt"]
+
+
+def test_train_pictures_leaves_the_rest_as_references(cli, model_folder, pictures):
+    words = ["invert", "--model", model_folder, "--images", pictures, "--name", "<toy>", "--init", "cat"]
+    result = cli(*words, "--train-pictures", 2, "--out", "run")
+    assert result.code == 0, result.err
+    first = sorted(p.name for p in pictures.iterdir())[:2]
+    assert sorted(json.loads(Path("run/manifest.json").read_text())["image_hashes"]) == first
+    assert len(load_embedding("run/embeddings.safetensors").metadata["image_hashes"].split(",")) == 2
+    result = cli(*words, "--train-pictures", 3, "--out", "all")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "train_pictures is 3, and there are 3 pictures" in result.err
+    assert not Path("all").exists()
+
+
+def test_train_pictures_in_python(tiny_model, pictures):
+    files = sorted(pictures.iterdir())
+    settings = {**tiny.QUICK, "train_pictures": 1, "progress": False}
+    one = ldm.invert(tiny_model, files, "<toy>", "cat", **settings)
+    alone = ldm.invert(tiny_model, files[:1], "<toy>", "cat", **{**settings, "train_pictures": None})
+    assert one.metadata["image_hashes"] == alone.metadata["image_hashes"]
+    assert torch.equal(one.vectors, alone.vectors)
