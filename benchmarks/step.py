@@ -41,9 +41,9 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.cli.common import add_settings
 from ldm.config import load_yaml, resolve
 from ldm.inversion import run as inversion_run
+from ldm.inversion import step as inversion_step
 from ldm.inversion.callbacks import FixedBatchMonitor
 from ldm.inversion.config import InversionConfig
-from ldm.inversion.latents import ConceptBatches
 from ldm.inversion.module import TextualInversion
 from ldm.io.runs import create_run
 from ldm.sampling.sample import sample
@@ -120,9 +120,9 @@ class Parts(Callback):
         """Time the calls that a step is made of; ``loss`` is what of ``training_step`` remains."""
         with contextlib.ExitStack() as stack:
             for owner, name, part in (
-                (ConceptBatches, "batch", "data"),
+                (inversion_step.Objective, "draw", "data"),
                 (model, "encode", "encode"),
-                (model, "condition", "text"),
+                (inversion_step, "contexts", "text"),
                 (model, "predict", "UNet forward"),
                 (TextualInversion, "training_step", "loss"),
                 (TextualInversion, "backward", "backward"),

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.inversion.step import Draw, Part, measure
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.runs import RunFolder
 from ldm.words.start import nearest_words
@@ -63,7 +64,7 @@ class FixedBatchMonitor(Callback):
         self.allow_untrained, self.warn_untrained = allow_untrained, warn_untrained
         self.patience, self.min_improvement = patience, min_improvement
         self.history: list[dict[str, Any]] = []
-        self._fixed: list[tuple[Tensor, list[str], Tensor, Tensor]] = []
+        self._fixed: list[Draw] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -94,16 +95,6 @@ class FixedBatchMonitor(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measure(trainer, pl_module)
 
-    def _fixed_batches(self, module: Any) -> list[tuple[Tensor, list[str], Tensor, Tensor]]:
-        if not self._fixed:
-            far, n = 2**40, module.batches.batch_size
-            batches = [module.batches.batch(far + i) for i in range(-(-self.size // n))]
-            z = torch.cat([batch["z"] for batch in batches]).to(module.device)
-            t, noise = module.draw_noise(z, far)  # of all at once: one timestep from each stratum
-            parts = zip(z.split(n), [b["prompt"] for b in batches], t.split(n), noise.split(n), strict=True)
-            self._fixed = list(parts)
-        return self._fixed
-
     def _measure(self, trainer: pl.Trainer, module: Any) -> None:
         context = trainer.precision_plugin.forward_context()
         self.measure(trainer.global_step, module, context, trainer.loggers)
@@ -123,12 +114,9 @@ class FixedBatchMonitor(Callback):
         """
         if self.history and self.history[-1]["step"] >= step:
             return
-        losses = []
+        self._fixed = self._fixed or module.objective.fixed(self.size)
         with context:
-            for z, prompts, t, noise in self._fixed_batches(module):
-                cond = module.model.condition(prompts, step)
-                losses.append(module.model.loss_terms(z, cond, t, noise).simple)
-        loss = float(torch.cat(losses).mean())
+            loss = float(measure(module.model, [Part(module.objective, draw, step) for draw in self._fixed]))
         if not self.history and not self.allow_untrained and loss > UNTRAINED_LOSS:
             found = f"the base model's loss on these pictures is {loss:.2f}, like that of an untrained one"
             if not self.warn_untrained:
@@ -137,8 +125,8 @@ class FixedBatchMonitor(Callback):
         manager, table = module.manager, module.model.text.token_table
         row: dict[str, Any] = {"step": step, "fixed_loss": loss}
         measures = {"norm": manager.norms(step), "distance_to_init": manager.distance_to_init(step)}
-        for measure, of in measures.items():
-            row |= {f"{measure}/{name}": float(values.mean()) for name, values in of.items()}
+        for what, of in measures.items():
+            row |= {f"{what}/{name}": float(values.mean()) for name, values in of.items()}
         self._refuse_exploded(step, loss, measures["norm"], table)
         self.history.append(row)
         for logger in loggers:

@@ -21,14 +21,12 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource
 from ldm.io.atomic import atomic_write
 from ldm.io.files import native
 from ldm.seeding import generator
-from ldm.training.stream import StepStream
 
 log = logging.getLogger(__name__)
 
@@ -173,12 +171,11 @@ def _read_cache(path: Path, key: str, scale_factor: float) -> LatentCache | None
 
 
 class Batch(TypedDict):
-    """z: (B, C, h, w) scaled latents; image_index: (B,) int64; prompt: B strings; step: int."""
+    """z: (B, C, h, w) scaled latents; image_index: (B,) int64; prompt: B strings."""
 
     z: Tensor
     image_index: Tensor
     prompt: list[str]
-    step: int
 
 
 class ConceptBatches:
@@ -229,11 +226,4 @@ class ConceptBatches:
         flip = torch.rand(self.batch_size, generator=rng) < self.flip_p
         prompts = self.prompts.prompts(indices.tolist(), rng)
         z = self.cache.sample(indices, flip, rng)
-        return {"z": z, "image_index": indices, "prompt": prompts, "step": step}
-
-    def loader(self, first_step: int = 0) -> DataLoader:
-        """A DataLoader of batches from ``first_step`` on, for Lightning; without end.
-
-        In this process: drawing a batch costs less than handing it over from another one.
-        """
-        return StepStream(self.batch, first_step).loader()
+        return {"z": z, "image_index": indices, "prompt": prompts}

@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.device import carry
 from ldm.errors import UserError
-from ldm.inversion.latents import Batch, ConceptBatches
+from ldm.inversion.latents import ConceptBatches
+from ldm.inversion.step import Draw, Objective, Part, losses
 from ldm.io import checkpoints
 from ldm.io.checkpoints import read_torch
-from ldm.seeding import generator
 from ldm.training import optim
+from ldm.training.callbacks import StepProgressBar
 from ldm.training.scalars import LateLosses
-from ldm.training.timesteps import TimestepConfig, draw_timesteps
+from ldm.training.stream import StepStream
+from ldm.training.timesteps import TimestepConfig
 from ldm.words.manager import EmbeddingManager
-from ldm.words.regularize import regularization
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +39,10 @@ class TextualInversion(pl.LightningModule):
         optim_config: the optimiser; its ``lr`` is the base rate,
         lr: the effective one.
         max_steps: optimiser steps, for the schedule.
-        regularization: weight of the squared distance to the init (figure 10, "regularised").
-        summed_drift: the official regulariser (``CompatConfig``).
-        timesteps: which noise levels are looked at; all alike if not given.
         model_lr: learning rate of UNet and text conditioner, which then train as well (pivotal tuning,
             appendix A): these two are what ``unfreeze_model`` trains in the official code. 0: frozen.
         vectors_only: keep nothing but the vectors in checkpoints (``CompatConfig``).
-        shared_steps: optimiser steps in which the layers of a word with vectors for each move alike.
+        timesteps, regularization, summed_drift, shared_steps: of the concept's :class:`Objective`.
     """
 
     def __init__(
@@ -69,11 +65,16 @@ class TextualInversion(pl.LightningModule):
         self.model = model.freeze()
         if model_lr:
             model.unfreeze()
-        self.batches = batches
+        self.objective = Objective(
+            model,
+            batches,
+            timesteps=timesteps,
+            regularization=regularization,
+            summed_drift=summed_drift,
+            shared_steps=shared_steps,
+        )
         self.optim_config, self.lr, self.max_steps = optim_config, lr, max_steps
-        self.regularization, self.summed_drift = regularization, summed_drift
-        self.timesteps = timesteps or TimestepConfig()
-        self.model_lr, self.vectors_only, self.shared_steps = model_lr, vectors_only, shared_steps
+        self.model_lr, self.vectors_only = model_lr, vectors_only
         self.losses = LateLosses()
         self.strict_loading = False  # a run's checkpoint holds what trains, the manager as a rule
 
@@ -94,7 +95,8 @@ class TextualInversion(pl.LightningModule):
         return self.model.manager
 
     def train_dataloader(self) -> Any:
-        return self.batches.loader(self.trainer.global_step * self.trainer.accumulate_grad_batches)
+        first = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return StepStream(lambda number: self.objective.draw(number).part(self.share), first).loader()
 
     def configure_optimizers(self) -> Any:
         groups: list[dict[str, Any]] = [
@@ -105,59 +107,43 @@ class TextualInversion(pl.LightningModule):
             groups.append({"params": tuned, "lr": self.model_lr})
         return optim.configure(groups, self.optim_config, self.max_steps, self.lr)
 
-    def draw_noise(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Timesteps (B,), one from each of B strata, and noise: functions of the step."""
-        rng = generator(self.batches.seed, self.batches.concept, "diffusion", step)
-        t = draw_timesteps(len(z), self.model.schedule.num_timesteps, self.timesteps, rng)
-        return carry(t, z.device), carry(torch.randn(z.shape, generator=rng), z.device)
-
     @property
     def share(self) -> slice:
         """This process's part of a batch. All draw the same one, and take equal parts: the mean of their
         gradients, which DDP makes, is the gradient of the whole batch."""
-        size = self.batches.batch_size // self.trainer.world_size
+        size = self.objective.batches.batch_size // self.trainer.world_size
         return slice(self.global_rank * size, (self.global_rank + 1) * size)
 
-    def pull(self, step: int) -> Tensor:
-        """Scalar: how far the words are from their start, before it is weighted."""
-        words = self.manager.trained
-        return regularization(self.manager, step, words, summed_drift=self.summed_drift)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        step = self.global_step
-        t, noise = self.draw_noise(batch["z"], batch["step"])
-        own = self.share
-        cond = self.model.condition(batch["prompt"][own], step)
-        loss = self.model.loss_terms(batch["z"][own], cond, t[own], noise[own]).total
+    def training_step(self, batch: Draw, batch_idx: int) -> Tensor:
+        (loss,) = losses(self.model, [Part(self.objective, batch, self.global_step)])
         # of the whole batch, everywhere: a loss that is not finite stops all processes at the same step
-        scalars = {"train/loss": self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")}
-        if self.regularization:
-            pull = scalars["train/regularization"] = self.pull(step)
-            loss = loss + self.regularization * pull
-        self.losses.put(step, scalars)
-        self.losses.report(self.trainer, wait=self.trainer.world_size > 1)
-        return loss
+        mean = self.trainer.strategy.reduce(loss.scalars["train/loss"], reduce_op="mean")
+        self.losses.put(self.global_step, {**loss.scalars, "train/loss": mean})
+        self.report_losses(wait=self.trainer.world_size > 1)
+        return loss.total
+
+    def report_losses(self, *, wait: bool = False) -> None:
+        """Log and show the losses that have arrived; ``wait`` for those that have not.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        trainer = self.trainer
+        shown = self.losses.report(trainer.loggers, trainer.log_every_n_steps, wait=wait)  # type: ignore[attr-defined]
+        bar = trainer.progress_bar_callback
+        if shown and isinstance(bar, StepProgressBar):
+            bar.shown = shown
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.share_gradients(self.global_step)
-
-    def share_gradients(self, step: int) -> None:
-        """While layers are to move alike, give all of them the mean of their gradients. They start alike, so
-        that together they first learn what one vector learns."""
-        if step >= self.shared_steps:
-            return
-        for name in self.manager.trained:
-            v_star = self.manager.parameter(name)
-            if v_star.ndim == 3 and v_star.grad is not None:
-                v_star.grad = v_star.grad.mean(dim=0, keepdim=True).repeat(len(v_star), 1, 1)
+        self.objective.share_gradients(self.global_step)
 
     def on_train_end(self) -> None:
-        self.losses.report(self.trainer, wait=True)
+        self.report_losses(wait=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains and what resumes it: kilobytes, but for a tuned model. Batches and noise
         follow from the step."""
-        self.losses.report(self.trainer, wait=True)  # nothing that is not finite is kept
+        self.report_losses(wait=True)  # nothing that is not finite is kept
         trained = ("model.manager.", *(("model.unet.", "model.text.") if self.model_lr else ()))
         own = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in own.items() if k.startswith(trained)}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.training.callbacks import StepProgressBar
 
 
 class _Pending(NamedTuple):
@@ -23,6 +23,7 @@ class _Pending(NamedTuple):
     names: tuple[str, ...]
     values: Tensor  # on the host, filled when
     copied: torch.cuda.Event | None  # has happened; on a CPU it is filled at once
+    known: Mapping[str, float] = {}  # logged beside them
 
 
 class LateLosses:
@@ -36,44 +37,42 @@ class LateLosses:
         self._pending: deque[_Pending] = deque()
         self._logged = -1
 
-    def put(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Note a step's scalars by their names in the logs."""
+    def put(self, step: int, scalars: Mapping[str, Tensor], known: Mapping[str, float] | None = None) -> None:
+        """Note a step's scalars by their names in the logs; ``known`` are on the host already."""
         values = torch.stack([value.detach().float() for value in scalars.values()])
         host = values.to("cpu", non_blocking=True)
         copied = None
         if values.is_cuda:
             copied = torch.cuda.Event()
             copied.record()
-        self._pending.append(_Pending(step, tuple(scalars), host, copied))
+        self._pending.append(_Pending(step, tuple(scalars), host, copied, known or {}))
 
-    def report(self, trainer: pl.Trainer, *, wait: bool = False) -> None:
-        """Log what has arrived, every ``log_every_n_steps``; ``wait`` for what has not.
+    def report(self, loggers: Sequence[Logger], every: int, *, wait: bool = False) -> dict[str, float]:
+        """Log what has arrived of every ``every``-th step; ``wait`` for what has not.
+
+        Returns:
+            The newest values that have arrived; nothing if none have since the last call.
 
         Raises:
             UserError: a value is not finite.
         """
+        arrived: dict[str, float] = {}
         while self._pending:
-            step, names, values, copied = self._pending[0]
+            step, names, values, copied, known = self._pending[0]
             if copied is not None:
                 if wait:
                     copied.synchronize()
                 elif not copied.query():
-                    return
+                    break
             self._pending.popleft()
-            known = dict(zip(names, values.tolist(), strict=True))
-            if not all(map(math.isfinite, known.values())):
+            arrived = dict(zip(names, values.tolist(), strict=True))
+            if not all(map(math.isfinite, arrived.values())):
                 raise UserError(
                     f"the loss is not finite at step {step}; lower the learning rate, or use precision "
                     "32-true"
                 )
-            self._show(trainer, step, known)
-
-    def _show(self, trainer: pl.Trainer, step: int, known: dict[str, float]) -> None:
-        bar = trainer.progress_bar_callback
-        if isinstance(bar, StepProgressBar):
-            bar.shown = known
-        due = (step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if due and step != self._logged:  # of accumulated batches, the first one's
-            self._logged = step
-            for logger in trainer.loggers:
-                logger.log_metrics(known, step=step)
+            if (step + 1) % every == 0 and step != self._logged:  # of accumulated batches, the first one's
+                self._logged = step
+                for logger in loggers:
+                    logger.log_metrics({**arrived, **known}, step=step)
+        return arrived

@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_in_one_share_stops_all_processes(
     def broken(self, *batch):
         terms = terms_of(self, *batch)
         second = os.environ["SLURM_PROCID"] == "1"
-        return replace(terms, total=terms.total * float("nan")) if second else terms
+        return replace(terms, per_sample=terms.per_sample * float("nan")) if second else terms
 
     monkeypatch.setattr(LatentDiffusion, "loss_terms", broken)
     words = ["invert", "--model", model_folder, "--images", pictures, "--name", "<toy>", "--device", "cpu"]

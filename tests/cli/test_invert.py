@@ -117,7 +117,7 @@ def test_resume_without_a_folder_says_what_to_give(cli):
 
 
 def test_an_interrupted_run_says_the_command_that_continues_it(cli, model_folder, pictures, monkeypatch):
-    from ldm.inversion.run import FixedBatchMonitor
+    from ldm.inversion.callbacks import FixedBatchMonitor
 
     measure = FixedBatchMonitor._measure
 

@@ -268,7 +268,7 @@ def test_a_word_is_learned_at_the_noise_levels_that_are_asked_for(
 ) -> None:
     module = _module(tiny_model, concept, timesteps=TimestepConfig(lowest=0.6))
     z, total = torch.zeros(8, 4, 2, 2), tiny_model.schedule.num_timesteps
-    drawn = torch.cat([module.draw_noise(z, step)[0] for step in range(50)])
+    drawn = torch.cat([module.objective.noise(z, step)[0] for step in range(50)])
     assert 0.6 * total <= drawn.min() < 0.7 * total and 0.9 * total < drawn.max() < total
     everywhere = learn_word(tiny_model, concept)
     assert not torch.equal(learn_word(tiny_model, concept, timesteps=TimestepConfig(lowest=0.6)), everywhere)

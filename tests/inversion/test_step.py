@@ -18,6 +18,7 @@ from ldm.errors import UserError
 from ldm.inversion.concept import Concept
 from ldm.inversion.module import frozen_hash
 from ldm.inversion.run import learn
+from ldm.inversion.step import Part, losses
 from ldm.io.runs import create_run
 from ldm.models.attention import CrossAttention
 from ldm.training.optim import OptimConfig
@@ -36,25 +37,19 @@ def concept() -> Concept:
 def test_a_step_reads_no_value_back_from_the_device(tiny_model: LatentDiffusion, concept: Concept) -> None:
     module = _module(tiny_model, concept)
     module.to("meta")  # where there are shapes and no values: whatever asks for one fails
-    batch = module.batches.batch(0)
-    t, noise = module.draw_noise(batch["z"].to("meta"), 0)
-    cond = tiny_model.condition(batch["prompt"], 0)
-    tiny_model.loss_terms(batch["z"].to("meta"), cond, t, noise).total.backward()
+    (loss,) = losses(tiny_model, [Part(module.objective, module.objective.draw(0), 0)])
+    loss.total.backward()
     assert tiny_model.manager.parameter("<toy>").grad.device.type == "meta"
 
 
-class Trainer:
-    """What ``LateLosses`` needs to know of one."""
-
-    log_every_n_steps = 2
-    progress_bar_callback = None
+class Log:
+    """What ``LateLosses`` needs to know of a logger."""
 
     def __init__(self) -> None:
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.loggers = [self]
+        self.rows: list[tuple[int, dict[str, float]]] = []
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.logged.append((step, metrics))
+        self.rows.append((step, metrics))
 
 
 class Copy:
@@ -71,27 +66,27 @@ class Copy:
 
 
 def test_losses_are_logged_with_their_own_step_once_they_have_arrived() -> None:
-    losses, trainer, copies = LateLosses(), Trainer(), [Copy() for _ in range(4)]
+    late, log, copies = LateLosses(), Log(), [Copy() for _ in range(4)]
     for step, copy in enumerate(copies):
-        losses._pending.append(_Pending(step, ("loss",), torch.tensor([float(step)]), copy))
-    losses.report(trainer)
-    assert not trainer.logged
+        late._pending.append(_Pending(step, ("loss",), torch.tensor([float(step)]), copy))
+    late.report([log], 2)
+    assert not log.rows
     copies[1].arrived = True  # not before the one that was queued earlier
-    losses.report(trainer)
-    assert not trainer.logged
+    late.report([log], 2)
+    assert not log.rows
     copies[0].arrived = True
-    losses.report(trainer)
-    assert trainer.logged == [(1, {"loss": 1.0})]
-    losses.report(trainer, wait=True)
-    assert trainer.logged == [(1, {"loss": 1.0}), (3, {"loss": 3.0})]
+    late.report([log], 2)
+    assert log.rows == [(1, {"loss": 1.0})]
+    late.report([log], 2, wait=True)
+    assert log.rows == [(1, {"loss": 1.0}), (3, {"loss": 3.0})]
 
 
 def test_a_loss_that_is_not_finite_is_told_when_it_arrives_with_its_step() -> None:
-    losses, copy = LateLosses(), Copy()
-    losses._pending.append(_Pending(7, ("loss",), torch.tensor([float("nan")]), copy))
-    losses.report(Trainer())
+    late, copy = LateLosses(), Copy()
+    late._pending.append(_Pending(7, ("loss",), torch.tensor([float("nan")]), copy))
+    late.report([], 2)
     with pytest.raises(UserError, match="not finite at step 7"):
-        losses.report(Trainer(), wait=True)
+        late.report([], 2, wait=True)
 
 
 def test_a_run_that_diverges_ends_in_one_line_and_saves_nothing_that_is_not_finite(

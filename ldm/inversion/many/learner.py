@@ -1,17 +1,11 @@
-"""One step of several concepts at once: one text encoding, one UNet call, one backward pass.
-
-Concepts share the frozen weights and nothing else. Each brings its own micro-batch, noise and timesteps
-(functions of its seed and step), and the objective is the sum over concepts of the mean over their own
-samples: the gradient of a concept's v* is then the one that it would have had alone.
-"""
+"""A concept among others: what Lightning's Trainer does for a run of its own, for a member of a pack."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +14,10 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
-from ldm.diffusion.guidance import join_contexts
 from ldm.errors import UserError
 from ldm.inversion.resume import is_whole, refuse_fewer_steps
 from ldm.inversion.run import packed_checkpoints
+from ldm.inversion.step import Part, losses
 from ldm.inversion.task import Inversion
 from ldm.io.atomic import atomic_write
 from ldm.io.checkpoints import read_torch
@@ -34,17 +28,11 @@ from ldm.training.fit import close_loggers, pack_loggers
 log = logging.getLogger(__name__)
 
 
-class Draw(NamedTuple):
-    """A concept's micro-batch of B samples with U unique prompts, on the CPU.
+class Gradients(NamedTuple):
+    """Of a concept's parameters by its own micro-batch, and what is logged of its loss."""
 
-    z, noise: (B, C, h, w); t: (B,); ids: (U, L); prompt: (B,) rows of ``ids``.
-    """
-
-    z: Tensor
-    t: Tensor
-    noise: Tensor
-    ids: Tensor
-    prompt: Tensor
+    of: tuple[Tensor, ...]
+    scalars: dict[str, Tensor]
 
 
 class Learner:
@@ -75,7 +63,6 @@ class Learner:
         self._loggers: list[Logger] = []
         self._begun = False
         self._micro = 0  # batches since the last step, whose gradients are summed
-        self._ids: dict[str, Tensor] = {}
 
     @property
     def done(self) -> bool:
@@ -101,41 +88,21 @@ class Learner:
         """Close the loggers, and leave the run folder to others."""
         self._claim.close()
 
-    @property
-    def scalars_due(self) -> bool:
-        """Whether the next micro-batch is logged: of an optimiser step that is due, the first one."""
-        due = (self.step + 1) % self.config.trainer.log_every == 0
-        return due and bool(self._loggers) and not self._micro
-
-    def log(self, scalars: Mapping[str, Tensor]) -> None:
-        """Log a step's scalars, by the names that a run of its own has, and its learning rate."""
-        values = {name: float(value) for name, value in scalars.items()}
-        values[f"lr-{type(self.optimizer).__name__}"] = self.optimizer.param_groups[0]["lr"]
-        for logger in self._loggers:
-            logger.log_metrics(values, step=self.step)
-
-    def draw(self) -> Draw:
-        """The next micro-batch; it is the same until :meth:`update`."""
+    def part(self) -> Part:
+        """What it brings to the next joint step; it is the same until :meth:`update`."""
         number = self.step * self.config.trainer.accumulate + self._micro
-        batch = self.module.batches.batch(number)
-        t, noise = self.module.draw_noise(batch["z"], number)
-        unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(batch["prompt"]))}
-        rows = torch.tensor([unique[prompt] for prompt in batch["prompt"]])
-        return Draw(batch["z"], t, noise, torch.cat([self._tokens(p) for p in unique]), rows)
+        return Part(self.module.objective, self.module.objective.draw(number), self.step)
 
-    def _tokens(self, prompt: str) -> Tensor:
-        if prompt not in self._ids:
-            self._ids[prompt] = self.module.text.tokenize([prompt])
-        return self._ids[prompt]
-
-    def update(self, gradients: Sequence[Tensor]) -> None:
+    def update(self, gradients: Gradients) -> None:
         """Take the gradients of a micro-batch; after ``accumulate`` of them, an optimiser step."""
-        for p, gradient in zip(self.parameters, gradients, strict=True):
+        rate = {f"lr-{type(self.optimizer).__name__}": self.optimizer.param_groups[0]["lr"]}
+        self.module.losses.put(self.step, gradients.scalars, rate)
+        for p, gradient in zip(self.parameters, gradients.of, strict=True):
             p.grad = gradient if p.grad is None else p.grad + gradient
         self._micro += 1
         if self._micro < self.config.trainer.accumulate:
             return
-        self.module.share_gradients(self.step)
+        self.module.objective.share_gradients(self.step)
         if self.config.optim.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
         self.optimizer.step()
@@ -149,6 +116,7 @@ class Learner:
         Raises:
             UserError: the base model looks untrained, or the loss is not finite.
         """
+        self._report()
         if self._micro:
             return
         step, task = self.step, self.task
@@ -157,6 +125,9 @@ class Learner:
         if self.saves:  # done by this measurement, perhaps
             self.keeper.save(step, self.module)
             self.save()
+
+    def _report(self, *, wait: bool = False) -> None:
+        self.module.losses.report(self._loggers, self.config.trainer.log_every, wait=wait)
 
     @property
     def saves(self) -> bool:
@@ -187,6 +158,7 @@ class Learner:
         optimiser step are not in it, and come again."""
         if self.step == self._saved:
             return
+        self._report(wait=True)  # nothing that is not finite is kept
         state = self._state()
         if self.module.vectors_only:
             state = {key: state[key] for key in ("base_model", "manager")}
@@ -260,61 +232,22 @@ class Learner:
 
 def joint_gradients(
     model: LatentDiffusion, learners: Sequence[Learner], precision: torch.autocast
-) -> list[tuple[Tensor, ...]]:
-    """For each concept, the gradients of its parameters by its own next micro-batch.
-
-    Nothing has changed if this fails. What is to be logged of it is logged.
+) -> list[Gradients]:
+    """For each concept, the gradients by its own next micro-batch. Nothing has changed if this fails.
 
     Args:
         model: the shared one; the concepts' own models are twins of it (``with_own_words``).
         precision: autocast.
     """
-    draws = [learner.draw() for learner in learners]
-    # a micro-batch counts by its mean, an optimiser step by the mean over its micro-batches
-    share = [1 / learner.config.trainer.accumulate for learner in learners]
-    weight = torch.cat([torch.full([len(d.z)], s / len(d.z)) for d, s in zip(draws, share, strict=True)])
-    to = partial(Tensor.to, device=model.device, non_blocking=True)
-    z, t, noise, ids, prompt = map(to, _collate(draws))
     with precision:
-        cond = _contexts(model, learners, ids, [len(draw.ids) for draw in draws])
-        per_sample = model.loss_terms(z, cond[prompt], t, noise).per_sample
-    loss = (per_sample * to(weight)).sum()
-    own_losses = per_sample.detach().split([len(draw.z) for draw in draws])
-    scalars: list[dict[str, Tensor]] = [
-        {"train/loss": own.mean()} if learner.scalars_due else {}
-        for learner, own in zip(learners, own_losses, strict=True)
+        found = losses(model, [learner.part() for learner in learners])
+    # an optimiser step counts by the mean over its micro-batches
+    totals = [
+        loss.total / learner.config.trainer.accumulate for loss, learner in zip(found, learners, strict=True)
     ]
-    for learner, part, logged in zip(learners, share, scalars, strict=True):
-        if learner.config.regularization:
-            pull = learner.module.pull(learner.step)
-            loss = loss + part * learner.config.regularization * pull
-            if logged:
-                logged["train/regularization"] = pull.detach()
-    found = iter(torch.autograd.grad(loss, [p for learner in learners for p in learner.parameters]))
-    for learner, logged in zip(learners, scalars, strict=True):
-        if logged:
-            learner.log(logged)
-    return [tuple(next(found) for _ in learner.parameters) for learner in learners]
-
-
-def _collate(draws: Sequence[Draw]) -> Draw:
-    """One draw of all, in their order."""
-    z, t, noise, ids, prompt = zip(*draws, strict=True)
-    above = torch.tensor([0, *map(len, ids)]).cumsum(0).tolist()
-    rows = [own + n for own, n in zip(prompt, above, strict=False)]
-    return Draw(torch.cat(z), torch.cat(t), torch.cat(noise), torch.cat(ids), torch.cat(rows))
-
-
-def _contexts(model: LatentDiffusion, learners: Sequence[Learner], ids: Tensor, unique: list[int]) -> Tensor:
-    """(U, L, D) contexts of all prompts; ids (U, L), ``unique`` of them each learner's.
-
-    Every learner puts in its own words, whose private ids may be another's too; the encoder then runs
-    once.
-    """
-    embeds = model.text.embed(ids)
-    placed = [
-        learner.module.manager(own, looked_up, learner.step)
-        for learner, own, looked_up in zip(learners, ids.split(unique), embeds.split(unique), strict=True)
+    parameters = [p for learner in learners for p in learner.parameters]
+    gradients = iter(torch.autograd.grad(torch.stack(totals).sum(), parameters))
+    return [
+        Gradients(tuple(next(gradients) for _ in learner.parameters), loss.scalars)
+        for loss, learner in zip(found, learners, strict=True)
     ]
-    ids, embeds = (join_contexts(parts) for parts in zip(*placed, strict=True))
-    return model.text.contexts(embeds, ids)

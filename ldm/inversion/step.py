@@ -1,0 +1,187 @@
+"""One optimiser step of an inversion: what is drawn, what is minimised, what is logged.
+
+A concept alone is the case N = 1. Concepts in one step share the frozen weights and nothing else: each brings
+its own micro-batch (a function of its seed and the step), and the objective is the sum over concepts of the
+mean over their own samples, so that the gradient of a concept's v* is the one that it would have alone.
+Lightning's Trainer (``module.py``) and packs (``many/``) both make their steps of what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm.backbone.model import LatentDiffusion
+from ldm.device import carry
+from ldm.diffusion.guidance import join_contexts
+from ldm.diffusion.loss import LossTerms
+from ldm.inversion.latents import ConceptBatches
+from ldm.seeding import generator
+from ldm.training.timesteps import TimestepConfig, draw_timesteps
+from ldm.words.regularize import regularization
+
+#: the number of the first batch that is only measured: training never comes so far
+FAR = 2**40
+
+
+class Draw(NamedTuple):
+    """A micro-batch of B samples of one concept.
+
+    z, noise: (B, C, h, w) scaled latents, and the noise that is added to them; t: (B,) int64; prompts: B.
+    """
+
+    z: Tensor
+    t: Tensor
+    noise: Tensor
+    prompts: list[str]
+
+    def part(self, own: slice) -> Draw:
+        """Some of the samples."""
+        return Draw(self.z[own], self.t[own], self.noise[own], self.prompts[own])
+
+    def split(self, size: int) -> list[Draw]:
+        """All of the samples, ``size`` at a time."""
+        return [self.part(slice(i, i + size)) for i in range(0, len(self.prompts), size)]
+
+
+class Objective:
+    """What one concept minimises: everything here is a pure function of the step.
+
+    Args:
+        model: the frozen parts, and the manager with the concept's words.
+        batches: latents and prompts of the concept.
+        timesteps: which noise levels are looked at.
+        regularization: weight of the words' squared distance to where they started (figure 10).
+        summed_drift: the official form of that distance (``CompatConfig``).
+        shared_steps: optimiser steps in which the layers of a word with vectors for each move alike.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        batches: ConceptBatches,
+        *,
+        timesteps: TimestepConfig | None = None,
+        regularization: float = 0.0,
+        summed_drift: bool = False,
+        shared_steps: int = 0,
+    ) -> None:
+        self.model, self.batches, self.timesteps = model, batches, timesteps or TimestepConfig()
+        self.regularization, self.summed_drift, self.shared_steps = regularization, summed_drift, shared_steps
+        self._ids: dict[str, Tensor] = {}  # prompt -> (1, L), on the host
+
+    def draw(self, number: int) -> Draw:
+        """Micro-batch ``number`` >= 0, on the host."""
+        batch = self.batches.batch(number)
+        return Draw(batch["z"], *self.noise(batch["z"], number), batch["prompt"])
+
+    def noise(self, z: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Timesteps (B,), one from each of B strata, and noise (B, C, h, w) for latents z, on the host."""
+        rng = generator(self.batches.seed, self.batches.concept, "diffusion", number)
+        t = draw_timesteps(len(z), self.model.schedule.num_timesteps, self.timesteps, rng)
+        return t, torch.randn(z.shape, generator=rng)
+
+    def fixed(self, size: int) -> list[Draw]:
+        """At least ``size`` samples that are the same at every step and never trained on, a training batch at
+        a time; their timesteps are one from each stratum of all."""
+        n = self.batches.batch_size
+        batches = [self.batches.batch(FAR + i) for i in range(-(-size // n))]
+        z = torch.cat([batch["z"] for batch in batches])
+        prompts = [prompt for batch in batches for prompt in batch["prompt"]]
+        return Draw(z, *self.noise(z, FAR), prompts).split(n)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Ids (B, L) of prompts, on the host: there it is worked out where v* goes, without a wait."""
+        for prompt in prompts:
+            if prompt not in self._ids:
+                self.model.cuts.tell(self.model.text.tokenizer, self.model.manager, [prompt])
+                self._ids[prompt] = self.model.text.tokenize([prompt])
+        return torch.cat([self._ids[prompt] for prompt in prompts])
+
+    def pull(self, step: int) -> Tensor:
+        """Scalar: how far the words are from their start, before it is weighted."""
+        manager = self.model.manager
+        return regularization(manager, step, manager.trained, summed_drift=self.summed_drift)
+
+    def share_gradients(self, step: int) -> None:
+        """While layers are to move alike, give all of them the mean of their gradients. They start alike, so
+        that together they first learn what one vector learns."""
+        if step >= self.shared_steps:
+            return
+        for name in self.model.manager.trained:
+            v_star = self.model.manager.parameter(name)
+            if v_star.ndim == 3 and v_star.grad is not None:
+                v_star.grad = v_star.grad.mean(dim=0, keepdim=True).repeat(len(v_star), 1, 1)
+
+
+class Part(NamedTuple):
+    """What a concept brings to a joint step; ``step`` counts its own optimiser steps."""
+
+    objective: Objective
+    draw: Draw
+    step: int
+
+
+class Loss(NamedTuple):
+    """Of one concept in a joint step: the scalar that it minimises, and what is logged of it, detached."""
+
+    total: Tensor
+    scalars: dict[str, Tensor]
+
+
+def losses(model: LatentDiffusion, parts: Sequence[Part]) -> list[Loss]:
+    """The loss of each concept: one text encoding, one call of the UNet.
+
+    Args:
+        model: the shared one; the concepts' own models are it, or twins of it (``with_own_words``).
+    """
+    per_sample = _terms(model, parts).per_sample.split([len(part.draw.prompts) for part in parts])
+    found = []
+    for part, own in zip(parts, per_sample, strict=True):
+        loss = own.mean()
+        scalars = {"train/loss": loss.detach()}
+        if part.objective.regularization:
+            pull = part.objective.pull(part.step)
+            scalars["train/regularization"] = pull.detach()
+            loss = loss + part.objective.regularization * pull
+        found.append(Loss(loss, scalars))
+    return found
+
+
+@torch.no_grad()
+def measure(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor:
+    """Scalar: the plain squared error over all samples; one part at a time, to need no more memory than a
+    step."""
+    return torch.cat([_terms(model, [part]).simple for part in parts]).mean()
+
+
+def _terms(model: LatentDiffusion, parts: Sequence[Part]) -> LossTerms:
+    tensors = zip(*((part.draw.z, part.draw.t, part.draw.noise) for part in parts), strict=True)
+    z, t, noise = (carry(torch.cat(own), model.device) for own in tensors)
+    return model.loss_terms(z, contexts(model, parts), t, noise)
+
+
+def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor:
+    """Contexts of all samples, each different prompt of a concept encoded once.
+
+    Every concept puts in its own words, whose private ids may be another's too; the encoder then runs once.
+    """
+    different = [list(dict.fromkeys(part.draw.prompts)) for part in parts]
+    ids = [part.objective.tokens(prompts) for part, prompts in zip(parts, different, strict=True)]
+    counts = [len(prompts) for prompts in different]
+    looked_up = model.text.embed(torch.cat(ids)).split(counts)
+    placed = [
+        part.objective.model.manager(own, embeds, part.step)
+        for part, own, embeds in zip(parts, ids, looked_up, strict=True)
+    ]
+    joined, embeds = (join_contexts(tensors) for tensors in zip(*placed, strict=True))
+    first = [sum(counts[:i]) for i in range(len(parts))]
+    rows = [
+        above + prompts.index(prompt)
+        for part, prompts, above in zip(parts, different, first, strict=True)
+        for prompt in part.draw.prompts
+    ]
+    return model.text.contexts(embeds, joined)[carry(torch.tensor(rows), model.device)]
