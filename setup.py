@@ -1,8 +1,10 @@
 """Package metadata; exact versions are in requirements.lock, tools' settings in pyproject.toml."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 ABOUT: dict[str, str] = {}
@@ -57,6 +59,22 @@ DEV = [
 
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the package, as ldm/configs/, where ``ldm.paths.found`` looks for them.
+
+    An editable installation reads the clone's own configs/, and gets no copy.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "ldm" / "configs"
+            shutil.rmtree(target, ignore_errors=True)
+            # job scripts are handed to SLURM from a clone; no command reads them
+            shutil.copytree(HERE / "configs", target, ignore=shutil.ignore_patterns("slurm"))
+
+
 setup(
     name="ldm",
     version=ABOUT["__version__"],
@@ -67,7 +85,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["ldm", "ldm.*"]),
     package_data={"ldm": ["py.typed", "assets/**/*"]},
-    include_package_data=True,
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=RUNTIME,
     extras_require={"dev": [*DEV, *DOCS], "docs": DOCS, "ray": ["ray>=2.60"], "heif": ["pillow-heif>=0.22"]},
     entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},
@@ -76,6 +94,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 from ldm import yaml_text
 from ldm.errors import UserError
-from ldm.paths import expanded
+from ldm.paths import found
 from ldm.ranges import MAX_LAYERS, Range
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def load_yaml(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> dic
         UserError: a file is missing, is not YAML or claims to be endless, an override is not
             ``key=value``, or a ``${...}`` names no key.
     """
-    files = [expanded(path) for path in paths]
+    files = [found(path) for path in paths]
     merged: dict[str, Any] = {}
     for path in files:
         own = yaml_text.read(path)
@@ -238,7 +238,7 @@ def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
     if hint is float and isinstance(value, float):
         Range().check(value, f"config {where}")  # a number that is one, and not infinite
     if hint is Path and isinstance(value, str):
-        return expanded(value)
+        return found(value)
     if hint is str and isinstance(value, bool | int | float):
         raise UserError(f"config {where} is {value!r}; give text: put it in quotes, as in '\"{value}\"'")
     if isinstance(value, bool) and hint is not bool or not isinstance(value, hint):

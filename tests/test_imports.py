@@ -47,6 +47,7 @@ ALLOWED["experiments"] = {*ALLOWED["inversion"], "inversion", "evaluation"}
 ALLOWED["api"] = set(ALLOWED)
 ALLOWED["cli"] = {*ALLOWED, "ldm"}
 ALLOWED["ldm"] = set(ALLOWED) - {"cli"}  # ldm/__init__.py, the public names
+ALLOWED["__main__"] = {"cli"}  # python -m ldm
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 LIGHTNING_ROOMS = {"training", "inversion", "pretraining", "emoji"}

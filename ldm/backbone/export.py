@@ -17,6 +17,7 @@ from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
 from ldm.io.atomic import write_text
 from ldm.io.checkpoints import save_checkpoint
+from ldm.paths import found
 
 
 def export_model(model: LatentDiffusion, out: Path, dtype: torch.dtype | None = None) -> Path:
@@ -33,7 +34,7 @@ def export_model(model: LatentDiffusion, out: Path, dtype: torch.dtype | None = 
     config = replace(model.config, checkpoint="model.safetensors")
     params = dict(config.text.get("params") or {})
     if "vocab_file" in params:
-        words = Path(params["vocab_file"]).read_text(encoding="utf-8")
+        words = found(params["vocab_file"]).read_text(encoding="utf-8")
         write_text(out / "vocab.txt", words)
         config = replace(config, text={**config.text, "params": {**params, "vocab_file": "vocab.txt"}})
     if (clip_skip := model.text.other_clip_skip) is not None:  # what it was tuned with is its own

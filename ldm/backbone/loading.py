@@ -27,7 +27,7 @@ from ldm.io.checkpoints import (
 )
 from ldm.io.files import kind_of, read_head
 from ldm.official import config as legacy
-from ldm.paths import expanded
+from ldm.paths import expanded, found
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
     elif not isinstance(source, str | Path):  # YAML has values of any kind
         raise UserError(f"the model is {source!r}; give a name or a path, as text")
     else:
-        path = expanded(source)
+        path = found(source)
         named = ASSETS / str(source) / "config.yaml"
         beside = config_beside(path)
         if beside is not None:
@@ -190,7 +190,7 @@ def load(
         config, folder, defaults = config_or_path, Path("."), {}
     else:
         if isinstance(config_or_path, str | Path):
-            config_or_path = expanded(config_or_path)
+            config_or_path = found(config_or_path)
         values, folder = find(config_or_path)
         defaults = dict(values.get("inversion") or {})
         config = resolve(ModelConfig, values["model"], "model.")
@@ -209,7 +209,7 @@ def load(
         image_size=image_size or config.image_size,
     )
     weights = (
-        expanded(checkpoint)
+        found(checkpoint)
         if checkpoint
         else folder / expanded(config.checkpoint)
         if config.checkpoint

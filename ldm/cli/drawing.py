@@ -20,6 +20,7 @@ from ldm._version import __version__
 from ldm.cli import common
 from ldm.errors import UserError
 from ldm.io.runs import slug, stamp
+from ldm.paths import found
 from ldm.sampling import prompts as words
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
             if args.prompts_file == "-":
                 text = sys.stdin.read()
             else:
-                text = Path(args.prompts_file).read_text(encoding="utf-8-sig")
+                text = found(args.prompts_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
             raise UserError(f"cannot read the prompts {args.prompts_file}: {why}") from error

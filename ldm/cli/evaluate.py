@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
 from ldm.errors import UserError
+from ldm.paths import found
 
 if TYPE_CHECKING:
     from ldm.backbone.model import LatentDiffusion
@@ -97,7 +98,7 @@ def _judge_and_sampling(args: argparse.Namespace) -> tuple[Any, Any]:
 def _holdout(path: Path) -> frozenset[str]:
     from ldm.emoji.sprites import load_holdout
 
-    if not path.is_file():
+    if not found(path).is_file():
         raise UserError(f"there is no file {path}; give the held-out hex codes by --holdout")
     return load_holdout(path)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from ldm.emoji.captions import STYLES, normalize_label, words_of
 from ldm.errors import UserError
 from ldm.io.atomic import atomic_write
+from ldm.paths import found
 
 SPRITE_SIZE = 64
 GROUPS = {
@@ -307,7 +308,7 @@ class EmojiSprites:
 
 def load_holdout(path: Path) -> frozenset[str]:
     """Hex codes of a file with one a line; ``#`` starts a comment."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = found(path).read_text(encoding="utf-8").splitlines()
     return frozenset(code for line in lines if (code := hex_code(line.split("#")[0].strip())))
 
 

@@ -23,7 +23,7 @@ from ldm.evaluation.scorers.base import weights_hash
 from ldm.evaluation.scorers.identity import Identity
 from ldm.io.atomic import atomic_write, write_bytes, write_text
 from ldm.io.checkpoints import read_state_dict
-from ldm.paths import expanded
+from ldm.paths import found
 from ldm.text.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.yaml", "vocab.txt"
@@ -223,7 +223,7 @@ def load_clip(name_or_path: str | Path = "emoji-clip", device: str = "cpu") -> C
     Raises:
         UserError: no such judge, or its weights do not fit its config.
     """
-    folder = expanded(name_or_path)
+    folder = found(name_or_path)
     shipped = ASSETS / str(name_or_path)
     if not (folder / WEIGHTS).is_file() and (shipped / WEIGHTS).is_file():
         folder = shipped

@@ -22,7 +22,7 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.io import in_memory
 from ldm.io.decode import HEIF_SUFFIXES, decode, flatten, suffixes
-from ldm.paths import expanded
+from ldm.paths import found
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def list_pictures(folder: Path | str, framing: Framing = AS_USUAL) -> list[Path]
     Raises:
         UserError: the folder does not exist, is a file, or holds no picture.
     """
-    folder = expanded(folder)
+    folder = found(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file: give the folder that your pictures are in")
     if not folder.is_dir():
@@ -171,7 +171,7 @@ def load_pictures(
         UserError: there are none, kinds are mixed, a shape is no picture's, one cannot be decoded, or
             ``framing.first`` leaves none.
     """
-    if isinstance(images, str | Path) and not expanded(images).is_file():
+    if isinstance(images, str | Path) and not found(images).is_file():
         items: list = list(list_pictures(images, framing))
     else:
         items = in_memory.listed(images)
@@ -193,7 +193,7 @@ def load_pictures(
         return load_pil(
             [picture for picture in pictures if isinstance(picture, Image.Image)], size, framing
         ), ()
-    paths = tuple(expanded(str(item)) for item in items)
+    paths = tuple(found(str(item)) for item in items)
     return torch.stack([load_picture(path, size, framing) for path in paths]), paths
 
 
@@ -204,7 +204,7 @@ def load_picture(path: Path | str, size: int, framing: Framing = AS_USUAL) -> Te
         UserError: names the file and what is wrong with it.
     """
     colour = _colour(framing.background)
-    flat = decode(expanded(path), size, colour, framing.upright)
+    flat = decode(found(path), size, colour, framing.upright)
     return to_tensor(fit_square(flat, size, framing.fit, colour, framing.interpolation))
 
 

@@ -21,7 +21,7 @@ from ldm.diffusion import samplers
 from ldm.errors import UserError
 from ldm.io.decode import decode, flatten, turned_size, upright_size
 from ldm.io.pictures import Framing, load_pictures
-from ldm.paths import expanded
+from ldm.paths import found
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ def load_source(
         UserError: a picture that cannot be read, or a strength or shape that is not possible.
     """
     size = model.image_size
-    image = expanded(image) if isinstance(image, str | Path) else image
-    mask = expanded(mask) if isinstance(mask, str | Path) else mask
+    image = found(image) if isinstance(image, str | Path) else image
+    mask = found(mask) if isinstance(mask, str | Path) else mask
     if strength is None:
         strength = 0.6 if mask is None else 1.0
     pixels = _square(image, size, fit, background)

@@ -23,6 +23,7 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.io.files import opened
 from ldm.names import normal
+from ldm.paths import found
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ class Tokenizer(PlaceholderTokenizer):
 
 def _read_vocab(path: str | Path) -> list[str]:
     try:
-        with opened(path, "vocabulary", MAX_BYTES) as handle:
+        with opened(found(path), "vocabulary", MAX_BYTES) as handle:
             text = handle.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the vocabulary {path} ({error}); check the path") from error
