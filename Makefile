@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CONCEPT := configs/emoji/concepts/koala
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs lock model-gpu
+.PHONY: help setup demo test quick lint docs wheel lock model-gpu
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -18,6 +18,14 @@ demo: $(STAMP) ## teach the shipped model a new word from five pictures (about a
 
 test: $(STAMP) ## run the tests, two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: $(STAMP) ## run the tests that are not marked slow, gpu or parity: under a minute of one core, for each save
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not parity"
+
+wheel: $(STAMP) ## build dist/ldm-*.whl, which works in an empty folder
+	rm -rf build
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 STAGES := configs/emoji/diffusion.yaml configs/emoji/gpu.yaml
 model-gpu: $(STAMP) ## train a 128-pixel model on a GPU (meant for 25 minutes of an H100, not tried yet), into ./emoji-128

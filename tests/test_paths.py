@@ -1,4 +1,4 @@
-"""``~`` is the home folder wherever a path is given: on a command line, in a YAML file, in a call."""
+"""``~`` is the home folder wherever a path is given; the package's own files are found by name anywhere."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,14 @@ import tiny
 from PIL import Image
 
 import ldm
-from ldm.cli import official
+from ldm.backbone.model import ModelConfig
+from ldm.cli import common, official
 from ldm.cli.main import main
-from ldm.config import dump_yaml, load_yaml, to_plain
+from ldm.config import dump_yaml, instantiate, load_yaml, resolve, to_plain
+from ldm.emoji.sprites import load_holdout
 from ldm.inversion.templates import read_templates
-from ldm.paths import expanded
+from ldm.io.pictures import list_pictures
+from ldm.paths import expanded, found
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,46 @@ def test_a_user_who_does_not_exist_is_left_as_written() -> None:
     assert expanded("~no-such-user-here/x") == Path("~no-such-user-here/x")
     assert expanded("a/~/b") == Path("a/~/b")
     assert main(["inspect", "~no-such-user-here/x.safetensors"]) == 2
+
+
+# ------------------------------------------------------------------ files of the package
+PACKAGE = Path(ldm.__file__).parent
+
+
+@pytest.mark.parametrize("name", [
+    "configs/emoji/diffusion.yaml", "configs/emoji/holdout.txt", "configs/emoji/known.txt",
+    "configs/emoji/things.txt", "configs/emoji/concepts/koala", "configs/latent-diffusion/txt2img-1p4B.yaml",
+    "configs/stable-diffusion/v2-base.yaml", "ldm/assets/bert/vocab.txt", "ldm/assets/emoji",
+])  # fmt: skip
+def test_files_of_the_package_are_found_by_name_in_every_folder(name: str) -> None:
+    path = found(name)
+    assert path.exists() and path.is_relative_to(PACKAGE.parent)
+    assert path.as_posix().endswith(name)
+
+
+def test_what_lies_here_comes_first(tmp_path: Path) -> None:
+    own = Path("configs/emoji/holdout.txt")
+    own.parent.mkdir(parents=True)
+    own.symlink_to("nowhere")  # a link that leads nowhere is said, not passed over
+    assert found(own) == own
+
+
+@pytest.mark.parametrize("name", ["configs/none.yaml", "ldm/config.py", "holdout.txt", "/configs/emoji", "x"])
+def test_other_names_are_left_as_written(name: str) -> None:
+    assert found(name) == Path(name)
+
+
+def test_a_stage_finds_its_settings_and_its_vocabulary() -> None:
+    values = load_yaml(["configs/emoji/diffusion.yaml"])
+    assert resolve(ModelConfig, values["model"]).schedule.kind == "cosine"
+    text = instantiate(values["model"]["text"])
+    assert text.width == 384
+    assert len(load_holdout(Path("configs/emoji/holdout.txt"))) == 100
+    assert len(list_pictures("configs/emoji/concepts/koala")) == 5
+
+
+def test_nothing_is_written_into_the_package() -> None:
+    """``--out`` is a folder here, whatever its name."""
+    given = Path("configs/emoji/concepts/owl")
+    with common.output(given, given) as folder:
+        assert folder == given and given.is_dir()

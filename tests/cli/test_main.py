@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import ldm
 from ldm import __version__
 from ldm.cli.main import build_parser, guarded
 from ldm.config import merge, nested
@@ -47,6 +49,20 @@ sys.exit(f"imported: {{found}}" if found else 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_python_m_ldm_is_the_command(tmp_path: Path) -> None:
+    for words, status in ((["--version"], 0), (["inspect", "none.safetensors"], 2)):
+        command = [sys.executable, "-m", "ldm", *words]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(ldm.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stderr
+        assert (done.stdout or done.stderr).startswith("ldm")
 
 
 def test_the_version_is_the_packages_own(cli):
