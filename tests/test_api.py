@@ -15,6 +15,8 @@ from ldm.inversion.concept import concept_of
 from ldm.inversion.config import settle
 from ldm.io.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "templates": "plain",
     "allow_untrained": True,

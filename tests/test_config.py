@@ -261,6 +261,7 @@ def test_locate_finds_what_a_config_may_build_and_nothing_else() -> None:
         locate("ldm.config.locate")
 
 
+@pytest.mark.slow
 def test_a_list_of_thousands_is_read_and_aliases_that_blow_up_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "many.yaml"
     path.write_text("concepts:\n" + "".join(f"- {{name: <{i}>, images: p/{i}}}\n" for i in range(2500)))

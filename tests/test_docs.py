@@ -13,6 +13,8 @@ import ldm
 from ldm.cli import official
 from ldm.cli.main import build_parser
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",

@@ -21,6 +21,8 @@ from ldm.config import dump_yaml, to_plain
 from ldm.io.embeddings import load_embeddings
 from ldm.pretraining.autoencoder import AutoencoderTraining
 
+pytestmark = pytest.mark.slow
+
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 STEPS, AT = 6, 3
 

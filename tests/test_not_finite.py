@@ -17,6 +17,8 @@ from ldm.errors import UserError
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.sampling.sample import BrokenPictures
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -8,6 +8,8 @@ import pytest
 
 import ldm
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATH = FOLDER / "textual_inversion.ipynb"
 WEIGHTS = Path(ldm.__file__).parent / "assets" / "emoji" / "model.safetensors"

@@ -76,6 +76,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_finds_home(name: str, home: Path, tmp_path: Path) -> None:
     words = [word.replace("{}", f"out-{name}") if word.startswith(("--out", "~")) else word
@@ -86,6 +87,7 @@ def test_every_command_finds_home(name: str, home: Path, tmp_path: Path) -> None
         assert list(home.glob(f"out-{name}*"))
 
 
+@pytest.mark.slow
 def test_main_py_finds_home(home: Path, tmp_path: Path) -> None:
     words = ["--base", "~/own.yaml", "-t", "--data_root=~/p", "--placeholder_string", "<a>", "-l", "~/logs",
              "--embedding_manager_ckpt", "~/toy.safetensors", "trainer.max_steps=1"]  # fmt: skip
@@ -109,6 +111,7 @@ CALLS: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_finds_home(name: str, tmp_path: Path) -> None:
     CALLS[name]()

@@ -22,6 +22,8 @@ from ldm.io.checkpoints import collect
 from ldm.text.bpe import ClipTokenizer
 from ldm.text.clip import read_sizes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model_folder(tiny_model: LatentDiffusion, tiny_config: ModelConfig, tmp_path: Path) -> Path:

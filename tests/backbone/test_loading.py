@@ -21,6 +21,8 @@ from ldm.config import ASSETS, resolve
 from ldm.errors import UserError
 from ldm.io.checkpoints import collect, in_precision, is_weight, read_state_dict, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 UNET = {
     "in_channels": 4,

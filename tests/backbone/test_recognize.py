@@ -12,6 +12,8 @@ from ldm.config import load_yaml
 from ldm.errors import UserError
 from ldm.io.checkpoints import is_weight
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 Shapes = dict[str, tuple[int, ...]]
 

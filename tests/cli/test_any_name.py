@@ -15,6 +15,8 @@ from ldm.cli.main import main
 from ldm.config import dump_yaml
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 
+pytestmark = pytest.mark.slow
+
 LATIN = os.fsdecode(b"caf\xe9")  # "café" in Latin-1, a lone byte in UTF-8
 
 

@@ -16,6 +16,8 @@ from ldm.config import ASSETS, dump_yaml
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import Embedding, save_embeddings
 
+pytestmark = pytest.mark.slow
+
 
 def tree(folder: Path) -> set[str]:
     """Everything below a folder."""

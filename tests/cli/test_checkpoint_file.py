@@ -17,6 +17,8 @@ from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.unet import UNetModel
 from ldm.text.clip import ClipConditioner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, randomise: Callable[..., nn.Module]) -> Path:

@@ -18,6 +18,8 @@ from ldm.inversion.many.pack import learn_many
 from ldm.io.embeddings import Embedding, learned_clip_skip, load_embedding, save_embeddings
 from ldm.io.recipes import load_recipe
 
+pytestmark = pytest.mark.slow
+
 CLIP = {"width": 32, "layers": 3, "heads": 2, "max_length": 40, "mlp_ratio": 2.0}
 
 

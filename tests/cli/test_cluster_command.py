@@ -11,6 +11,8 @@ import yaml
 from ldm.inversion.many import ray_workers
 from ldm.io.embeddings import load_embeddings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def concepts(tmp_path: Path, model_folder: Path, pictures: Path) -> Path:

@@ -12,6 +12,8 @@ from ldm.cli.concepts import read_jobs
 from ldm.errors import UserError
 from ldm.io.embeddings import load_embeddings
 
+pytestmark = pytest.mark.slow
+
 
 def listed(path: Path, concepts: Any, **defaults: Any) -> Path:
     path.write_text(yaml.safe_dump({"defaults": defaults, "concepts": concepts}, allow_unicode=True))

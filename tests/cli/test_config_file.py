@@ -13,6 +13,8 @@ from ldm.io.embeddings import load_embedding
 from ldm.names import normal
 from ldm.official.quirks import OFFICIAL, switches
 
+pytestmark = pytest.mark.slow
+
 OFFICIAL_QUIRKS = ["compat={weight_decay: true, encoder_calls: true}", "num_vectors=2", "progressive=[6]",
                    "samples_per_prompt=0", "logging.loggers=[]"]  # fmt: skip
 

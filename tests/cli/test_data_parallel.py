@@ -17,6 +17,8 @@ from ldm.cli.main import main
 from ldm.io.embeddings import load_embedding
 from ldm.training.fit import TrainerConfig
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

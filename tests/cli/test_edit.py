@@ -8,6 +8,8 @@ from PIL import Image
 
 from ldm.io.recipes import load_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from ldm.io.embedding_formats import FORMATS
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings, read_file, save_embeddings
 
+pytestmark = pytest.mark.slow
+
 
 def vectors(k: int, d: int) -> torch.Tensor:
     return torch.randn(k, d, generator=torch.Generator().manual_seed(k))

@@ -14,6 +14,8 @@ from torch import Tensor
 from ldm.evaluation import clip_judge as features
 from ldm.io.embeddings import load_embedding
 
+pytestmark = pytest.mark.slow
+
 
 class MeanColour:
     """A judge that sees the mean colour, and reads a text as any colour."""

@@ -19,6 +19,8 @@ from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import load_embedding
 
+pytestmark = pytest.mark.slow
+
 
 def parse(*words: object) -> InversionConfig:
     """The config of an ``ldm invert`` command line."""

@@ -10,6 +10,8 @@ from PIL import Image
 
 from ldm.cli import official
 
+pytestmark = pytest.mark.slow
+
 LINES = {
     "model": "sample --model {} --prompt x --out new",
     "checkpoint": "sample --model tiny --checkpoint {} --prompt x --out new",

@@ -20,6 +20,8 @@ from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import load_embeddings
 from ldm.official import config as legacy
 
+pytestmark = pytest.mark.slow
+
 # in our own keys, beside the official ones: random weights, few pictures to draw
 OURS = ("allow_untrained=true", "sample_steps=1", "samples_per_prompt=1", 'prompts=["a photo of {}"]',
         "logging.loggers=[csv]")  # fmt: skip

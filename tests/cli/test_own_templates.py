@@ -11,6 +11,8 @@ from ldm.config import load_yaml, resolve
 from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import Embedding, load_embedding
 
+pytestmark = pytest.mark.slow
+
 OWN = ["a cat {}", "the toy {} in snow"]
 
 

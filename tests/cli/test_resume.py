@@ -13,6 +13,8 @@ from ldm.inversion.resume import is_whole, whole_checkpoint
 from ldm.inversion.run import run_inversion
 from ldm.io.embeddings import load_embedding
 
+pytestmark = pytest.mark.slow
+
 
 # ------------------------------------------------------------------ checkpoints
 def checkpoint(path: Path, step: int) -> Path:

@@ -21,6 +21,8 @@ from ldm.inversion.config import InversionConfig, settle
 from ldm.io.embeddings import load_embedding
 from ldm.shorthand import SHORT
 
+pytestmark = pytest.mark.slow
+
 Say = Callable[[str, Any], InversionConfig]
 #: full name -> value, of every section and of keys that the model has a value of its own for
 WISHES = {

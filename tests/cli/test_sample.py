@@ -15,6 +15,8 @@ from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.recipes import load_recipe, to_text
 
+pytestmark = pytest.mark.slow
+
 
 def pngs(folder: Path) -> dict[str, bytes]:
     """Name -> pixels of all pictures of a folder but the grid."""

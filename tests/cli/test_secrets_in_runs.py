@@ -7,6 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SECRET, OTHER = "hf_AbCdEfGhIjKlMnOpQrStUvWx", "qwertz123456"
 
 

@@ -10,6 +10,8 @@ import ldm
 from ldm.backbone.model import ModelConfig
 from ldm.config import dump_yaml, to_plain
 
+pytestmark = pytest.mark.slow
+
 TRAINER = {"max_steps": 2, "accelerator": "cpu", "checkpoint_every": 1, "image_every": 0}
 LOGGING = {"loggers": []}
 

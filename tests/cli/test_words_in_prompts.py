@@ -11,6 +11,8 @@ import ldm
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.recipes import load_recipe
 
+pytestmark = pytest.mark.slow
+
 START = {
     "sample": (),
     "strength": ("--image", "photo.png", "--strength", 0.7),

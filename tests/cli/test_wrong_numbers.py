@@ -8,6 +8,8 @@ import pytest
 from ldm.config import dump_yaml, to_plain
 from ldm.io.embeddings import load_embeddings
 
+pytestmark = pytest.mark.slow
+
 #: as words of ``ldm invert``, and the setting that the line names
 OF_INVERT = {
     "--seed=-1": "seed", "--seed=4294967296": "seed", "--steps=0": "max_steps", "--steps=-1": "max_steps",

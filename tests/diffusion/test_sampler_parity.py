@@ -7,6 +7,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from ldm.diffusion.samplers import sample, timesteps
 from ldm.diffusion.schedule import Schedule
 
+pytestmark = pytest.mark.parity
+
 SCHEDULE = Schedule()
 BETAS = {
     "num_train_timesteps": 1000,

@@ -15,6 +15,8 @@ from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 from ldm.evaluation.colours import COLOUR_NAMES, COLOURS
 
+pytestmark = pytest.mark.slow
+
 
 def _sprites(count: int = 8) -> EmojiSprites:
     """Opaque half-size squares of different colours, without any files."""

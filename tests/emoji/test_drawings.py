@@ -25,6 +25,8 @@ from ldm.emoji.sprites import Concept, EmojiSprites, Package, load_holdout, read
 from ldm.errors import UserError
 from ldm.pretraining.sources import UNNAMED
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HOLDOUT = ROOT / "configs/emoji/holdout.txt"
 VOCABULARY = set((ROOT / "ldm/assets/emoji/vocab.txt").read_text(encoding="utf-8").splitlines())

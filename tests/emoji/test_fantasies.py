@@ -1,10 +1,13 @@
 """Things that do not exist: what the changes keep, and that they are changes."""
 
+import pytest
 import torch
 
 from ldm.emoji.compose import Composer
 from ldm.emoji.fantasies import _bend, _place, _rotate_hue, imagine
 from ldm.emoji.sprites import Concept, EmojiSprites
+
+pytestmark = pytest.mark.slow
 
 
 def _sprites(n: int = 6) -> EmojiSprites:

@@ -1,11 +1,14 @@
 """Quality of a judge on real pictures."""
 
+import pytest
 from evaluation_world import NAMES, CentreJudge, code
 
 from ldm.emoji.judge_quality import judge_quality, name_recall, real_pictures
 from ldm.emoji.sprites import EmojiSprites
 from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.metrics import Share
+
+pytestmark = pytest.mark.slow
 
 
 def test_real_pictures_are_plain_seeded_and_described(sprites: EmojiSprites) -> None:

@@ -21,6 +21,8 @@ from ldm.text.tokenizer import Tokenizer
 from ldm.training.fit import LoggingConfig, TrainerConfig, fit
 from ldm.training.optim import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 VOCABULARY = ROOT / "ldm/assets/emoji/vocab.txt"
 LABELS = ["cat", "dog", "apple", "bus", "key", "hat", "pizza", "rocket"]

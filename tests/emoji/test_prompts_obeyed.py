@@ -21,6 +21,8 @@ from ldm.evaluation.metrics import Share
 from ldm.evaluation.word import evaluate_embedding, without_word
 from ldm.io.embeddings import Embedding
 
+pytestmark = pytest.mark.slow
+
 CONCEPTS = [Named(f"{i:x}", "objects", "tool", name) for i, name in enumerate(NAMES)]
 QUICK = Sampling(steps=1)
 

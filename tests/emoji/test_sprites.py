@@ -19,6 +19,8 @@ from ldm.errors import UserError
 from ldm.evaluation.colours import COLOURS
 from ldm.text.english import article
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 VOCABULARY = (ROOT / "ldm/assets/emoji/vocab.txt").read_text(encoding="utf-8").splitlines()
 HOLDOUT = ROOT / "configs/emoji/holdout.txt"

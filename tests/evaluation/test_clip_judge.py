@@ -21,6 +21,8 @@ from ldm.evaluation.clip_judge import (
 from ldm.inversion.concept import concept_of
 from ldm.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 TINY = ClipConfig(
     embed_dim=16,
     vision={"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},

@@ -23,6 +23,8 @@ from ldm.training.fit import LoggingConfig
 from ldm.training.optim import OptimConfig, lr_factor, scale_lr
 from ldm.training.timesteps import TimestepConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def concept(tmp_path: Path) -> Concept:

@@ -19,6 +19,8 @@ from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 BASE = InversionConfig(
     images=Path(),
     placeholder="<a>",

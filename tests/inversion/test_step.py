@@ -24,6 +24,8 @@ from ldm.models.attention import CrossAttention
 from ldm.training.optim import OptimConfig
 from ldm.training.scalars import LateLosses, _Pending
 
+pytestmark = pytest.mark.slow
+
 FIVE = replace(TRAINER, max_steps=5, image_every=0)
 
 

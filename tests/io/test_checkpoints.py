@@ -20,6 +20,8 @@ from ldm.io.checkpoints import (
     save_checkpoint,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def make_parts(seed: int = 0, width: int = 6) -> dict[str, nn.Module]:
     torch.manual_seed(seed)

@@ -15,6 +15,8 @@ from ldm.io.atomic import atomic_write, write_text
 from ldm.io.claims import claimed, claimed_new, is_claimed, sweep
 from ldm.io.runs import LOCK_NAME, holds_something
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def another_process(work: Callable[[], object]) -> Iterator[int]:

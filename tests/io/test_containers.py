@@ -23,6 +23,8 @@ from ldm.io import containers
 from ldm.io.checkpoints import read_metadata, read_state_dict
 from ldm.io.embeddings import read_file
 
+pytestmark = pytest.mark.slow
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "embedding": read_file,
     "checkpoint": read_state_dict,

@@ -20,6 +20,8 @@ from ldm.inversion.concept import concept_of
 from ldm.io import decode
 from ldm.io.pictures import Framing, list_pictures, load_picture
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------ profiles
 #: red, green and blue in XYZ of the white D50, and the curve to light
 ADOBE = (((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)), "gamma")

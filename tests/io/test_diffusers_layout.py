@@ -17,6 +17,8 @@ from ldm.io.checkpoints import save_checkpoint
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.parity
+
 WIDTHS, CONTEXT = (32, 64, 64), 48
 KINDS: dict[str, dict[str, Any]] = {
     "v1": {"unet": {"attention_head_dim": 4}, "act": "quick_gelu", "pad": "<|endoftext|>"},

@@ -309,6 +309,7 @@ def pipelines():
     return make
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("format", ["diffusers", "diffusers-bin", "a1111-pt"])
 def test_diffusers_own_pipeline_loads_our_files(tmp_path, pipelines, format, k):

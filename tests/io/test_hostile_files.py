@@ -28,6 +28,8 @@ from ldm.io.embedding_formats import FORMATS, picture
 from ldm.io.embeddings import Embedding, EmbeddingFile, read_file, save_embeddings
 from ldm.official import config as legacy
 
+pytestmark = pytest.mark.slow
+
 WORD = Embedding("<cat>", torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), {"step": "5"})
 WEIGHTS = {"model.a.weight": torch.randn(3, 4), "model.b.weight": torch.randn(2).half()}
 

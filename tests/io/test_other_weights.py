@@ -8,6 +8,8 @@ from ldm.errors import UserError
 from ldm.io.embedding_formats.networks import kind_of_network
 from ldm.io.embeddings import Embedding, load_embeddings, read_file, save_embeddings
 
+pytestmark = pytest.mark.slow
+
 #: what a file is -> names of tensors in it, as the tools that write them choose them
 NETWORKS = {
     "a LoRA": [

@@ -9,6 +9,8 @@ from torch.distributions import Normal, kl_divergence
 
 from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 
+pytestmark = pytest.mark.slow
+
 
 def posterior(*shape: int) -> DiagonalGaussian:
     return DiagonalGaussian(torch.randn(shape), torch.randn(shape))

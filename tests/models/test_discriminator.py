@@ -5,6 +5,8 @@ import torch
 
 from ldm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("size", "layers", "patches"), [(64, 3, 6), (32, 2, 6), (16, 1, 6)])
 def test_one_logit_a_patch(size: int, layers: int, patches: int) -> None:

@@ -20,6 +20,8 @@ from ldm.models.unet import UNetModel
 diffusers = pytest.importorskip("diffusers")
 convert = pytest.importorskip("diffusers.loaders.single_file_utils")
 
+pytestmark = pytest.mark.parity
+
 Randomise = Callable[..., nn.Module]
 
 UNET = {

@@ -21,6 +21,8 @@ from ldm.io.checkpoints import is_weight
 from ldm.official import config as legacy
 from ldm.official.table import TABLE
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).parents[1] / "reference"
 OFFICIAL: dict[str, Callable[[], dict[str, Any]]] = {
     "ldm object": files.ldm_inversion,

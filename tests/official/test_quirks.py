@@ -25,6 +25,8 @@ from ldm.text.bpe import ClipTokenizer
 from ldm.training import optim
 from ldm.training.fit import LoggingConfig, TrainerConfig
 
+pytestmark = pytest.mark.slow
+
 BASE = InversionConfig(
     images=Path(),
     placeholder="<toy>",

@@ -21,6 +21,8 @@ from ldm.pretraining.sources import FolderPictures
 from ldm.pretraining.stages import encode_latents, train_autoencoder
 from ldm.training.optim import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:

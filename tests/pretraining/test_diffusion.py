@@ -27,6 +27,8 @@ from ldm.pretraining.stages import diffusion_model, export, train_diffusion
 from ldm.sampling.sample import sample
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def diffusion_stage(tiny_config: ModelConfig, autoencoder_run: Path, bank: Path) -> DiffusionStage:

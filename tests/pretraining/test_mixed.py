@@ -11,6 +11,8 @@ from ldm.config import instantiate
 from ldm.errors import UserError
 from ldm.pretraining.mixed import MixedPictures
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture()
 def nodes(tmp_path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from ldm.report.report import (
     write_inversion_report,
 )
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 

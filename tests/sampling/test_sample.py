@@ -10,6 +10,8 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.sampling.sample import initial_noise, sample, usual_batch
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a photo of a cat", "a red dog on snow", "a tree"]
 
 

@@ -12,6 +12,8 @@ from ldm.errors import UserError
 from ldm.sampling.sample import initial_noise, sample
 from ldm.sampling.source import Source, find_noise, load_source
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a photo of a cat", "a red dog on snow"]
 
 

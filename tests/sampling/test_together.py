@@ -26,6 +26,8 @@ from ldm.sampling.together import Order, draw, draw_together
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 #: of a range of 2, where pictures are those of one model: half a level of 255
 TOLERANCE = 1 / 255
 BASE = InversionConfig(

@@ -67,6 +67,7 @@ def test_encoder_and_its_gradient_follow_the_plain_formula(bert: BertConditioner
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parity
 def test_encoder_agrees_with_diffusers_ldm_bert(bert: BertConditioner) -> None:
     theirs = pytest.importorskip("diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion")
     config = theirs.LDMBertConfig(

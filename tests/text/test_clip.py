@@ -17,6 +17,8 @@ from ldm.words.manager import EmbeddingManager
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.parity
+
 TINY = {"width": 32, "layers": 3, "heads": 4, "max_length": 20, "mlp_ratio": 3.0}
 PROMPTS = ["a photo of a cat", "", "a big red dog on a small green beach, 4 k"]
 

@@ -43,6 +43,7 @@ def their_ids(reference, texts: list[str], length: int) -> torch.Tensor:
     return batch["input_ids"]
 
 
+@pytest.mark.parity
 def test_agrees_with_transformers_on_prompts(tokenizer: Tokenizer, reference) -> None:
     texts = [
         "a photo of a cat",
@@ -56,6 +57,7 @@ def test_agrees_with_transformers_on_prompts(tokenizer: Tokenizer, reference) ->
     assert tokenizer(texts).equal(their_ids(reference, texts, 16))
 
 
+@pytest.mark.parity
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="abcTÉé .,'*-猫☃\u0301\u200b\n0", max_size=30))
 def test_agrees_with_transformers_on_random_text(vocab_file: Path, reference, text: str) -> None:

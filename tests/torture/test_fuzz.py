@@ -6,6 +6,8 @@ import signal
 import fuzz
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def undone():

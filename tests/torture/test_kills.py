@@ -9,6 +9,8 @@ from harness import World, build_world
 from kills import kill_at_points, kill_at_random, works
 from pairs import many_pairs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:

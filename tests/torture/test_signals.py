@@ -1,6 +1,9 @@
 """A short version of ``signals.py``."""
 
+import pytest
 import signals
+
+pytestmark = pytest.mark.slow
 
 
 def test_some_signals_lose_nothing() -> None:

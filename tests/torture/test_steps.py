@@ -1,6 +1,9 @@
 """A short version of ``steps.py``."""
 
+import pytest
 import steps
+
+pytestmark = pytest.mark.slow
 
 
 def test_memory_and_open_files_do_not_grow() -> None:

@@ -11,6 +11,8 @@ import ldm
 from ldm.backbone.model import LatentDiffusion
 from ldm.training.quiet import quiet
 
+pytestmark = pytest.mark.slow
+
 QUICK = {
     "steps": 1, "allow_untrained": True, "templates": "plain", "batch_size": 1, "samples_per_prompt": 0,
     "accelerator": "cpu",

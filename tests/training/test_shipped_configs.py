@@ -9,6 +9,8 @@ from ldm.backbone.model import build
 from ldm.config import load_yaml, resolve
 from ldm.pretraining.config import AutoencoderStage, DiffusionStage, LatentsStage
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs" / "emoji"
 ASSET = Path(__file__).parents[2] / "ldm" / "assets" / "emoji" / "config.yaml"
 STAGES: dict[str, tuple[type, list[str]]] = {

@@ -14,6 +14,8 @@ from ldm.errors import UserError
 from ldm.training import wandb_run
 from ldm.training.fit import LoggingConfig, make_loggers
 
+pytestmark = pytest.mark.slow
+
 CONFIG = LoggingConfig(loggers=("wandb",))
 KEY = "0123456789" * 4
 

@@ -18,6 +18,8 @@ from ldm.inversion.many.cluster import HOPELESS, Task, hand_out, learn_on
 from ldm.inversion.many.jobs import Job, Result
 from ldm.io.embeddings import load_embedding
 
+pytestmark = pytest.mark.slow
+
 Learn = Callable[[Sequence[Job]], list[Result]]
 
 

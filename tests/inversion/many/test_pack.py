@@ -34,6 +34,8 @@ from ldm.training.fit import LoggingConfig, TrainerConfig, attention_kernel
 from ldm.training.memory import TRANSIENT, USABLE, step_bytes
 from ldm.training.optim import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 CONCEPTS = Path(__file__).parents[3] / "configs" / "emoji" / "concepts"
 
 #: of how far AdamW can move a number: lr x steps

@@ -21,6 +21,8 @@ from ldm.official.quirks import FIXED, CompatConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tiny_config: ModelConfig, randomise: Callable[..., nn.Module]) -> LatentDiffusion:

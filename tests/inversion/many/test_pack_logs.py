@@ -22,6 +22,8 @@ from ldm.training.fit import LoggingConfig, TrainerConfig, make_loggers
 from ldm.training.optim import OptimConfig
 from ldm.training.wandb_run import RUN_ID
 
+pytestmark = pytest.mark.slow
+
 TRAINER = TrainerConfig(max_steps=4, accelerator="cpu", checkpoint_every=2, image_every=2, log_every=1)
 
 

@@ -27,6 +27,8 @@ from ldm.inversion.many.jobs import Job, Result
 from ldm.inversion.many.ray_workers import RayWorkers
 from ldm.io.embeddings import load_embedding, load_embeddings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 #: a node's part of this machine: one worker, little memory, and no ports that another test's could have
