@@ -19,7 +19,7 @@ demo: $(STAMP) ## teach the shipped model a new word from five pictures (about a
 test: $(STAMP) ## run the tests, two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-quick: $(STAMP) ## run the tests that are not marked slow, gpu or parity: under a minute of one core, for each save
+quick: $(STAMP) ## run the tests that are marked neither slow, gpu nor parity: what to run on each save, on one core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not parity"
 
 wheel: $(STAMP) ## build dist/ldm-*.whl, which works in an empty folder
