@@ -212,7 +212,7 @@ def save_clip(
     with atomic_write(folder / WEIGHTS) as path:
         save_file({name: stored(value) for name, value in clip.state_dict().items()}, path)
     write_text(folder / CONFIG, dump_yaml(to_plain(config)))
-    write_bytes(folder / VOCABULARY, Path(vocabulary).read_bytes())
+    write_bytes(folder / VOCABULARY, found(vocabulary).read_bytes())
     write_concepts(concepts, folder / CONCEPTS)
     return folder
 
