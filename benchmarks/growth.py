@@ -124,7 +124,7 @@ def packed(model: LatentDiffusion, n: int, args: argparse.Namespace, rivals: Riv
         with stored_in(model, args.precision):
             learners = [Learner(task, model.device) for task in tasks]
             for _ in range(args.steps + WARM_UP):
-                seconds = together(model, learners, rivals.chunk, autocast(args))
+                seconds = together(model, learners, rivals.chunk)
                 start = start or time.perf_counter() - BORN
                 rivals.seconds["ours"].append(sum(seconds) / rivals.chunk)
                 rivals.let_others_run()

@@ -99,14 +99,12 @@ def alone(task: Inversion, folder: Path) -> list[float]:
     return watch.seconds
 
 
-def together(
-    model: LatentDiffusion, learners: Sequence[Learner], steps: int, precision: torch.autocast
-) -> list[float]:
+def together(model: LatentDiffusion, learners: Sequence[Learner], steps: int) -> list[float]:
     """Seconds a joint step."""
     seconds = []
     for _ in range(steps):
         started = _now()
-        found = joint_gradients(model, learners, precision)
+        found = joint_gradients(model, learners)
         for learner, gradients in zip(learners, found, strict=True):
             learner.update(gradients)
         seconds.append(_now() - started)
@@ -122,15 +120,14 @@ def table(
     own: list[float] = []
     packed: dict[int, list[float]] = {size: [] for size in sizes}
     device = model.device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision != "32-true")
     with freed_memory_kept(), attention_kernel("auto"), stored_in(model, precision):
         learners = [Learner(task, device) for task in tasks]
-        together(model, learners[: min(sizes)], WARM_UP, autocast)
+        together(model, learners[: min(sizes)], WARM_UP)
         for i, single in enumerate(singles):
             own += alone(single, folder / f"run-{i}")
             model.to(device)  # from where Lightning left it
             for size in sizes:
-                packed[size] += together(model, learners[:size], max(1, STEPS // size), autocast)
+                packed[size] += together(model, learners[:size], max(1, STEPS // size))
     base, batch = statistics.median(own), tasks[0].config.batch_size
     rows = [
         "| concepts a pass | samples | seconds a pass | concept-steps/s | against one after the other | n |",

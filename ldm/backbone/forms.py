@@ -16,7 +16,7 @@ from ldm.errors import UserError
 from ldm.models.attention import SpatialTransformer
 from ldm.models.unet import ResBlock
 
-COMPUTE_DTYPE = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32}
+COMPUTE_DTYPE = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
 
 @contextmanager

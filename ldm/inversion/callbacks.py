@@ -18,6 +18,7 @@ from ldm.errors import UserError
 from ldm.inversion.step import Draw, Part, measure
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.runs import RunFolder
+from ldm.training.limits import due, saves
 from ldm.words.start import nearest_words
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class FixedBatchMonitor(Callback):
         self._stop_if_converged(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.global_step % self.every == 0:
+        if due(trainer.global_step, self.every):
             self._measure(trainer, pl_module)
             self._stop_if_converged(trainer)
 
@@ -188,9 +189,8 @@ class EmbeddingCheckpoint(Callback):
             self._save("embeddings.pt", trainer.global_step, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step and step % self.every == 0:
-            self.save(step, pl_module)
+        if saves(trainer.global_step, self.every):
+            self.save(trainer.global_step, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer.global_step, pl_module)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
+from ldm.inversion.checkpoint import VECTORS_ONLY
 from ldm.inversion.latents import ConceptBatches
 from ldm.inversion.step import Draw, Objective, Part, losses
 from ldm.io import checkpoints
@@ -141,15 +142,18 @@ class TextualInversion(pl.LightningModule):
         self.report_losses(wait=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains and what resumes it: kilobytes, but for a tuned model. Batches and noise
-        follow from the step."""
         self.report_losses(wait=True)  # nothing that is not finite is kept
+        self.complete(checkpoint)
+
+    def complete(self, checkpoint: dict[str, Any]) -> None:
+        """Make a checkpoint what ``checkpoint.py`` says, of one that holds the whole ``state_dict``: it keeps
+        what trains and what resumes it, kilobytes but for a tuned model."""
         trained = ("model.manager.", *(("model.unet.", "model.text.") if self.model_lr else ()))
         own = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in own.items() if k.startswith(trained)}
         checkpoint["base_model"] = self.base_fingerprint
         if self.vectors_only:
-            for key in checkpoint.keys() - {"state_dict", "base_model"}:
+            for key in checkpoint.keys() - {*VECTORS_ONLY}:
                 del checkpoint[key]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -22,9 +22,10 @@ from ldm.inversion.resume import (
     refuse_other_inputs,
     whole_checkpoint,
 )
+from ldm.inversion.snapshot import forget_snapshots
 from ldm.inversion.task import prepare, read_pictures, write_config
 from ldm.io.claims import claimed, is_claimed
-from ldm.io.embeddings import Embedding, load_embeddings
+from ldm.io.embeddings import Embedding
 from ldm.io.pictures import list_pictures
 from ldm.io.runs import LIST_NAME, RunFolder, create_run
 from ldm.official.quirks import switches
@@ -70,11 +71,10 @@ def run_inversion(
         if resume:
             refuse_other_inputs(run, model, concept)
             last = whole_checkpoint(out)
-            if last is None and is_packed(out):
-                return _as_pack(model, config, out, progress)
             refuse_fewer_steps(out, last.step if last else 0, config.trainer.max_steps)
         if config.trainer.writes:
             write_config(run, config, documents)
+            forget_snapshots(out.parent)  # of packs that it was in
         return learn(model, concept, config, captions=captions, run=run, resume=resume, progress=progress)
 
 
@@ -84,30 +84,6 @@ def as_trained(config: InversionConfig) -> InversionConfig:
     if quirks.encoder_calls and config.progressive:  # when a word grows depends on them
         pictures = len(list_pictures(config.images, config.framing())[: config.train_pictures])
     return as_official(config, pictures)
-
-
-def is_packed(out: Path) -> bool:
-    """Whether a run was begun in a pack: it can go on there alone, exactly as it began."""
-    return any(path.is_file() for path in packed_checkpoints(out))
-
-
-def packed_checkpoints(out: Path) -> tuple[Path, Path]:
-    """Of a concept learned in a pack, what Lightning's are to a run of its own: the last, the one before."""
-    return out / "checkpoints" / "packed.pt", out / "checkpoints" / "packed-before.pt"
-
-
-def _as_pack(model: LatentDiffusion, config: InversionConfig, out: Path, progress: bool) -> Embedding:
-    """Go on with one member of a pack, as a pack of one."""
-    from ldm.inversion.many.jobs import Job
-    from ldm.inversion.many.pack import learn_many
-    from ldm.inversion.snapshot import forget_snapshots
-
-    forget_snapshots(out.parent)
-    jobs = [Job(out.name, config)]
-    (result,) = learn_many(model, jobs, out.parent, pack=1, resume=True, progress=progress)
-    if result.error:
-        raise UserError(result.error)
-    return load_embeddings(out / "embeddings.safetensors")[0]
 
 
 def learn(

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm import interrupt
 from ldm.io.images import save_grid
 from ldm.sampling.sample import BrokenPictures
+from ldm.training.limits import due
 
 log = logging.getLogger(__name__)
 
@@ -74,20 +75,17 @@ class ImageLogger(Callback):
         self._show(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self.every and not trainer.global_step % self.every:
-            self._show(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._show(trainer, pl_module)
 
-    def _show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(trainer, pl_module, ends=True)
+
+    def _show(self, trainer: pl.Trainer, module: pl.LightningModule, *, ends: bool = False) -> None:
+        if trainer.is_global_zero and self.due(trainer.global_step, ends=ends):
             self.show(trainer.global_step, module, trainer.loggers)
 
     def show(self, step: int, module: pl.LightningModule, loggers: Sequence[Logger] = ()) -> None:
-        """Draw and save the pictures of ``step``, once; a signal leaves them out."""
-        if not self.due(step):
-            return
+        """Draw and save the pictures of ``step``; a signal leaves them out."""
         training = module.training
         module.eval()
         with interrupt.skippable(), torch.no_grad():  # a run that goes on draws them
@@ -102,9 +100,9 @@ class ImageLogger(Callback):
         self._drawn = step
         log.warning("no pictures of step %d: %s", step, error)
 
-    def due(self, step: int) -> bool:
-        """Whether pictures are drawn at all, and those of ``step`` have not been kept."""
-        return bool(self.every) and step != self._drawn
+    def due(self, step: int, *, ends: bool = False) -> bool:
+        """Whether there are to be pictures of ``step``, and none have been kept; ``ends``: training does."""
+        return step != self._drawn and due(step, self.every, ends=ends)
 
     def keep(self, step: int, pictures: dict[str, Tensor], loggers: Sequence[Logger] = ()) -> None:
         """Save the pictures of ``step`` and hand them to the loggers."""

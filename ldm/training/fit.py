@@ -27,6 +27,7 @@ from ldm.io.files import printable
 from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
 from ldm.training.csv_log import CsvLog
+from ldm.training.limits import TimeLimit, due
 from ldm.training.quiet import quiet
 from ldm.training.wandb_run import wandb_logger
 
@@ -243,7 +244,7 @@ class EndCheckpoint(Callback):
             trainer.should_stop = False
             return
         self._step, trainer.should_stop = step, self._ends
-        if self._ends and step % self.every:
+        if self._ends and not due(step, self.every):
             self._save(trainer)
         self._stop_at_signal(trainer)
 
@@ -315,7 +316,6 @@ def fit(
         trainer = pl.Trainer(
             max_steps=config.max_steps,
             plugins=[AtomicCheckpoints()],
-            max_time=None if config.max_minutes is None else {"seconds": int(config.max_minutes * 60)},
             max_epochs=-1,
             precision=config.compute_precision,  # type: ignore[arg-type]
             accelerator=config.accelerator,
@@ -326,7 +326,7 @@ def fit(
             gradient_clip_val=clip_norm or None,
             log_every_n_steps=config.log_every,
             logger=loggers,
-            callbacks=[*keep, *bars, *monitor, *callbacks, end],
+            callbacks=[*keep, *bars, *monitor, *callbacks, TimeLimit(config.max_minutes), end],
             enable_progress_bar=progress,
             enable_checkpointing=bool(keep),
             enable_model_summary=False,

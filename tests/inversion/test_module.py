@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from learning import BASE, TRAINER, _module, learn_word
 from PIL import Image
+from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.errors import UserError
@@ -127,6 +131,32 @@ def test_wandb_without_an_account_and_tensorboard_log_offline(
     learn(tiny_model, concept, replace(BASE, logging=logging, trainer=trainer), run=run, progress=False)
     assert list((run.path / "logs").rglob("offline-run-*/*.wandb"))
     assert list((run.path / "logs" / "tensorboard").glob("events.*"))
+
+
+def test_a_users_own_trainer_trains_it_with_their_callback_logger_strategy_and_precision(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    seen: list[int] = []
+    logged: dict[int, dict[str, float]] = {}
+
+    class Own(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            seen.append(trainer.global_step)
+
+    class Log(DummyLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            logged.setdefault(step, {}).update(metrics)
+
+    trainer = pl.Trainer(
+        max_steps=3, callbacks=[Own()], logger=Log(), strategy=SingleDeviceStrategy("cpu"),
+        plugins=[MixedPrecision("bf16-mixed", "cpu")], log_every_n_steps=1, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = _module(tiny_model, concept)
+    trainer.fit(module)
+    assert seen == [1, 2, 3] and [step for step in logged if "train/loss" in logged[step]] == [0, 1, 2]
+    v_star = tiny_model.manager.vectors("<toy>")
+    assert not torch.equal(v_star, tiny_model.manager.init_vectors("<toy>"))
 
 
 def test_the_regulariser_keeps_the_word_nearer_to_its_start(

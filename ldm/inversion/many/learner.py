@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,17 +13,19 @@ from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
-from ldm.inversion.resume import is_whole, refuse_fewer_steps
-from ldm.inversion.run import packed_checkpoints
+from ldm.inversion.checkpoint import of_steps, write
+from ldm.inversion.resume import refuse_fewer_steps, whole_checkpoint
 from ldm.inversion.step import Part, losses
 from ldm.inversion.task import Inversion
-from ldm.io.atomic import atomic_write
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.sampling.sample import BrokenPictures
-from ldm.training.fit import close_loggers, pack_loggers
+from ldm.training.fit import LAST, close_loggers, pack_loggers
+from ldm.training.limits import TimeLimit, due, saves, too_late
+from ldm.training.precision import optimizer_step, precision_plugin, scaled
 
-log = logging.getLogger(__name__)
+#: by which a checkpoint knows the callback that counts the seconds of a run of its own
+TIME = TimeLimit.__qualname__
 
 
 class Gradients(NamedTuple):
@@ -56,8 +56,11 @@ class Learner:
         self.optimizer: torch.optim.Optimizer = configured["optimizer"]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scheduler = configured["lr_scheduler"]["scheduler"]
+        self.precision = precision_plugin(self.config.trainer.compute_precision, device)
         self.step, self.seconds = 0, 0.0
-        self._saved = 0  # optimiser steps in the checkpoint
+        self._saved = 0  # optimiser steps in the newest whole checkpoint
+        self._last: int | None = None  # those in `last.ckpt`, if it is whole
+        self._callbacks: dict[str, Any] = {}  # of those that a run of its own has, their states
         self._resume = resume
         self._claim = ExitStack()  # of the run folder, and its loggers
         self._loggers: list[Logger] = []
@@ -68,9 +71,8 @@ class Learner:
     def done(self) -> bool:
         """Whether it has made its steps, used up its time or converged."""
         limits = self.config.trainer
-        late = limits.max_minutes is not None and self.seconds > 60 * limits.max_minutes
-        ended = self.step >= limits.max_steps or late or self.task.monitor.converged
-        return ended and not self._micro
+        late = too_late(self.seconds, limits.max_minutes)
+        return (self.step >= limits.max_steps or late or self.task.monitor.converged) and not self._micro
 
     def begin(self) -> None:
         """Before its first step in a pack: claim the run folder, load what it goes on from."""
@@ -91,7 +93,8 @@ class Learner:
     def part(self) -> Part:
         """What it brings to the next joint step; it is the same until :meth:`update`."""
         number = self.step * self.config.trainer.accumulate + self._micro
-        return Part(self.module.objective, self.module.objective.draw(number), self.step)
+        draw = self.precision.convert_input(self.module.objective.draw(number))
+        return Part(self.module.objective, draw, self.step)
 
     def update(self, gradients: Gradients) -> None:
         """Take the gradients of a micro-batch; after ``accumulate`` of them, an optimiser step."""
@@ -102,15 +105,13 @@ class Learner:
         self._micro += 1
         if self._micro < self.config.trainer.accumulate:
             return
-        self.module.objective.share_gradients(self.step)
-        if self.config.optim.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip_norm)
-        self.optimizer.step()
+        share = partial(self.module.objective.share_gradients, self.step)
+        optimizer_step(self.optimizer, self.precision, self.config.optim.clip_norm, share)
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.step, self._micro = self.step + 1, 0
 
-    def observe(self, precision: torch.autocast) -> None:
+    def observe(self) -> None:
         """Measure and save what is due at this step.
 
         Raises:
@@ -120,8 +121,8 @@ class Learner:
         if self._micro:
             return
         step, task = self.step, self.task
-        if self.done or step % task.monitor.every == 0:
-            task.monitor.measure(step, self.module, precision, self._loggers)
+        if due(step, task.monitor.every, ends=self.done):
+            task.monitor.measure(step, self.module, self.precision.forward_context(), self._loggers)
         if self.saves:  # done by this measurement, perhaps
             self.keeper.save(step, self.module)
             self.save()
@@ -132,16 +133,13 @@ class Learner:
     @property
     def saves(self) -> bool:
         """Whether a checkpoint is due at this step, once it has been measured."""
-        every = self.config.trainer.checkpoint_every
-        return not self._micro and (self.done or self.step > 0 and self.step % every == 0)
+        return not self._micro and saves(self.step, self.keeper.every, ends=self.done)
 
     @property
     def pictures_due(self) -> bool:
         """Whether pictures are to be drawn at this step, once it has been observed."""
         pictures = self.task.pictures
-        if pictures is None or self._micro or not pictures.due(self.step):
-            return False
-        return self.done or self.step % pictures.every == 0
+        return pictures is not None and not self._micro and pictures.due(self.step, ends=self.done)
 
     def keep_pictures(self, drawn: Tensor | UserError) -> None:
         """Save the pictures (n, 3, H, W) of this step; raise what was wrong with them."""
@@ -154,31 +152,23 @@ class Learner:
         self.task.pictures.keep(self.step, {"samples": drawn}, self._loggers)
 
     def save(self) -> None:
-        """Write the checkpoint that ``_load`` goes on from, unless it holds this step; batches since the last
-        optimiser step are not in it, and come again."""
+        """Write the checkpoint that it goes on from, alone as well, unless it holds this step; batches since
+        the last optimiser step are not in it, and come again."""
         if self.step == self._saved:
             return
         self._report(wait=True)  # nothing that is not finite is kept
-        state = self._state()
-        if self.module.vectors_only:
-            state = {key: state[key] for key in ("base_model", "manager")}
-        path, before = packed_checkpoints(self.run.path)
-        if path.is_file():
-            os.replace(path, before)
-        with atomic_write(path) as temporary, open(temporary, "wb") as stream:
-            torch.save(state, stream)  # to a stream: a path would be stored in the file
-        self._saved = self.step
+        write(self.run.path, self._state(), self._last)
+        self._saved = self._last = self.step
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "base_model": self.module.base_fingerprint,
-            "manager": self.module.manager.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "monitor": self.task.monitor.state_dict(),
-        }
+        monitor = self.task.monitor
+        callbacks = {monitor.state_key: monitor.state_dict(), TIME: {"seconds": self.seconds}}
+        callbacks = {**self._callbacks, **callbacks}
+        counts = self.step, self.config.trainer.accumulate
+        state = of_steps(*counts, self.optimizer, self.scheduler, self.precision, callbacks)
+        state["state_dict"] = self.module.state_dict()
+        self.module.complete(state)
+        return state
 
     def moment(self) -> dict[str, Any]:
         """All that it goes on from exactly here, in the middle of an optimiser step too."""
@@ -192,58 +182,55 @@ class Learner:
             p.grad = None if gradient is None else gradient.to(p.device)
 
     def _load(self) -> None:
-        """Go on from the newest checkpoint that is whole, if there is any.
+        """Go on from the newest checkpoint that is whole, if there is any, whoever wrote it.
 
         Raises:
             UserError: all are damaged, or of another base model, or it has made more steps already.
         """
-        there = [path for path in packed_checkpoints(self.run.path) if path.is_file()]
-        for number, path in enumerate(there):
-            if is_whole(path):
-                if number:
-                    log.warning("%s is damaged: going on from %s", there[0], path.name)
-                self._take(path)
-                return
-        if there:
-            raise UserError(f"{there[0]} is damaged; remove it, and the word is learned anew")
-
-    def _take(self, path: Path) -> None:
+        found = whole_checkpoint(self.run.path)
+        if found is None:
+            return
+        if self.module.vectors_only:
+            self.module.take_vectors(found.path)
+            return
+        refuse_fewer_steps(self.run.path, found.step, self.config.trainer.max_steps)
         try:
-            state = read_torch(path)
+            state = read_torch(found.path)
             self.module.on_load_checkpoint(state)
-            if self.module.vectors_only:
-                self.module.manager.load_state_dict(state["manager"])
-                return
-            refuse_fewer_steps(self.run.path, state["step"], self.config.trainer.max_steps)
             self._adopt(state)
-            self._saved = self.step
         except UserError:
             raise
         except Exception as error:  # readers raise nearly anything on broken bytes
-            raise UserError(f"{path} is damaged; remove it, and the word is learned anew") from error
+            raise UserError(f"{found.path} is damaged; remove it, and the word is learned anew") from error
+        self._saved = self.step
+        self._last = self.step if found.path.name == LAST.name else None
 
     def _adopt(self, state: dict[str, Any]) -> None:
-        self.module.manager.load_state_dict(state["manager"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.task.monitor.load_state_dict(state["monitor"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.module.load_state_dict(state["state_dict"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer_states"][0])
+        self.scheduler.load_state_dict(state["lr_schedulers"][0])
+        scale, monitor = type(self.precision).__qualname__, self.task.monitor
+        if scale in state:
+            self.precision.load_state_dict(state[scale])
+        self._callbacks = state["callbacks"]
+        monitor.load_state_dict(self._callbacks[monitor.state_key])
+        self.step, self.seconds = state["global_step"], self._callbacks[TIME]["seconds"]
 
 
-def joint_gradients(
-    model: LatentDiffusion, learners: Sequence[Learner], precision: torch.autocast
-) -> list[Gradients]:
+def joint_gradients(model: LatentDiffusion, learners: Sequence[Learner]) -> list[Gradients]:
     """For each concept, the gradients by its own next micro-batch. Nothing has changed if this fails.
 
     Args:
         model: the shared one; the concepts' own models are twins of it (``with_own_words``).
-        precision: autocast.
+        learners: all in the same precision.
     """
-    with precision:
-        found = losses(model, [learner.part() for learner in learners])
+    parts = [learner.part() for learner in learners]
+    with learners[0].precision.forward_context():
+        found = losses(model, parts)
     # an optimiser step counts by the mean over its micro-batches
     totals = [
-        loss.total / learner.config.trainer.accumulate for loss, learner in zip(found, learners, strict=True)
+        scaled(loss.total / learner.config.trainer.accumulate, learner.precision)
+        for loss, learner in zip(found, learners, strict=True)
     ]
     parameters = [p for learner in learners for p in learner.parameters]
     gradients = iter(torch.autograd.grad(torch.stack(totals).sum(), parameters))

@@ -26,17 +26,13 @@ from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
 from ldm.device import device_of, out_of_memory
 from ldm.errors import UserError
-from ldm.inversion.config import InversionConfig, check
+from ldm.inversion.many.folders import failed, finish, is_finished, kept, prepared
 from ldm.inversion.many.jobs import Job, Result, check_together
 from ldm.inversion.many.learner import Learner, joint_gradients
-from ldm.inversion.report import at_the_end, on_the_way
-from ldm.inversion.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
+from ldm.inversion.report import on_the_way
 from ldm.inversion.run import as_trained
 from ldm.inversion.snapshot import Snapshot, SnapshotFile
-from ldm.inversion.task import Inversion, prepare, read_pictures, write_config
-from ldm.io.claims import claimed
-from ldm.io.embeddings import Embedding
-from ldm.io.runs import RunFolder, create_run
+from ldm.io.runs import RunFolder
 from ldm.official.quirks import switches
 from ldm.sampling.together import draw_together
 from ldm.training.fit import attention_kernel
@@ -80,8 +76,8 @@ def learn_many(
     if pack != "auto" and pack < 1:
         raise UserError(f"a pack of {pack} concepts learns nothing: give 1 or more, or auto")
     trainer = jobs[0].config.trainer
+    trainer.check_machine()
     device = device_of(trainer.accelerator)
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=trainer.compute_precision != "32-true")
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     if jobs[0].config.clip_skip is not None:
@@ -94,16 +90,16 @@ def learn_many(
         run = RunFolder(Path(out) / job.name)
         try:
             job = replace(job, config=as_trained(job.config))
-            if resume and _finished(job, run):
-                results[job.name] = _kept(job, run)
+            if resume and is_finished(job, run):
+                results[job.name] = kept(job, run)
             else:
-                waiting.append(Learner(_prepare(job, model, run, resume), device, resume=resume))
+                waiting.append(Learner(prepared(job, model, run, resume), device, resume=resume))
         except UserError as error:
-            results[job.name] = _failed(job, run, error)
+            results[job.name] = failed(job, run, error)
     named = {job.name: job for job in jobs}
     whole = len(jobs) > 1 and not any(learner.module.vectors_only for learner in waiting)
     snapshots = SnapshotFile(Path(out), [job.name for job in jobs]) if whole else None
-    members = Pack(model, waiting, pack, precision, snapshots)
+    members = Pack(model, waiting, pack, snapshots)
     with ExitStack() as claims, _bar(waiting, progress) as bar, freed_memory_kept(), quiet():
         for learner in waiting:
             claims.callback(learner.release)
@@ -111,7 +107,7 @@ def learn_many(
         left = members.restore(bar) if resume else []
         while True:
             # as in a run of its own, the last pictures are drawn by the model as it was loaded
-            for result in _finish([(named[learner.run.path.name], learner, e) for learner, e in left]):
+            for result in finish([(named[learner.run.path.name], learner, e) for learner, e in left]):
                 results[result.name] = result
             bar.set_postfix_str(f"{len(results)} of {len(jobs)} concepts done")
             if not members.busy:
@@ -127,65 +123,6 @@ def learn_many(
     if snapshots is not None:
         snapshots.remove()
     return [results[job.name] for job in jobs]
-
-
-# ------------------------------------------------------------------ one job, before and after
-
-
-def _finished(job: Job, run: RunFolder) -> bool:
-    """Whether the job's word has been learned, with no more steps wanted since; refuses other settings."""
-    refuse_changes(run.path, job.config, OF_INVERSIONS)
-    kept = kept_config(run.path, InversionConfig)
-    if kept is None or not run.manifest_path.is_file() or "finished" not in run.read_manifest():
-        return False
-    return job.config.trainer.max_steps <= kept.trainer.max_steps
-
-
-def _prepare(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> Inversion:
-    check(job.config)
-    concept, captions = read_pictures(job.config, model.image_size)
-    with claimed(run.path, half=lambda _: True, deep=True):
-        create_run(run.path, resume=resume)
-        refuse_other_inputs(run, model, concept)
-        write_config(run, job.config)
-        with in_one_line(job.config.batch_size):
-            return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)
-
-
-def _finish(left: Sequence[tuple[Job, Learner, UserError | None]]) -> Iterator[Result]:
-    """What became of those who leave; the last pictures of all are drawn together."""
-    done: list[tuple[Job, Learner, list[Embedding]]] = []
-    for job, learner, error in left:
-        try:
-            if error:
-                raise error
-            with in_one_line(job.config.batch_size):
-                done.append((job, learner, learner.task.learned(learner.step)))
-        except UserError as error:
-            learner.release()
-            yield _failed(job, learner.run, error)
-    drawn = draw_together(at_the_end(learner.task.module.model, learner.config) for _, learner, _ in done)
-    for (job, learner, words), pictures in zip(done, drawn, strict=True):
-        try:
-            if isinstance(pictures, UserError):
-                raise pictures
-            learner.task.report(words, learner.seconds, pictures)
-            yield _kept(job, learner.run, "learned")
-        except UserError as error:
-            yield _failed(job, learner.run, error)
-        finally:
-            learner.release()
-
-
-def _kept(job: Job, run: RunFolder, status: Literal["learned", "kept"] = "kept") -> Result:
-    manifest = run.read_manifest()
-    figures = {key: manifest[key] for key in ("steps", "loss", "seconds") if key in manifest}
-    return Result(job.name, job.config.placeholder, status, run.path, **figures)
-
-
-def _failed(job: Job, run: RunFolder, error: UserError) -> Result:
-    log.warning("%s failed: %s", job.name, error)
-    return Result(job.name, job.config.placeholder, "failed", run.path, error=str(error))
 
 
 def _bar(learners: Iterable[Learner], progress: bool) -> tqdm:
@@ -207,7 +144,6 @@ class Pack:
         model: the shared one, on its device.
         waiting: the concepts, in the order of joining; they are taken from here.
         size: how many at once, or "auto".
-        precision: autocast.
         snapshots: where it is kept who stands where.
     """
 
@@ -216,10 +152,9 @@ class Pack:
         model: LatentDiffusion,
         waiting: deque[Learner],
         size: int | Literal["auto"],
-        precision: torch.autocast,
         snapshots: SnapshotFile | None = None,
     ) -> None:
-        self.model, self.precision, self.snapshots = model, precision, snapshots
+        self.model, self.snapshots = model, snapshots
         self.waiting, self.members, self.size = waiting, list[Learner](), size
 
     @property
@@ -274,7 +209,7 @@ class Pack:
         if (
             any(errors.values())
             or own
-            and all(step > found.states[name]["step"] for name, step in zip(names, own, strict=True))
+            and all(step > found.states[name]["global_step"] for name, step in zip(names, own, strict=True))
         ):
             return []
         for name in names:
@@ -342,7 +277,7 @@ class Pack:
 
     def _look(self, learners: Sequence[Learner]) -> list[Left]:
         """Measure, save and draw what is due for each; returns those who leave, members no more."""
-        errors = {one: self._error_of(one, partial(one.observe, self.precision)) for one in learners}
+        errors = {one: self._error_of(one, one.observe) for one in learners}
         due = [one for one in learners if not errors[one] and one.pictures_due]
         with interrupt.skippable():  # a concept that goes on draws them
             drawn = draw_together(on_the_way(one.task.module.model, one.config) for one in due)
@@ -358,7 +293,7 @@ class Pack:
     def _gradients(self) -> list[tuple[Tensor, ...]] | None:
         """None if there was not enough memory."""
         try:
-            return joint_gradients(self.model, self.members, self.precision)
+            return joint_gradients(self.model, self.members)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -395,7 +330,7 @@ class Pack:
         probe, device = self.waiting[0], self.model.device
         try:
             taken = step_bytes(
-                lambda: joint_gradients(self.model, [probe], self.precision),
+                lambda: joint_gradients(self.model, [probe]),
                 device,
                 self.model.parameters(),
             )

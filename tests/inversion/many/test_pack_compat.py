@@ -98,11 +98,14 @@ def test_vectors_only(
 ) -> None:
     config = replace(config, compat=quirk)
     learn_many(model, [Job("a", config)], tmp_path, pack=1, progress=False)
-    kept = torch.load(tmp_path / "a" / "checkpoints" / "packed.pt", weights_only=True)
-    assert (set(kept) == {"base_model", "manager"}) == quirk.vectors_only
+    kept = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (set(kept) == {"base_model", "state_dict"}) == quirk.vectors_only
     manifest = tmp_path / "a" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"finished"', '"was finished"'))
     learn_many(model, [Job("a", config)], tmp_path, pack=1, resume=True, progress=False)
-    again = torch.load(tmp_path / "a" / "checkpoints" / "packed.pt", weights_only=True)
+    again = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
     # all of its steps are done once more from where it was, or none is left
-    assert torch.equal(*(s["manager"]["v_star.s__3c_a_3e_"] for s in (kept, again))) != quirk.vectors_only
+    assert (
+        torch.equal(*(s["state_dict"]["model.manager.v_star.s__3c_a_3e_"] for s in (kept, again)))
+        != quirk.vectors_only
+    )
