@@ -8,14 +8,28 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldm.errors import UserError
 
-if TYPE_CHECKING:
-    from ldm.backbone.model import LatentDiffusion
+_how_to_resume: ContextVar[Callable[[], str]] = ContextVar("how_to_resume")
+
+
+def resume_by(how: Callable[[], str]) -> None:
+    """From here on, a command that is interrupted says ``how()`` it goes on."""
+    _how_to_resume.set(how)
+
+
+def nothing_begun() -> None:
+    """From here on, a command that is interrupted says that it has begun nothing."""
+    resume_by(lambda: "nothing was begun; give it again")
+
+
+def how_to_resume() -> str:
+    """How a command that is interrupted now goes on."""
+    return _how_to_resume.get()()
 
 
 def add_parser(
@@ -80,7 +94,7 @@ def _setting(word: str) -> str:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """``--steps``, ``--scale`` and ``--sampler``; :func:`own_sampling` fills what is not given."""
+    """``--steps``, ``--scale`` and ``--sampler``; what is not given suits the model (``Sampling.of``)."""
     own = "(default: the model's own, else {})"
     parser.add_argument("--steps", type=int, help=f"sampling steps {own.format(50)}")
     parser.add_argument("--scale", type=float, help=f"guidance; 1 is none {own.format(5)}")
@@ -96,13 +110,6 @@ def add_clip_skip(parser: argparse.ArgumentParser, default: str) -> None:
         help="use the N-th last block of a CLIP text encoder, as web UIs count: 1 is the last one (default: "
         f"{default})",
     )
-
-
-def own_sampling(args: argparse.Namespace, model: LatentDiffusion) -> None:
-    """Set the sampling options that were not given to what suits the model."""
-    from ldm.sampling.sample import Sampling
-
-    vars(args).update(asdict(Sampling.of(model, steps=args.steps, sampler=args.sampler, scale=args.scale)))
 
 
 def torch_device(name: str) -> str:

@@ -164,7 +164,7 @@ def _learn_in(
     if not args.resume and holds_something(out):
         raise UserError(f"the folder {out} is not empty: choose another one, or go on in it by --resume")
     again = common.command(["ldm", command, "--resume", "--out", out, *_handed_out(args)])
-    args.how_to_resume = lambda: f"continue with: {again}"
+    common.resume_by(lambda: f"continue with: {again}")
     jobs = [one for one in read if isinstance(one, Job)]
     check_together(jobs)
     listed, kept = _as_list(read), out / LIST_NAME

@@ -1,50 +1,61 @@
-"""What ``ldm sample`` and ``ldm edit`` share: which pictures are asked for, and drawing them.
+"""What ``ldm sample`` and ``ldm edit`` share: options, and what is printed.
 
-Every picture has a recipe (``ldm.io.recipes``) that is known before it is drawn and is written into
-its PNG. So a picture that is there already is not drawn again, and any picture can be.
+Which pictures are missing and how they are drawn is in :mod:`ldm.sampling.gallery`.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from ldm._version import __version__
 from ldm.cli import common
 from ldm.errors import UserError
-from ldm.io.runs import slug, stamp
+from ldm.io.runs import stamp
 from ldm.paths import found
-from ldm.sampling import prompts as words
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ldm.backbone.model import LatentDiffusion
     from ldm.io.embeddings import Embedding
     from ldm.io.recipes import Edit, Recipe
     from ldm.sampling.source import Source
 
-log = logging.getLogger(__name__)
-
-MAX_PICTURES = 100_000
+#: A list of seeds has no more than this; ``ldm.sampling.gallery`` counts the pictures.
+MAX_SEEDS = 100_000
 #: Options that a picture's own recipe answers.
 _OF_RECIPE = (
-    "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale", "sampler", "eta", "clip_skip",
+    "prompt", "prompts_file", "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale",
+    "sampler", "eta", "clip_skip",
 )  # fmt: skip
 
 
-class Wanted(NamedTuple):
-    """One picture, and where it goes."""
+@dataclass(frozen=True)
+class Options:
+    """The checked values of :func:`add_options`; ``None`` is what was not given."""
 
-    path: Path
-    recipe: Recipe
+    model: str | None
+    checkpoint: str | None
+    device: str
+    embeddings: Sequence[Path]
+    prompts: Sequence[str]
+    negative_prompt: str
+    seeds: Sequence[int]
+    n: int
+    steps: int | None
+    scale: float | None
+    sampler: str | None
+    eta: float
+    clip_skip: int | None
+    batch_size: int | None
+    out: Path | None
+    grid: bool
+    columns: int | None
+    force: bool
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -91,21 +102,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="use an embedding that was learned on another model")
 
 
-# ------------------------------------------------------------------------------ what is asked for
-def check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be meant, before anything heavy is loaded.
+# ------------------------------------------------------------------------------ reading them
+def read(args: argparse.Namespace) -> Options:
+    """The options, checked before anything heavy is loaded.
 
     Raises:
-        UserError: no prompts at all, or an option beside ``--again`` that the recipe answers.
+        UserError: no prompts at all, an option beside ``--again`` that the recipe answers, a value that
+            cannot be meant, or a file of prompts that cannot be read.
     """
-    if args.again is None:
-        if not args.prompt and not args.prompts_file:
-            raise UserError("give a --prompt, a --prompts-file, or --again with a picture")
-    else:
-        given = [o for o in ("prompt", "prompts_file", *_OF_RECIPE) if getattr(args, o) is not None]
-        if given:
-            option = given[0].replace("_", "-")
-            raise UserError(f"--again draws the very same picture: leave out --{option}")
+    if args.again is not None:
+        refuse_given(args, _OF_RECIPE)
+    elif not args.prompt and not args.prompts_file:
+        raise UserError("give a --prompt, a --prompts-file, or --again with a picture")
     for option in ("n", "batch_size", "columns"):
         value = getattr(args, option)
         if value is not None and value < 1:
@@ -116,29 +124,58 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and not math.isfinite(value):
             raise UserError(f"--{option} is {value}; give a number")
+    negative = args.negative_prompt or ""
+    return Options(
+        model=args.model,
+        checkpoint=args.checkpoint,
+        device=args.device,
+        embeddings=args.embedding or [],
+        prompts=[] if args.again else read_prompts(args.prompt or [], args.prompts_file, negative),
+        negative_prompt=negative,
+        seeds=[args.seed or 0] if args.seeds is None else read_seeds(args.seeds),
+        n=args.n or (1 if args.seeds else 4),
+        steps=args.steps,
+        scale=args.scale,
+        sampler=args.sampler,
+        eta=args.eta or 0.0,
+        clip_skip=args.clip_skip,
+        batch_size=args.batch_size,
+        out=args.out,
+        grid=args.grid,
+        columns=args.columns,
+        force=args.force,
+    )
 
 
-def prompts_of(args: argparse.Namespace) -> list[str]:
+def refuse_given(args: argparse.Namespace, answered: Sequence[str]) -> None:
+    """Refuse options that the recipe of ``--again`` answers.
+
+    Raises:
+        UserError: names the first one.
+    """
+    given = [option for option in answered if getattr(args, option) is not None]
+    if given:
+        raise UserError(f"--again draws the very same picture: leave out --{given[0].replace('_', '-')}")
+
+
+def read_prompts(given: Sequence[str], file: str | None, negative: str) -> list[str]:
     """The prompts of ``--prompt``, then those of ``--prompts-file``.
 
     Raises:
         UserError: a file that cannot be read or holds no prompt, or text that is no Unicode.
     """
-    prompts = list(args.prompt or [])
-    if args.prompts_file:
+    prompts = list(given)
+    if file:
         try:
-            if args.prompts_file == "-":
-                text = sys.stdin.read()
-            else:
-                text = found(args.prompts_file).read_text(encoding="utf-8-sig")
+            text = sys.stdin.read() if file == "-" else found(file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-            raise UserError(f"cannot read the prompts {args.prompts_file}: {why}") from error
+            raise UserError(f"cannot read the prompts {file}: {why}") from error
         lines = [line.strip() for line in text.split("\n")]
         prompts += [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise UserError(f"there is no prompt in {args.prompts_file}: write one a line")
-    for prompt in [*prompts, args.negative_prompt or ""]:
+        raise UserError(f"there is no prompt in {file}: write one a line")
+    for prompt in [*prompts, negative]:
         try:
             prompt.encode()
         except UnicodeError as error:
@@ -146,226 +183,123 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def seeds_of(args: argparse.Namespace) -> list[int]:
-    """The seeds of ``--seeds`` or ``--seed``, in the order given, each once.
+def read_seeds(text: str) -> list[int]:
+    """The seeds of ``--seeds``, as in ``1,2,5-8``, in the order given, each once.
 
     Raises:
         UserError: not a list of numbers and ranges, or too long a one.
     """
-    if args.seeds is None:
-        return [args.seed or 0]
     seeds: dict[int, None] = {}
-    for part in args.seeds.split(","):
+    for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?", part, re.ASCII)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if not first <= last < first + MAX_PICTURES:
-            raise UserError(f"--seeds {args.seeds!r} is no list of numbers and ranges, as in 1,2,5-8")
+        if not first <= last < first + MAX_SEEDS:
+            raise UserError(f"--seeds {text!r} is no list of numbers and ranges, as in 1,2,5-8")
         seeds |= dict.fromkeys(range(first, last + 1))
     return list(seeds)
 
 
-def plan(
-    args: argparse.Namespace,
+# ------------------------------------------------------------------------------ drawing
+def load(options: Options) -> tuple[LatentDiffusion, list[Embedding]]:
+    """The model, which knows the learned words, and these words.
+
+    Raises:
+        UserError: a file that cannot be read, or a word that does not fit the model.
+    """
+    from ldm.backbone import loading
+    from ldm.sampling import prompts
+
+    learned = prompts.load(options.embeddings)
+    device = common.torch_device(options.device)
+    model = loading.load(options.model or "emoji", options.checkpoint, device)
+    prompts.teach(model, learned, force=options.force, clip_skip=options.clip_skip)
+    return model, learned
+
+
+def draw(
+    options: Options,
     model: LatentDiffusion,
     learned: Sequence[Embedding],
-    out: Path,
     edit: Edit | None = None,
-) -> list[Wanted]:
-    """Every picture that the options ask for: a prompt's pictures together, a seed's within them.
+    source: Source | None = None,
+) -> None:
+    """Draw the pictures that the folder lacks, from noise or from a source; say where all are."""
+    from ldm.sampling import editing, gallery
+    from ldm.sampling.sample import Sampling
 
-    Raises:
-        UserError: prompts or seeds that cannot be used, or too many pictures.
-    """
-    from ldm.io.recipes import Recipe
-    from ldm.io.secrets import redacted
-
-    prompts = [words.put(prompt, learned) for prompt in prompts_of(args)]
-    negative = words.put(args.negative_prompt or "", learned)
-    beside = f"{negative}\n{edit.invert or ''}" if edit else negative
-    words.check_used(model, [*prompts, beside], learned)
-    seeds, n = seeds_of(args), args.n or (1 if args.seeds else 4)
-    if len(prompts) * len(seeds) * n > MAX_PICTURES:
-        raise UserError(f"that makes {len(prompts) * len(seeds) * n} pictures; ask for fewer at once")
-    common.own_sampling(args, model)
-    if negative and args.scale == 1:
-        log.warning("the negative prompt has no effect at --scale 1; give a higher one")
-    wanted = []
-    for number, prompt in enumerate(prompts):
-        used = tuple(words.used_in(model, f"{prompt}\n{beside}", learned))
-        for seed, index in ((s, i) for s in seeds for i in range(n)):
-            recipe = Recipe(
-                prompt=prompt,
-                negative_prompt=negative,
-                seed=seed,
-                index=index,
-                sampler=args.sampler,
-                steps=args.steps,
-                scale=float(args.scale),
-                eta=args.eta or 0.0,
-                size=model.image_size,
-                model=redacted(Path(args.model or "emoji").name),
-                base_model=model.fingerprint(),
-                version=f"ldm {__version__}",
-                embeddings=used,
-                edit=edit,
-                clip_skip=model.text.other_clip_skip,
-            )
-            name = f"{number:02d}_{slug(prompt)}_{seed}_{index:02d}.png"
-            wanted.append(Wanted(out / name, recipe))
-    return wanted
-
-
-# ------------------------------------------------------------------------------ drawing
-def output(args: argparse.Namespace) -> AbstractContextManager[Path]:
-    """The folder of the pictures, claimed: what is drawn stays, whatever happens."""
-    return common.output(args.out, Path("out", stamp()))
-
-
-def load_model(args: argparse.Namespace, recipe: Recipe | None = None) -> LatentDiffusion:
-    """The model of the options, or of the recipe if they name none.
-
-    Raises:
-        UserError: the recipe's model does not come with the program, or is another one.
-    """
-    from ldm.backbone.loading import load, shipped
-
-    # a name that a picture brings is never taken for a path
-    if recipe and not args.model and recipe.model not in shipped():
-        raise UserError(f"the picture was drawn by the model {recipe.model!r}; give it by --model")
-    source = args.model or (recipe.model if recipe else "emoji")
-    model = load(source, args.checkpoint, common.torch_device(args.device))
-    if recipe and recipe.base_model != model.fingerprint():
-        raise UserError(
-            f"the picture was drawn by another model ({recipe.model!r}, {recipe.base_model[:12]!r}...) "
-            f"than {source} ({model.fingerprint()[:12]}...); give that one by --model"
+    how = Sampling.of(model, steps=options.steps, sampler=options.sampler, scale=options.scale)
+    with common.output(options.out, Path("out", stamp())) as out:
+        wanted = gallery.plan(
+            model,
+            options.prompts,
+            out,
+            learned=learned,
+            negative_prompt=options.negative_prompt,
+            seeds=options.seeds,
+            n=options.n,
+            sampling=how,
+            eta=options.eta,
+            model_name=options.model or "emoji",
+            edit=edit,
         )
+        start = editing.start(model, source, wanted[0].recipe) if source else (None, None)
+        common.resume_by(lambda: f"the same command with --out {common.command([out])} goes on")
+        grid = out / "grid.png" if options.grid else None
+        before = gallery.draw_into(
+            model,
+            wanted,
+            batch_size=options.batch_size,
+            grid=grid,
+            columns=options.columns,
+            source=start[0],
+            x_T=start[1],
+            progress=sys.stderr.isatty(),
+        )
+        common.heading(f"{len(wanted)} pictures in {out}" + (f", {before} were there" if before else ""))
+        if grid:
+            common.say(f"  all at once  {grid}")
+
+
+def load_again(options: Options, recipe: Recipe) -> LatentDiffusion:
+    """The model that a picture was drawn by; it knows the recipe's words.
+
+    Raises:
+        UserError: the recipe's model does not come with the program, or ``--model`` is another one.
+    """
+    from ldm.sampling import gallery, prompts
+
+    device = common.torch_device(options.device)
+    model = gallery.model_of(recipe, options.model, options.checkpoint, device)
+    prompts.teach(model, recipe.embeddings, clip_skip=recipe.clip_skip)
     return model
 
 
-def draw_into(
-    args: argparse.Namespace,
-    model: LatentDiffusion,
-    wanted: Sequence[Wanted],
-    out: Path,
-    source: Source | None = None,
-    x_T: Tensor | None = None,
-) -> None:
-    """Draw and write the pictures that are not there yet, then the grid, and say where they are."""
-    from dataclasses import replace
-
-    from ldm.io.images import save_png
-    from ldm.io.recipes import MAX_BATCH, to_text
-    from ldm.sampling.sample import BrokenPictures, usual_batch
-
-    size = min(args.batch_size or usual_batch(model.image_size), MAX_BATCH)
-    args.how_to_resume = lambda: f"the same command with --out {common.command([out])} goes on"
-    missing = [one for one in wanted if not _is_there(one)]
-    lost: dict[Path, BrokenPictures] = {}
-    for batch in (missing[i : i + size] for i in range(0, len(missing), size)):
-        try:
-            images = _sample(model, [one.recipe for one in batch], source, x_T)
-        except BrokenPictures as error:
-            images = error.drawn
-            lost |= {batch[row].path: error for row in error.broken}
-        for row, (one, image) in enumerate(zip(batch, images, strict=True)):
-            if one.path in lost:
-                continue
-            recipe = replace(one.recipe, batch_row=row, batch_rows=len(batch))
-            save_png(image, one.path, to_text(recipe))
-    wanted = [one for one in wanted if one.path not in lost]
-    if args.grid and wanted:
-        _write_grid(wanted, args.columns, out / "grid.png")
-    if lost:
-        error = next(iter(lost.values()))
-        raise UserError(f"{error}; {len(lost)} pictures are not in {out}, {len(wanted)} are")
-    before = len(wanted) - len(missing)
-    common.heading(f"{len(wanted)} pictures in {out}" + (f", {before} were there" if before else ""))
-    if args.grid:
-        common.say(f"  all at once  {out / 'grid.png'}")
-
-
 def draw_again(
-    args: argparse.Namespace,
+    options: Options,
     model: LatentDiffusion,
+    picture: Path,
     recipe: Recipe,
     source: Source | None = None,
-    x_T: Tensor | None = None,
 ) -> None:
-    """Draw the picture of ``--again``, in a batch of the size that it was drawn in.
-
-    A picture may come from anyone, so that no more are drawn at once than usual, or than ``--batch-size``.
+    """Draw the ``picture`` of ``--again`` into the folder of ``--out``; say where it is.
 
     Raises:
         UserError: the picture would be overwritten, or is of another size.
     """
-    from ldm.io.images import save_png
-    from ldm.io.recipes import to_text
-    from ldm.sampling.sample import usual_batch
+    from ldm.sampling import editing, gallery
 
-    if args.out and (args.out / args.again.name).resolve() == args.again.resolve():
-        raise UserError(f"{args.again} would be overwritten by its copy; give another folder by --out")
-    if recipe.size != model.image_size:
-        raise UserError(f"the recipe is of a picture of {recipe.size} pixels, not {model.image_size}")
-    most = args.batch_size or usual_batch(model.image_size)
-    if recipe.batch_rows > most:
-        log.warning("the picture was drawn with %d others; %d are drawn now, which may round the last bits "
-                    "otherwise: --batch-size %d draws it as it was",
-                    recipe.batch_rows - 1, most, recipe.batch_rows)  # fmt: skip
-    images = _sample(model, [recipe] * min(recipe.batch_rows, most), source, x_T)
-    image = images[min(recipe.batch_row, most - 1)]
-    with output(args) as out:
-        path = save_png(image, out / args.again.name, to_text(recipe))
+    out = options.out
+    if out and (out / picture.name).resolve() == picture.resolve():
+        raise UserError(f"{picture} would be overwritten by its copy; give another folder by --out")
+    start = editing.start(model, source, recipe) if source else (None, None)
+    with common.output(out, Path("out", stamp())) as folder:
+        path = gallery.draw_again(
+            model,
+            recipe,
+            folder / picture.name,
+            batch_size=options.batch_size,
+            source=start[0],
+            x_T=start[1],
+            progress=sys.stderr.isatty(),
+        )
     common.heading(f"drawn again: {path}")
-
-
-def _write_grid(wanted: Sequence[Wanted], columns: int | None, path: Path) -> None:
-    """All pictures in one, read from their files: by default a row a prompt."""
-    import torch
-    from PIL import Image
-
-    from ldm.io.images import save_grid
-    from ldm.io.pictures import to_tensor
-
-    rows = len({one.path.name.partition("_")[0] for one in wanted})
-    images = []
-    for one in wanted:
-        with Image.open(one.path) as picture:
-            images.append(to_tensor(picture.convert("RGB")))
-    save_grid(torch.stack(images), path, columns or (len(wanted) // rows if rows > 1 else 8))
-
-
-def _is_there(one: Wanted) -> bool:
-    from PIL import Image
-
-    from ldm.io.recipes import load_recipe
-
-    try:
-        if not one.path.is_file() or not load_recipe(one.path).same_picture(one.recipe):
-            return False
-        with Image.open(one.path) as picture:
-            picture.load()  # to its end: the recipe stands before the pixels
-        return True
-    except (UserError, OSError, SyntaxError):  # half a picture, or another program's
-        return False
-
-
-def _sample(
-    model: LatentDiffusion, recipes: Sequence[Recipe], source: Source | None, x_T: Tensor | None
-) -> Tensor:
-    from ldm.sampling.sample import sample
-
-    shared = recipes[0]
-    return sample(
-        model,
-        [recipe.prompt for recipe in recipes],
-        negative_prompt=shared.negative_prompt,
-        draws=[(recipe.seed, recipe.index) for recipe in recipes],
-        sampler=shared.sampler,
-        steps=shared.steps,
-        scale=shared.scale,
-        eta=shared.eta,
-        batch_size=len(recipes),
-        source=source,
-        x_T=x_T,
-        progress=sys.stderr.isatty(),
-    )

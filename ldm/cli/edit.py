@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common, drawing
 from ldm.errors import UserError
-from ldm.sampling import prompts as words
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ldm.backbone.model import LatentDiffusion
-    from ldm.io.embeddings import Embedding
-    from ldm.io.recipes import Edit, Recipe
     from ldm.sampling.source import Source
 
 EXAMPLE = """\
@@ -75,18 +71,28 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw, write, and say where the pictures are."""
-    drawing.check(args)
+    options = drawing.read(args)
     _check(args)
     if args.again:
-        _again(args)
+        drawing.refuse_given(args, _HOW)
+        _again(options, args.again, args.image, args.mask)
         return
-    learned = words.load(args.embedding or [])
-    model = drawing.load_model(args)
-    words.teach(model, learned, force=args.force, clip_skip=args.clip_skip)
-    source = _source(args, model)
-    with drawing.output(args) as out:
-        wanted = drawing.plan(args, model, learned, out, _edit(args, source, learned))
-        drawing.draw_into(args, model, wanted, out, *_start(model, source, wanted[0].recipe))
+    if args.invert is not None:
+        options = replace(options, sampler="ddim", n=1)
+    from ldm.sampling.editing import edit_of
+
+    framing = {"fit": args.fit or "crop", "background": args.background or "white"}
+    model, learned = drawing.load(options)
+    source = _source(
+        model,
+        args.image,
+        args.mask,
+        strength=args.strength if args.invert is None else 1.0,
+        keep_pixels=args.keep_pixels is not False,
+        **framing,
+    )
+    edit = edit_of(source, args.image, args.mask, invert=args.invert, learned=learned, **framing)
+    drawing.draw(options, model, learned, edit, source)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -106,81 +112,51 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--invert finds the one noise behind the picture: leave out --{option}")
     if args.sampler not in (None, "ddim"):
         raise UserError(f"--invert is of the sampler ddim: leave out --sampler {args.sampler}")
-    args.sampler, args.n = "ddim", 1
 
 
-def _source(args: argparse.Namespace, model: LatentDiffusion) -> Source:
+def _source(
+    model: LatentDiffusion,
+    image: Path,
+    mask: Path | None,
+    *,
+    strength: float | None,
+    keep_pixels: bool,
+    fit: str,
+    background: str,
+) -> Source:
     from ldm.sampling.source import load_source
 
     source = load_source(
         model,
-        args.image,
-        strength=args.strength if args.invert is None else 1.0,
-        mask=args.mask,
-        keep_pixels=args.keep_pixels is not False,
-        fit=args.fit or "crop",
-        background=args.background or "white",
+        image,
+        mask=mask,
+        strength=strength,
+        keep_pixels=keep_pixels,
+        fit=fit,
+        background=background,
     )
     if source.mask is not None and source.mask.max() < 0.5:
-        raise UserError(f"the mask {args.mask} has nothing white: make white what is to be painted")
+        raise UserError(f"the mask {mask} has nothing white: make white what is to be painted")
     return source
 
 
-def _edit(args: argparse.Namespace, source: Source, learned: list[Embedding]) -> Edit:
-    from ldm.io.atomic import file_sha256
-    from ldm.io.recipes import Edit
-    from ldm.io.secrets import redacted
-
-    return Edit(
-        image=redacted(args.image.name),
-        image_sha256=file_sha256(args.image),
-        mask=redacted(args.mask.name) if args.mask else "",
-        mask_sha256=file_sha256(args.mask) if args.mask else "",
-        strength=source.strength,
-        keep_pixels=source.keep_pixels,
-        invert=words.put(args.invert, learned) if args.invert is not None else None,
-        fit=args.fit or "crop",
-        background=args.background or "white",
-    )
-
-
-def _start(model: LatentDiffusion, source: Source, recipe: Recipe) -> tuple[Source | None, Tensor | None]:
-    """What the pictures start from: the source, or the noise behind it (which replaces it)."""
-    from ldm.sampling.source import find_noise
-
-    assert recipe.edit
-    if recipe.edit.invert is None:
-        return source, None
-    x_T = find_noise(
-        model,
-        source,
-        recipe.edit.invert,
-        steps=recipe.steps,
-        scale=recipe.scale,
-        negative_prompt=recipe.negative_prompt,
-    )
-    return None, x_T
-
-
-def _again(args: argparse.Namespace) -> None:
-    from ldm.io.atomic import file_sha256
+def _again(options: drawing.Options, picture: Path, image: Path, mask: Path | None) -> None:
     from ldm.io.recipes import load_recipe
+    from ldm.sampling.editing import check_files
 
-    recipe = load_recipe(args.again)
+    recipe = load_recipe(picture)
     edit = recipe.edit
     if edit is None:
-        raise UserError(f"{args.again} was drawn from noise: ldm sample --again {args.again}")
-    given = [option for option in _HOW if getattr(args, option) is not None]
-    if given:
-        raise UserError(f"--again draws the very same picture: leave out --{given[0].replace('_', '-')}")
-    if bool(args.mask) != bool(edit.mask):
-        raise UserError(f"give the mask {edit.mask!r} by --mask" if edit.mask else "leave out --mask")
-    for path, name, sha256 in ((args.image, edit.image, edit.image_sha256),
-                               (args.mask, edit.mask, edit.mask_sha256)):  # fmt: skip
-        if path and file_sha256(path) != sha256:
-            raise UserError(f"{path} is not the file {name!r} that {args.again} was made from")
-    for option in _HOW:
-        setattr(args, option, getattr(edit, option))
-    model = drawing.load_model(args, recipe)
-    words.teach(model, recipe.embeddings, clip_skip=recipe.clip_skip)
-    drawing.draw_again(args, model, recipe, *_start(model, _source(args, model), recipe))
+        raise UserError(f"{picture} was drawn from noise: ldm sample --again {picture}")
+    check_files(edit, image, mask)
+    model = drawing.load_again(options, recipe)
+    source = _source(
+        model,
+        image,
+        mask,
+        strength=edit.strength,
+        keep_pixels=edit.keep_pixels,
+        fit=edit.fit,
+        background=edit.background,
+    )
+    drawing.draw_again(options, model, picture, recipe, source)

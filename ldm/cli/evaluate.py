@@ -15,6 +15,7 @@ from ldm.paths import found
 
 if TYPE_CHECKING:
     from ldm.backbone.model import LatentDiffusion
+    from ldm.sampling.sample import Sampling
 
 EXAMPLE = """\
   ldm evaluate --embedding runs/my-run/embeddings.safetensors --images my-pictures/
@@ -81,18 +82,17 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} is {getattr(args, option)}; give at least 1")
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; give at least 0")
-    args.how_to_resume = lambda: "run the same command again; finished concepts are kept"
+    common.resume_by(lambda: "run the same command again; finished concepts are kept")
     model = load(args.model, args.checkpoint, common.torch_device(args.device))
-    common.own_sampling(args, model)
     {"embedding": _embedding, "base": _base, "inversion": _inversion}[args.what](args, model)
 
 
-def _judge_and_sampling(args: argparse.Namespace) -> tuple[Any, Any]:
+def _judge_and_sampling(args: argparse.Namespace, model: LatentDiffusion) -> tuple[Any, Sampling]:
     from ldm.evaluation.clip_judge import load_clip
     from ldm.sampling.sample import Sampling
 
     judge = load_clip(args.judge, common.torch_device(args.device))
-    return judge, Sampling(args.steps, args.sampler, args.scale)
+    return judge, Sampling.of(model, steps=args.steps, sampler=args.sampler, scale=args.scale)
 
 
 def _holdout(path: Path) -> frozenset[str]:
@@ -110,7 +110,7 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
 
     word = load_embedding(args.embedding)
     check_fits(model, word, force=False)
-    judge, sampling = _judge_and_sampling(args)
+    judge, sampling = _judge_and_sampling(args, model)
     settings = {"clip": judge, "n": args.n, "seed": args.seed, "sampling": sampling}
     if args.out is None:
         _print(word.placeholder, evaluate(model, word, args.images, **settings))
@@ -127,7 +127,7 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.sampling.sample import sample
 
     out = args.out or Path("runs/evaluation/base")
-    judge, sampling = _judge_and_sampling(args)
+    judge, sampling = _judge_and_sampling(args, model)
     holdout = _holdout(args.holdout)
     with common.output(out, out):
         result = evaluate_base(
@@ -161,7 +161,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
             raise UserError(f"--set {key}: the benchmark chooses it itself; leave it out")
     settle(model.inversion_defaults, given, {"placeholder": "<a>", "images": ""})  # wrong ones are said now
     out = args.out or Path("runs/evaluation/inversion")
-    judge, sampling = _judge_and_sampling(args)
+    judge, sampling = _judge_and_sampling(args, model)
     sprites, holdout = EmojiSprites.load(args.data), _holdout(args.holdout)
     settings = merge(spelled(model.inversion_defaults), given) if given else None
     with common.output(out, out, deep=True):

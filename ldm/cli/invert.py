@@ -197,7 +197,7 @@ def invert(
             return f"continue with: {again}"
         return "nothing was begun; give the same command again"
 
-    args.how_to_resume = how_to_resume
+    common.resume_by(how_to_resume)
     run_inversion(config, out, resume=bool(args.resume), documents=documents)
     if not config.trainer.writes:
         return

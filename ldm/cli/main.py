@@ -80,6 +80,7 @@ def expand(args: argparse.Namespace) -> None:
 def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Call ``run(args)``; an error that the user caused is one line on stderr, not a traceback."""
     _log_to_stderr(args.verbose)
+    common.nothing_begun()
     with interrupt.listening():
         try:
             expand(args)
@@ -91,7 +92,7 @@ def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace)
         except BaseException as error:
             # also what libraries make of a signal that reached them: an ImportError, a plain exit
             if isinstance(error, KeyboardInterrupt) or interrupt.noted() is not None:
-                return _interrupted(args, error)
+                return _interrupted(error)
             message = _explain(error)
             if message is None:
                 raise
@@ -117,12 +118,11 @@ def _fail(message: str, verbose: bool) -> int:
     return 2
 
 
-def _interrupted(args: argparse.Namespace, error: BaseException) -> int:
+def _interrupted(error: BaseException) -> int:
     stopped = error
     if not isinstance(stopped, interrupt.Interrupted):
         stopped = interrupt.Interrupted(interrupt.noted() or signal.SIGINT)
-    how: Callable[[], str] = getattr(args, "how_to_resume", lambda: "nothing was begun; give it again")
-    sys.stderr.write(f"\nldm: interrupted by {stopped.name}: {how()}\n")
+    sys.stderr.write(f"\nldm: interrupted by {stopped.name}: {common.how_to_resume()}\n")
     return stopped.status
 
 

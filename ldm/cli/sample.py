@@ -7,7 +7,6 @@ from typing import Any
 
 from ldm.cli import common, drawing
 from ldm.errors import UserError
-from ldm.sampling import prompts as words
 
 EXAMPLE = """\
   ldm sample --embedding runs/my-run/embeddings.safetensors \\
@@ -36,18 +35,10 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw, write, and say where the pictures are."""
-    drawing.check(args)
-    if args.again:
-        _again(args)
+    options = drawing.read(args)
+    if args.again is None:
+        drawing.draw(options, *drawing.load(options))
         return
-    learned = words.load(args.embedding or [])
-    model = drawing.load_model(args)
-    words.teach(model, learned, force=args.force, clip_skip=args.clip_skip)
-    with drawing.output(args) as out:
-        drawing.draw_into(args, model, drawing.plan(args, model, learned, out), out)
-
-
-def _again(args: argparse.Namespace) -> None:
     from ldm.io.recipes import load_recipe
 
     recipe = load_recipe(args.again)
@@ -56,6 +47,4 @@ def _again(args: argparse.Namespace) -> None:
             f"{args.again} was made from the picture {recipe.edit.image!r}; give it: "
             f"ldm edit --again {args.again} --image FILE"
         )
-    model = drawing.load_model(args, recipe)
-    words.teach(model, recipe.embeddings, clip_skip=recipe.clip_skip)
-    drawing.draw_again(args, model, recipe)
+    drawing.draw_again(options, drawing.load_again(options, recipe), args.again, recipe)

@@ -184,7 +184,7 @@ def run_stage(args: argparse.Namespace) -> None:
         words = ["--base", *args.base, "--out", out, "--resume", *args.overrides]
         return f"continue with: {common.command(['ldm', 'train', args.stage, *words])}"
 
-    args.how_to_resume = how_to_resume
+    common.resume_by(how_to_resume)
     if args.stage == "latents":
         sweep(out.parent)
         bank = pretrain.encode_latents(resolve(pretrain.LatentsStage, values), out)

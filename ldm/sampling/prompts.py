@@ -1,4 +1,4 @@
-"""Learned words on a command line: read from files, given to a model, put into prompts."""
+"""Learned words in prompts: read from files, taught to a model, and put where ``{}`` stands."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 
 import ldm
 from ldm import __version__
+from ldm.cli import common
 from ldm.cli.main import build_parser, guarded
 from ldm.config import merge, nested
 from ldm.errors import UserError
@@ -114,9 +115,14 @@ def test_verbose_adds_the_traceback(capsys):
 
 
 def test_an_interruption_exits_with_130_and_says_how_to_go_on(capsys):
-    args = _args(how_to_resume=lambda: "continue with: ldm invert --resume --out runs/x")
-    assert guarded(_raiser(KeyboardInterrupt()), args) == 130
+    def run(_: argparse.Namespace) -> None:
+        common.resume_by(lambda: "continue with: ldm invert --resume --out runs/x")
+        raise KeyboardInterrupt
+
+    assert guarded(run, _args()) == 130
     assert "ldm invert --resume --out runs/x" in capsys.readouterr().err
+    assert guarded(_raiser(KeyboardInterrupt()), _args()) == 130  # a later command has begun nothing yet
+    assert "nothing was begun" in capsys.readouterr().err
 
 
 def test_what_a_library_made_of_a_signal_is_an_interruption(capsys):

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import ldm.io.runs
-import ldm.sampling.sample
 from ldm.io.embeddings import Embedding, load_embedding, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.recipes import load_recipe, to_text
+from ldm.sampling import gallery
 
 pytestmark = pytest.mark.slow
 
@@ -127,25 +127,6 @@ def test_again_says_what_is_missing_and_never_overwrites(cli, model_folder, tiny
     assert "does not say how" in refused()
 
 
-def test_a_recipe_of_many_pictures_draws_no_more_at_once_than_usual(cli, model_folder, monkeypatch):
-    from ldm.cli import drawing
-
-    words = ["sample", "--model", model_folder, "--prompt", "a cat", "--n", 1, "--steps", 1, "--out", "out"]
-    assert cli(*words).code == 0
-    picture = Path("out/00_a-cat_0_00.png")
-    text = {**to_text(load_recipe(picture)), "batch_row": "1000", "batch_rows": "1024"}
-    save_png(Image.open(picture), picture, text)
-    drawn = []
-    sample = drawing._sample
-    monkeypatch.setattr(drawing, "_sample", lambda *a: drawn.append(len(a[1])) or sample(*a))
-    for more, rows in ([(), 64], [("--batch-size", 3), 3], [("--batch-size", 100), 100]):
-        out = f"again{rows}"
-        result = cli("sample", "--again", picture, "--model", model_folder, "--out", out, *more)
-        assert result.code == 0 and drawn.pop() == rows
-        assert "--batch-size 1024 draws it as it was" in result.err
-        assert to_text(load_recipe(Path(out) / picture.name)) == text
-
-
 def test_what_is_there_already_is_not_drawn_again(cli, model_folder):
     words = ["sample", "--model", model_folder, "--prompt", "a cat", "--steps", 1, "--out", "out"]
     assert cli(*words, "--n", 2).code == 0
@@ -161,7 +142,7 @@ def test_what_is_there_already_is_not_drawn_again(cli, model_folder):
 
 def test_an_interrupted_command_goes_on_where_it_stopped(cli, model_folder, monkeypatch):
     words = ["sample", "--model", model_folder, "--prompt", "a", "--n", 3, "--steps", 1, "--batch-size", 2]
-    original, calls = ldm.sampling.sample.sample, []
+    original, calls = gallery.sample, []
 
     def stop_at_the_second(*args, **kwargs):
         calls.append(1)
@@ -169,7 +150,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(cli, model_folder, monk
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(ldm.sampling.sample, "sample", stop_at_the_second)
+    monkeypatch.setattr(gallery, "sample", stop_at_the_second)
     result = cli(*words, "--out", "out")
     assert result.code == 130 and "the same command with --out out goes on" in result.err
     assert len(pngs(Path("out"))) == 2

@@ -112,4 +112,4 @@ def test_words_that_no_prompt_uses_are_refused_or_said(draw, embedding, unnamed,
 
 def test_a_negative_prompt_without_effect_is_said(draw):
     result = draw("sample", "--prompt", "a cat", "--negative-prompt", "a dog", "--scale", 1)
-    assert result.code == 0 and "no effect at --scale 1" in result.err
+    assert result.code == 0 and "no effect at scale 1" in result.err
