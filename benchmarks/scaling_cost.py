@@ -153,7 +153,7 @@ def measured(out: Path) -> Concept:
 
 def entry_bytes() -> float:
     """Memory of one entry of a list, as `ldm cluster` and `ldm invert --concepts` hold it."""
-    from ldm.cli.concepts import read_jobs
+    from ldm.inversion.many.concept_list import read_jobs
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "concepts.yaml"

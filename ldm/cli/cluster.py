@@ -46,7 +46,7 @@ def register(subparsers: Any) -> None:
     add("--gpus-per-task", type=float, metavar="X", help="(default: 1 if the cluster has GPUs, else 0)")
     add("--retries", type=int, default=2, metavar="N", help="of a task that fails (default: 2)")
     common.add_settings(parser, "settings of all concepts")
-    parser.set_defaults(run=run, part=concepts.ALL)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,13 +56,21 @@ def run(args: argparse.Namespace) -> None:
     from ldm.inversion.many.ray_workers import RayWorkers
     from ldm.shorthand import spelled
 
-    args.concepts = concepts.kept_list(args)
-    if args.concepts is None:
+    listed = concepts.kept_list(args.concepts, args.out, args.resume)
+    if listed is None:
         raise UserError("--concepts is missing: give the list, or --resume with the --out of one")
     options = merge(nested({"checkpoint": args.checkpoint}), spelled(load_yaml([], args.set)))
-    handing_out = {"task_size": args.task_size, "pack": args.pack, "retries": args.retries}
+    handed_out = {option: getattr(args, option) for option in concepts.HANDING_OUT}
     # first of all: where no worker can be had, nothing is written
     with RayWorkers(
         args.address, cpus=args.cpus_per_task, gpus=args.gpus_per_task, verbose=args.verbose
     ) as workers:
-        concepts.learn_list(args, options, "cluster", partial(learn_on, workers, **handing_out))
+        concepts.learn(
+            listed,
+            args.out,
+            command=concepts.resuming("cluster", **handed_out),
+            learn=partial(learn_on, workers, task_size=args.task_size, pack=args.pack, retries=args.retries),
+            options=options,
+            model=args.model,
+            resume=args.resume,
+        )

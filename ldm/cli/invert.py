@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def register(subparsers: Any) -> None:
     add(
         "--part",
         type=concepts.part,
-        default=concepts.ALL,
+        default=slice(None),
         metavar="I/N",
         help="only the I-th of N parts of --concepts, I from 0 to N - 1, as the tasks of a job array count",
     )
@@ -161,17 +162,36 @@ def _accelerator(device: str) -> str | None:
 
 def run(args: argparse.Namespace) -> None:
     """Learn the word, then say where it is and how to draw with it; or all of a list."""
-    args.concepts = concepts.kept_list(args)
-    if args.concepts is not None:
-        concepts.run(args, options(args))
+    listed = concepts.kept_list(args.concepts, args.out, args.resume)
+    if listed is not None:
+        _learn_list(args, listed)
         return
     config = config_of(args)
     usual = Path("runs", f"{stamp()}_{slug(config.placeholder)}")
     with run_folder(args.out, usual, config) as out:
-        invert(args, config, out, common.command(["ldm", "invert", "--resume", "--out", out]))
+        again = common.command(["ldm", "invert", "--resume", "--out", out])
+        invert(config, out, again=again, resume=args.resume)
 
 
-def run_folder(given: Path | None, usual: Path, config: Any) -> AbstractContextManager[Path]:
+def _learn_list(args: argparse.Namespace, listed: Path) -> None:
+    for option in ("images", "name", "init"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option} belongs to a single concept: write it into {listed}")
+    from ldm.inversion.many.concept_list import learn_here
+
+    concepts.learn(
+        listed,
+        args.out,
+        command=concepts.resuming("invert", pack=args.pack),
+        learn=partial(learn_here, pack=args.pack, resume=args.resume),
+        options=options(args),
+        model=args.model,
+        part=args.part,
+        resume=args.resume,
+    )
+
+
+def run_folder(given: Path | None, usual: Path, config: InversionConfig) -> AbstractContextManager[Path]:
     """The run's folder, claimed where this process is the one that writes."""
     if not config.trainer.writes:
         return nullcontext(given or usual)
@@ -179,15 +199,19 @@ def run_folder(given: Path | None, usual: Path, config: Any) -> AbstractContextM
 
 
 def invert(
-    args: argparse.Namespace,
-    config: Any,
+    config: InversionConfig,
     out: Path,
+    *,
     again: str,
+    resume: bool,
     documents: Mapping[str, str] | None = None,
 ) -> None:
-    """Run ``config`` in ``out``; ``again`` is the command that continues it.
+    """Learn by ``config`` in ``out``, then say where the word is and how to draw with it.
 
-    ``documents`` are further text files of the run, path in its folder -> content.
+    Args:
+        again: the command that continues the run.
+        resume: continue what is in ``out``.
+        documents: further text files of the run, path in its folder -> content.
     """
     from ldm.inversion.run import run_inversion
     from ldm.io.embeddings import load_embeddings
@@ -198,7 +222,7 @@ def invert(
         return "nothing was begun; give the same command again"
 
     common.resume_by(how_to_resume)
-    run_inversion(config, out, resume=bool(args.resume), documents=documents)
+    run_inversion(config, out, resume=resume, documents=documents)
     if not config.trainer.writes:
         return
     for word in load_embeddings(out / "embeddings.safetensors"):
@@ -216,7 +240,7 @@ def invert(
     )
 
 
-def _model_words(config: Any, out: Path) -> list[str]:
+def _model_words(config: InversionConfig, out: Path) -> list[str]:
     if config.model_lr:  # it was trained as well
         return [str(out / "model")]
     described = [*map(str, sorted(out.glob("configs/*-project.yaml"))), "MODEL"][0]

@@ -134,10 +134,10 @@ def run(args: argparse.Namespace) -> None:
         sys.stderr.write("ldm: nothing was trained: add -t to train with this config\n")
         return
     begun, name = run_name(args, config.images)
-    args.resume = folder
     documents = _documents(official, begun) if official and args.base else {}
     with run_folder(folder, args.logdir / f"{begun}{name}", config) as out:
-        invert(args, config, out, common.command(["python", "main.py", "-t", "-r", out]), documents)
+        again = common.command(["python", "main.py", "-t", "-r", out])
+        invert(config, out, again=again, resume=folder is not None, documents=documents)
 
 
 def official_values(args: argparse.Namespace) -> dict[str, Any] | None:

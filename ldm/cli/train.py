@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +136,10 @@ def _add_base(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def split_base(args: argparse.Namespace) -> None:
-    """Move ``key=value`` words that came right after ``--base a.yaml`` to the overrides."""
-    words = [word for word in args.base if "=" in word]
-    args.base = [word for word in args.base if "=" not in word]
-    args.overrides = [*words, *args.overrides]
+def split_base(base: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files of ``--base``, and the overrides with the ``key=value`` words that came right after them."""
+    words = [word for word in base if "=" in word]
+    return [word for word in base if "=" not in word], [*words, *overrides]
 
 
 def run_data(args: argparse.Namespace) -> None:
@@ -175,13 +175,13 @@ def run_stage(args: argparse.Namespace) -> None:
     from ldm.io.claims import sweep
     from ldm.pretraining import stages as pretrain
 
-    split_base(args)
-    values = load_yaml(args.base, args.overrides)
-    model = Path(args.base[0]).resolve().parent.name
+    base, overrides = split_base(args.base, args.overrides)
+    values = load_yaml(base, overrides)
+    model = Path(base[0]).resolve().parent.name
     out = args.out or Path(STAGES[args.stage][1].format(model=model, stage=args.stage))
 
     def how_to_resume() -> str:
-        words = ["--base", *args.base, "--out", out, "--resume", *args.overrides]
+        words = ["--base", *base, "--out", out, "--resume", *overrides]
         return f"continue with: {common.command(['ldm', 'train', args.stage, *words])}"
 
     common.resume_by(how_to_resume)
@@ -213,11 +213,11 @@ def run_export(args: argparse.Namespace) -> None:
     from ldm.config import load_yaml, resolve
     from ldm.pretraining import stages as pretrain
 
-    split_base(args)
+    base, overrides = split_base(args.base, args.overrides)
     if not args.source.is_dir():
         raise UserError(f"there is no folder {args.source}; give the run of ldm train diffusion")
-    base = args.base or [args.source / "config.yaml"]
-    config = resolve(pretrain.DiffusionStage, load_yaml(base, args.overrides))
+    settings = load_yaml(base or [args.source / "config.yaml"], overrides)
+    config = resolve(pretrain.DiffusionStage, settings)
     with common.output(args.out, args.out, half=common.whole_or_nothing):
         pretrain.export(config, args.source, args.out, args.checkpoint)
     _say_where(args.out)

@@ -40,7 +40,7 @@ from ldm.io.atomic import atomic_write, write_json, write_text
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import grid, save_png, to_uint8
 from ldm.io.runs import now, versions
-from ldm.report.report import EvaluationReport, Table, write_evaluation_report
+from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
 
 InvertFunction = Callable[..., Embedding]
 NEUTRAL_PROMPTS = (

@@ -26,7 +26,7 @@ from ldm.evaluation.metrics import Share
 from ldm.io.atomic import write_json
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions
-from ldm.report.report import EvaluationReport, Table, write_evaluation_report
+from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling.sample import Sampling
 from ldm.text.english import article
 

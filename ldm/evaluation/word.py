@@ -21,7 +21,7 @@ from ldm.io.atomic import write_json
 from ldm.io.embeddings import Embedding, learned_clip_skip
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions
-from ldm.report.report import EvaluationReport, Table, write_evaluation_report
+from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling.sample import Sampling
 
 RECONSTRUCTION_PROMPT = "a photo of {}"

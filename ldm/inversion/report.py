@@ -14,7 +14,7 @@ from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
 from ldm.io.runs import RunFolder
-from ldm.report.report import InversionReport, write_inversion_report
+from ldm.report.inversion import InversionReport, write_inversion_report
 from ldm.sampling.together import Order
 from ldm.words.start import nearest_words
 

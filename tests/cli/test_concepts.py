@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from ldm.cli.concepts import read_jobs
-from ldm.errors import UserError
 from ldm.io.embeddings import load_embeddings
 
 pytestmark = pytest.mark.slow
@@ -18,51 +16,6 @@ pytestmark = pytest.mark.slow
 def listed(path: Path, concepts: Any, **defaults: Any) -> Path:
     path.write_text(yaml.safe_dump({"defaults": defaults, "concepts": concepts}, allow_unicode=True))
     return path
-
-
-def test_an_entry_wins_over_defaults_these_over_the_models_own_and_options_over_all(model_folder, tmp_path):
-    entries = [
-        {"name": "<cat>", "images": "cats", "trainer": {"max_steps": 7}, "num_vectors": 2},
-        {"name": "cat", "images": "more", "init": "dog"},
-    ]
-    path = listed(tmp_path / "c.yaml", entries, init="cat", batch_size=3, trainer={"max_steps": 5})
-    one, two = read_jobs(path, {"seed": 9, "batch_size": 1}, str(model_folder))
-    assert (one.name, two.name) == ("cat", "cat-2")  # folders
-    assert (one.config.placeholder, one.config.images) == ("<cat>", Path("cats"))
-    assert [job.config.trainer.max_steps for job in (one, two)] == [7, 5]
-    assert [job.config.init for job in (one, two)] == ["cat", "dog"]
-    assert [job.config.batch_size for job in (one, two)] == [1, 1] and one.config.seed == 9
-    assert one.config.trainer.checkpoint_every == 2  # the model's own
-    assert one.config.model == str(model_folder)
-    assert (one.config.num_vectors, two.config.num_vectors) == (2, 1)
-
-
-def test_the_model_may_stand_in_the_list(model_folder, tmp_path):
-    entries = [{"name": "<cat>", "images": "cats"}]
-    (job,) = read_jobs(listed(tmp_path / "c.yaml", entries, model=str(model_folder)), {})
-    assert job.config.model == str(model_folder) and job.config.trainer.max_steps == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("concepts: []", "needs a list"),
-        ("concepts: {name: a}", "needs a list"),
-        ("consepts: []", "did you mean 'concepts'"),
-        ("concepts: [a]", "concept 1 is 'a'"),
-        ("concepts: [{images: x}]", "concept 1 is"),
-        ("concepts: [{name: <a>}, {name: <b>, images: x, seed: -1}]", "concept 1 .<a>.: config lacks 'ima"),
-        ("concepts: [{name: <a>, images: x, num_vektors: 2}]", "<a>.*did you mean 'num_vectors'"),
-        ("concepts: [{name: <a>, images: x, optim: {lr: [1]}}]", "<a>.*optim.lr"),
-        ("defaults: {seeds: 1}\nconcepts: [{name: <a>, images: x}]", "<a>.*did you mean 'seed'"),
-        ("defaults: 1\nconcepts: [{name: <a>, images: x}]", "needs a list"),
-        ("[", "YAML"),
-    ],
-)
-def test_what_is_wrong_in_a_list_is_one_line_that_names_the_entry(model_folder, tmp_path, text, words):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError, match=words):
-        read_jobs(tmp_path / "c.yaml", {}, str(model_folder))
 
 
 def test_a_list_is_learned_what_fails_is_named_and_resume_does_it(cli, model_folder, pictures, tmp_path):

@@ -12,12 +12,12 @@ import yaml
 import ldm
 from ldm import api
 from ldm.cli import official
-from ldm.cli.concepts import read_jobs
 from ldm.cli.invert import config_of
 from ldm.cli.main import build_parser
 from ldm.config import dump_yaml, resolve, to_plain
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig, settle
+from ldm.inversion.many.concept_list import read_jobs
 from ldm.io.embeddings import load_embedding
 from ldm.shorthand import SHORT
 

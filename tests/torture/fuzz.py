@@ -37,13 +37,13 @@ from safetensors.torch import save_file
 import ldm
 from ldm.backbone.loading import find
 from ldm.backbone.model import ModelConfig
-from ldm.cli.concepts import read_jobs
 from ldm.cli.main import main as ldm_main
 from ldm.config import ASSETS, dump_yaml, load_yaml, resolve
 from ldm.errors import UserError
 from ldm.inversion.captions import read_captions
 from ldm.inversion.config import InversionConfig, check
 from ldm.inversion.latents import _read_cache
+from ldm.inversion.many.concept_list import read_jobs
 from ldm.inversion.resume import kept_config, whole_checkpoint
 from ldm.io import diffusers_layout
 from ldm.io.checkpoints import read_metadata, read_state_dict

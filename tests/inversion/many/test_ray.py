@@ -242,7 +242,7 @@ def test_the_documented_commands_learn_a_list_although_a_node_is_killed(nodes: C
 
 
 def _jobs(world: Path) -> list[Job]:
-    from ldm.cli.concepts import read_jobs
+    from ldm.inversion.many.concept_list import read_jobs
 
     return read_jobs(world / "list.yaml", {})
 

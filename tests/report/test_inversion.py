@@ -1,65 +1,13 @@
-"""Report pages: well-formed, self-contained, escaped, and small."""
+"""The page of an inversion: well-formed, self-contained, escaped, and small."""
 
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 from PIL import Image
 
-from ldm.report.curves import line_chart, ticks
-from ldm.report.report import (
-    EvaluationReport,
-    InversionReport,
-    Table,
-    show,
-    write_evaluation_report,
-    write_inversion_report,
-)
-
-pytestmark = pytest.mark.slow
-
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks the nesting of tags and collects text, pictures and addresses."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.images: list[dict[str, str | None]] = []
-        self.addresses: list[str] = []
-        self.feed(html)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data")]
-        if tag == "img":
-            self.images.append(dict(attrs))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"{name}.png" for name in ("a", "b", "c")]
-    for path, colour in zip(paths, ("red", "green", "blue"), strict=True):
-        Image.new("RGB", (64, 64), colour).save(path)
-    return paths
+from ldm.report.inversion import InversionReport, write_inversion_report
 
 
 @pytest.fixture
@@ -137,36 +85,3 @@ def test_photographs_are_embedded_reduced(tmp_path: Path) -> None:
 def test_an_empty_report_is_a_page(tmp_path: Path) -> None:
     html, page = written(InversionReport("t", "w"), tmp_path)
     assert page.tags.count("section") == 2  # training pictures and prompts, which say so
-
-
-def test_evaluation_page_has_tables_notes_and_sheets(files: list[Path], tmp_path: Path) -> None:
-    table = Table("Concepts", ("concept", "n", "ok"), [["a <b>", 3, True], ["c", 0.123456, False]])
-    report = EvaluationReport("t", {"share": "90 %"}, ["A note."], [table], {"Sheet": files[0]}, {"seed": 1})
-    html = write_evaluation_report(report, tmp_path / "e.html").read_text(encoding="utf-8")
-    page = Page(html)
-    assert page.tags.count("td") == 6 + 2 and html.count('class="number"') == 3
-    for text in ("A note.", "a <b>", "0.1235", "yes", "Sheet", "90 %"):
-        assert text in page.text, text
-
-
-def test_values_as_text() -> None:
-    assert [show(v) for v in (None, True, 0.5, float("nan"), [1, "a"], 12)] == [
-        "", "yes", "0.5", "not finite", "1, a", "12"
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 400), (0.93, 1.07), (-1e-6, 1e-6), (1e5, 9e5)])
-def test_ticks_are_round_few_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 9
-    slack = 1e-9 * (high - low)
-    assert all(low - slack <= t <= high + slack for t in found)
-
-
-def test_charts_survive_gaps_constants_and_single_values() -> None:
-    nan = float("nan")
-    gap = line_chart("a", [(0, 1), (1, nan), (2, 3), (3, 4)])
-    assert gap.count("<polyline") == 2 and gap.count("<circle") == 2 and "nan" not in gap
-    assert "nan" not in line_chart("b", [(0, 5.0), (1, 5.0)])
-    assert line_chart("c", [(7, 2.0)]).count("<circle") >= 1
-    assert "&lt;x&gt;" in line_chart("<x>", [])
