@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +104,7 @@ def _holdout(path: Path) -> frozenset[str]:
 def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.api import evaluate
     from ldm.io.embeddings import load_embedding
+    from ldm.io.tables import write_csv
     from ldm.sampling.prompts import check_fits
 
     word = load_embedding(args.embedding)
@@ -117,14 +116,14 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
         return
     with common.output(args.out, args.out):
         figures = evaluate(model, word, args.images, out=args.out, **settings)
-        _write_csv(args.out / "table.csv", [_flat(figures)])
+        write_csv([_flat(figures)], args.out / "table.csv")
     _print(word.placeholder, figures)
     _say_where(args.out, "samples.png")
 
 
 def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
     from ldm.emoji.prompts_obeyed import evaluate_base
-    from ldm.sampling.sample import sample
+    from ldm.io.tables import write_csv
 
     out = args.out or Path("runs/evaluation/base")
     judge, sampling = _judge_and_sampling(args, model)
@@ -132,7 +131,6 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
     with common.output(out, out):
         result = evaluate_base(
             model,
-            sample,
             judge,
             holdout=holdout,
             n=args.n,
@@ -141,18 +139,16 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
             sampling=sampling,
             out=out,
         )
-        _write_csv(out / "table.csv", result.rows)
+        write_csv(result.rows, out / "table.csv")
     _print(f"{args.n} prompts", result.summary())
     _say_where(out, "samples.png")
 
 
 def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
-    from ldm.api import invert
     from ldm.config import load_yaml, merge
     from ldm.emoji.heldout import evaluate_inversion
     from ldm.emoji.sprites import EmojiSprites
     from ldm.inversion.config import settle
-    from ldm.sampling.sample import sample
     from ldm.shorthand import spelled
 
     given = spelled(load_yaml([], args.set))
@@ -167,8 +163,6 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
     with common.output(out, out, deep=True):
         result = evaluate_inversion(
             model,
-            sample,
-            invert,
             judge,
             sprites,
             holdout,
@@ -210,13 +204,3 @@ def _print(title: str, figures: Mapping[str, Any]) -> None:
         shown = f"{value:.3f}" if isinstance(value, float) else "none" if value is None else str(value)
         table.add_row(Text(key.replace("_", " ")), Text(shown))
     Console().print(table)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from ldm.io.atomic import write_text
-
-    lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, lines.getvalue())

@@ -10,15 +10,12 @@ goes on where it stopped.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +23,10 @@ from PIL import Image, ImageDraw
 from rich.progress import Progress
 from torch import Tensor
 
+from ldm import api
+from ldm.backbone.model import LatentDiffusion
 from ldm.emoji.captions import COARSE, STYLES
 from ldm.emoji.compose import concept_pictures
-from ldm.emoji.prompts_obeyed import Sampling
 from ldm.emoji.sprites import Concept, EmojiSprites
 from ldm.errors import UserError
 from ldm.evaluation import metrics
@@ -36,19 +34,25 @@ from ldm.evaluation.clip_judge import Judge
 from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.drawing import SampleFunction, colour_prompt, draw
 from ldm.evaluation.metrics import Share
-from ldm.io.atomic import atomic_write, write_json, write_text
+from ldm.io.atomic import atomic_write, write_json
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import grid, save_png, to_uint8
 from ldm.io.runs import now, versions
+from ldm.io.tables import write_csv
 from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
+from ldm.sampling.sample import Sampling, sample
 
+#: Learns a word as ``ldm.invert`` does.
 InvertFunction = Callable[..., Embedding]
+#: One concept's figures by their names, :data:`COLUMNS`.
+Row = dict[str, str | float]
 NEUTRAL_PROMPTS = (
     "a photo of {}",
     "a picture of {}",
     "an illustration of {}",
     "a rendering of {}",
 )
+#: Keys of a concept's figures, see :data:`NOTE`.
 COLUMNS = ("hex", "concept", "style", "init", "neutral", "coloured", "nearest", "background", "clip_i")
 NOTE = (
     "nearest: samples nearer to their own concept's training pictures than to the others' "
@@ -74,7 +78,7 @@ class HeldOutResult:
     neutral: Share
     background: Share
     ceiling: Share
-    rows: list[dict[str, Any]]
+    rows: list[Row]
 
     def summary(self) -> dict[str, str]:
         """Figures as text, with their intervals."""
@@ -102,13 +106,14 @@ class _Task:
     image_size: int
     base_model: str
     sampling: Sampling
-    invert: Mapping[str, Any]
+    invert: Mapping[str, object]
 
     @property
     def word(self) -> str:
         return f"<{self.concept.hex}>"
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
+        """What the pictures depend on, as JSON gives it back."""
         return json.loads(json.dumps(asdict(self), sort_keys=True, default=str))
 
     def training(self, sprites: EmojiSprites, seed: int) -> Tensor:
@@ -136,37 +141,41 @@ def choose_concepts(
 
 
 def evaluate_inversion(
-    model: Any,
-    sample: SampleFunction,
-    invert: InvertFunction,
+    model: LatentDiffusion,
     clip: Judge,
     sprites: EmojiSprites,
     holdout: Collection[str],
     out: Path,
     *,
+    sample: SampleFunction = sample,
+    invert: InvertFunction = api.invert,
     concepts: int = 20,
     pictures: int = 5,
     samples: int = 16,
     seed: int = 0,
     sampling: Sampling | None = None,
-    invert_settings: Mapping[str, Any] | None = None,
+    invert_settings: Mapping[str, object] | None = None,
     progress: bool = True,
 ) -> HeldOutResult:
     """Run or continue the benchmark in the folder ``out``.
 
     Args:
         model: the base model, from ``ldm.load``; it forgets the words again.
-        sample, invert: ``ldm.sample`` and ``ldm.invert``.
         clip: the judge; only held-out concepts that it knows are drawn.
-        sprites: prepared emoji, with the held-out ones; ``holdout``: their hex codes.
+        sprites: prepared emoji, with the held-out ones.
+        holdout: hex codes of the held-out ones.
+        out: gets ``table.csv``, ``contact_sheet.png``, ``result.json``, ``report.html`` and a folder for
+            each concept, whose files are complete once its ``settings.json`` is there.
+        sample, invert: draw and learn as ``ldm.sample`` and ``ldm.invert`` do.
         concepts, pictures, samples: how many; ``samples`` are of neutral prompts, and one more of
             each named colour.
         seed: of the choice, the pictures, the inversions and the samples.
         sampling, invert_settings: how pictures are drawn and words learned. The init is the coarse
             word of the concept's subgroup ("fruit"), which a user would know.
+        progress: show a bar.
 
-    Writes ``table.csv``, ``contact_sheet.png``, ``result.json`` and ``report.html``, and a folder
-    for each concept.
+    Raises:
+        UserError: the judge knows fewer held-out concepts than are to be learned.
     """
     sampling = sampling or Sampling.of(model)
     base_model = model.fingerprint()
@@ -208,7 +217,7 @@ def _done(task: _Task, folder: Path) -> bool:
 
 def _learn(
     task: _Task,
-    model: Any,
+    model: LatentDiffusion,
     sample: SampleFunction,
     invert: InvertFunction,
     sprites: EmojiSprites,
@@ -300,11 +309,7 @@ def contact_sheet(rows: Sequence[tuple[str, Tensor]], margin: int = 110) -> Imag
 
 
 def _write(result: HeldOutResult, sheet: Image.Image, tasks: Sequence[_Task], out: Path, seed: int) -> None:
-    lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, COLUMNS)
-    writer.writeheader()
-    writer.writerows(result.rows)
-    write_text(out / "table.csv", lines.getvalue())
+    write_csv(result.rows, out / "table.csv")
     path = save_png(sheet, out / "contact_sheet.png")
     first = tasks[0]
     manifest = {

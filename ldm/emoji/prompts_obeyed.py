@@ -1,21 +1,20 @@
-"""Measured promises of a text-to-image model: prompts obeyed.
+"""Does the shipped model draw what a prompt says? Prompts of its own captions, measured.
 
-Models come in as arguments, with the public functions that use them, so that nothing here depends
-on how a word is learned: ``sample`` is ``ldm.sample``. One learned word is measured in
-:mod:`ldm.evaluation.word`, the benchmark of held-out concepts is in :mod:`ldm.emoji.heldout`.
+One learned word of any model is measured in :mod:`ldm.evaluation.word`, the benchmark of held-out concepts
+is in :mod:`ldm.emoji.heldout`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.emoji.captions import STYLE_WORDS, fill
 from ldm.errors import UserError
 from ldm.evaluation import metrics
@@ -27,11 +26,13 @@ from ldm.io.atomic import write_json
 from ldm.io.images import save_grid
 from ldm.io.runs import now, versions
 from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
-from ldm.sampling.sample import Sampling
+from ldm.sampling.sample import Sampling, sample
 from ldm.text.english import article
 
+#: One picture's figures by their names.
+Row = dict[str, str | int | bool | None]
 
-# ---------------------------------------------------------------------------- a base model
+
 @dataclass(frozen=True)
 class BaseResult:
     """Of :func:`evaluate_base`.
@@ -42,7 +43,9 @@ class BaseResult:
         median_rank: of the right caption among these.
         prompt: pictures whose own caption is first among ``among`` of the other pictures' prompts,
             which differ in style, name and background: the usual text retrieval.
+        among: how many captions each picture's own one was ranked among.
         rows: one a picture: prompt, measured colour, rank among names and among prompts.
+        images: (n, 3, H, W) in [-1, 1].
     """
 
     background: Share
@@ -50,7 +53,7 @@ class BaseResult:
     median_rank: float
     prompt: Share
     among: int
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     images: Tensor
 
     def summary(self) -> dict[str, str | float]:
@@ -83,10 +86,10 @@ def base_prompts(concepts: Sequence[Named], n: int, seed: int) -> list[tuple[str
 
 
 def evaluate_base(
-    model: Any,
-    sample: SampleFunction,
+    model: LatentDiffusion,
     clip: Judge,
     *,
+    sample: SampleFunction = sample,
     concepts: Sequence[Named] | None = None,
     holdout: Collection[str] = (),
     n: int = 200,
@@ -104,11 +107,18 @@ def evaluate_base(
     its prompt and those of other pictures.
 
     Args:
-        model, sample: a model and the ``ldm.sample`` that draws from it.
+        model: knows the captions of the shipped model.
         clip: the judge, which never took part in making the model.
+        sample: draws from the model as ``ldm.sample`` does.
         concepts: what can be asked for (default: what the judge knows, which was trained on the
-            groups of the model that it judges), less ``holdout`` (hex codes the model never saw).
+            groups of the model that it judges), less
+        holdout: hex codes of concepts that the model never saw.
+        n: pictures drawn.
+        among: captions that a picture's own one is ranked among, itself included.
+        seed: of the prompts, the pictures and the captions compared.
+        sampling: how pictures are drawn; by default what suits the model.
         out: folder for ``result.json``, ``samples.png`` and ``report.html``.
+        progress: show a bar.
 
     Raises:
         UserError: fewer concepts than ``among``.
@@ -128,7 +138,7 @@ def evaluate_base(
         for i, (feature, (template, name, _)) in enumerate(zip(features, asked, strict=True))
     ])  # fmt: skip
     among_prompts = _prompt_ranks(features, clip.text_features(prompts), prompts, among, seed)
-    rows = [
+    rows: list[Row] = [
         {
             "prompt": prompt,
             "colour": colour,
@@ -151,7 +161,7 @@ def evaluate_base(
         images,
     )
     if out is not None:
-        _write_base(result, out, {"n": n, "seed": seed, **asdict(sampling)}, model)
+        _write(result, out, {"n": n, "seed": seed, **asdict(sampling)}, model)
     return result
 
 
@@ -185,7 +195,7 @@ def _prompt_ranks(features: Tensor, texts: Tensor, prompts: Sequence[str], among
     return torch.cat(ranks)
 
 
-def _write_base(result: BaseResult, out: Path, settings: dict[str, Any], model: Any) -> None:
+def _write(result: BaseResult, out: Path, settings: Mapping[str, object], model: LatentDiffusion) -> None:
     summary = result.summary()
     manifest = {
         **settings,

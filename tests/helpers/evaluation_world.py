@@ -1,4 +1,4 @@
-"""A world without trained models: drawn sprites, a judge that reads a picture's centre, a sampler."""
+"""A world without trained models: a judge that reads a picture's centre, a sampler."""
 
 import hashlib
 import re
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.emoji.compose import background_pixels
 from ldm.evaluation.clip_judge import Named
+from ldm.evaluation.colours import COLOURS
 from ldm.io.embeddings import Embedding
 
 COLOUR = re.compile(r"on an? (\w+) background")
@@ -76,7 +76,7 @@ def sample(model: StubModel, prompts: list[str], steps: int, sampler: str, scale
         colour = match[1] if match else "gray"
         if i < model.wrong_colours * len(prompts):
             colour = "teal" if colour != "teal" else "red"
-        image = background_pixels(colour, 64).clone() * 2 - 1
+        image = torch.tensor(COLOURS[colour]).view(3, 1, 1).div(127.5).sub(1).repeat(1, 64, 64)
         words = [w for w in model.placeholders if w in prompt]
         vector = model.placeholders[words[0]][0] if words else code(model.judge.name(prompt))
         if i < model.wrong_names * len(prompts):
