@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,7 @@ from ldm.errors import UserError
 from ldm.names import normal
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ldm.io.embeddings import Embedding, EmbeddingFile
+    from ldm.io.embeddings import Embedding
 
 log = logging.getLogger(__name__)
 
@@ -112,36 +110,12 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
 def run_show(args: argparse.Namespace) -> None:
     """Print a table for each word."""
     from ldm.io.embeddings import read_file
+    from ldm.words.facts import facts
 
     for found in [read_file(path) for path in args.files]:
         for word in found.words:
             rows = [("file", str(found.path)), ("format", f"{found.format.name} ({found.format.title})")]
             print_table(word.placeholder, [*rows, *facts(word)])
-
-
-def facts(word: Embedding, fingerprint: str | None = None) -> list[tuple[str, str]]:
-    """What is known of a word, as rows; ``fingerprint`` is that of the model it is compared with."""
-    rows = [
-        ("vectors", word.size),
-        ("type", str(word.dtype).removeprefix("torch.")),
-        ("norms", _norms(word.vectors)),
-    ]
-    if word.second is not None:
-        rows.append(("norms for the second text encoder", _norms(word.second)))
-    for key, value in word.metadata.items():
-        if key == "base_model" and fingerprint:
-            value += " (this model)" if value == fingerprint else " (another model)"
-        if key == "image_hashes":
-            key, value = "pictures", f"{len(value.split(',')) if value else 0} (sha256 {value})"
-        rows.append((key.replace("_", " "), value or "none"))
-    return rows
-
-
-def _norms(vectors: Tensor) -> str:
-    norms = vectors.norm(dim=-1).flatten()
-    if len(norms) > 8:
-        return f"{norms.min():.3f} to {norms.max():.3f}, median {norms.median():.3f}"
-    return ", ".join(f"{norm:.3f}" for norm in norms)
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -165,39 +139,20 @@ def _printable(text: str) -> str:
 # ----------------------------------------------------------------------------- convert
 def run_convert(args: argparse.Namespace) -> None:
     """Write the words of one file, or of the two halves of one, in another format."""
-    words = _words(args.files)
+    from ldm.io.merging import joined, renamed
+
+    words = joined(args.files)
     if args.word is not None:
-        args.word = normal(args.word)
-        held = ", ".join(repr(word.placeholder) for word in words)
-        words = [word for word in words if word.placeholder == args.word]
+        wanted, held = normal(args.word), ", ".join(repr(word.placeholder) for word in words)
+        words = [word for word in words if word.placeholder == wanted]
         if not words:
-            raise UserError(f"{args.files[0]} holds no {args.word!r}, but {held}")
+            raise UserError(f"{args.files[0]} holds no {wanted!r}, but {held}")
     if args.name is not None:
         if len(words) > 1:
             raise UserError(f"--name is for one word, {args.files[0]} holds {len(words)}: say which "
                             "by --word, or give new names by ldm embeddings merge --rename")  # fmt: skip
-        words = [_renamed(words[0], args.name)]
+        words = [renamed(words[0], args.name)]
     _write(words, args.out, args.to, args.force)
-
-
-def _words(files: Sequence[Path]) -> list[Embedding]:
-    from ldm.io.embeddings import join_encoders, read_file
-
-    found = [read_file(path) for path in files]
-    if len(found) == 1:
-        return found[0].words
-    if len(found) == 2 and len(found[0].words) == len(found[1].words):
-        return [join_encoders(a, b) for a, b in zip(found[0].words, found[1].words, strict=True)]
-    raise UserError(f"{len(files)} files cannot be converted into one: give them one at a time, or "
-                    "put them together by ldm embeddings merge")  # fmt: skip
-
-
-def _renamed(word: Embedding, name: str) -> Embedding:
-    """The same vectors under another name, which another token stands for."""
-    from ldm.io.embeddings import Embedding
-
-    notes = {key: value for key, value in word.metadata.items() if key != "token_id"}
-    return Embedding(name, word.vectors, notes, word.second)
 
 
 def _write(words: Sequence[Embedding], out: Path, to: str | None, force: bool) -> None:
@@ -215,51 +170,13 @@ def _write(words: Sequence[Embedding], out: Path, to: str | None, force: bool) -
 def run_merge(args: argparse.Namespace) -> None:
     """Write the words of several files into one, under names that do not collide."""
     from ldm.io.embeddings import read_file
+    from ldm.io.merging import merge
 
     official = args.compat == "official"
-    words = merged([read_file(path) for path in args.files], args.rename,
-                   official_collision if official else None)  # fmt: skip
+    names = dict(_rule(text) for text in args.rename)
+    files = [read_file(path) for path in args.files]
+    words = merge(files, names, official_collision if official else None)
     _write(words, args.out, None, args.force or official)
-
-
-def merged(
-    files: Sequence[EmbeddingFile],
-    renames: Sequence[str],
-    collision: Callable[[Embedding, Path, Path], Embedding] | None = None,
-) -> list[Embedding]:
-    """The words of ``files`` in their order, renamed by ``OLD=NEW`` or ``FILE:OLD=NEW``.
-
-    Args:
-        collision: gets a word whose name an earlier one has, and the files of the earlier one and its
-            own; what it returns replaces an earlier word of its name. ``None``: refused.
-
-    Raises:
-        UserError: two words of one name, or a rename that names no word.
-    """
-    rules = dict(_rule(text) for text in renames)
-    unused = set(rules)
-    owners: dict[str, Path] = {}
-    words: dict[str, Embedding] = {}
-    for file in files:
-        for word in file.words:
-            old = word.placeholder
-            rule = next((r for r in (normal(f"{file.path}:{old}"), old) if r in rules), None)
-            if rule is not None:
-                unused.discard(rule)
-                word = _renamed(word, rules[rule])
-            if word.placeholder in owners:
-                if collision is None:
-                    raise UserError(
-                        f"{owners[word.placeholder]} and {file.path} both hold {word.placeholder!r}: give "
-                        "one of them another name, " + common.command(["--rename", f"{file.path}:{old}=NEW"])
-                    )
-                word = collision(word, owners[word.placeholder], file.path)
-            owners[word.placeholder] = file.path
-            words[word.placeholder] = word
-    if unused:
-        raise UserError(f"no embedding is called {', '.join(map(repr, sorted(unused)))}; the files "
-                        f"hold {', '.join(repr(w.placeholder) for f in files for w in f.words)}")  # fmt: skip
-    return list(words.values())
 
 
 def official_collision(word: Embedding, earlier: Path, later: Path) -> Embedding:
@@ -293,4 +210,4 @@ def _rule(text: str) -> tuple[str, str]:
     old, equals, new = text.partition("=")
     if not (old and equals and new) or "=" in new:
         raise UserError(f"--rename {text!r} is not of the form OLD=NEW")
-    return normal(old), normal(new)
+    return old, new

@@ -128,6 +128,19 @@ def _word(word: Embedding) -> dict[str, Any]:
     return {"name": word.placeholder, **notes, **layers, "K": word.K, "D": word.D, "float32": vectors}
 
 
+def facts(recipe: Recipe) -> list[tuple[str, str]]:
+    """What a recipe says, but for the vectors, to be read by people: rows (what, value) of text."""
+    rows = {k: v for k, v in to_text(recipe).items() if k not in ("embeddings", "edit")}
+    if recipe.edit:
+        rows |= {f"edit: {k}": "" if v is None else str(v) for k, v in asdict(recipe.edit).items()}
+    if recipe.embeddings:
+        rows["embeddings"] = ", ".join(
+            f"{word.placeholder} ({word.metadata['file']}, sha256 {word.metadata['sha256']})"
+            for word in recipe.embeddings
+        )
+    return [(key.replace("_", " "), value or "none") for key, value in rows.items()]
+
+
 # ------------------------------------------------------------------------------ reading
 def has_recipe(path: Path | str) -> bool:
     """Whether a file is a PNG that says how it was drawn; False if it cannot be read."""
