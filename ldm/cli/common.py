@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 from ldm.errors import UserError
+
+#: What ``ArgumentParser.add_subparsers`` returns.
+Subparsers = argparse._SubParsersAction
 
 _how_to_resume: ContextVar[Callable[[], str]] = ContextVar("how_to_resume")
 
@@ -33,7 +35,7 @@ def how_to_resume() -> str:
 
 
 def add_parser(
-    subparsers: Any, name: str, summary: str, description: str, example: str
+    subparsers: Subparsers, name: str, summary: str, description: str, example: str
 ) -> argparse.ArgumentParser:
     """A subcommand's parser; its ``--help`` ends with an example."""
     parser = subparsers.add_parser(
@@ -47,7 +49,7 @@ def add_parser(
     return parser
 
 
-def add_verbose(parser: argparse.ArgumentParser, default: Any = False) -> None:
+def add_verbose(parser: argparse.ArgumentParser, default: bool | str = False) -> None:
     parser.add_argument(
         "-v",
         "--verbose",

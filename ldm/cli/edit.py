@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ldm.cli import common, drawing
 from ldm.errors import UserError
@@ -24,7 +24,7 @@ EXAMPLE = """\
 _HOW = ("strength", "keep_pixels", "invert", "fit", "background")
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand."""
     parser = common.add_parser(
         subparsers,

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ldm.cli import common
 from ldm.errors import UserError
@@ -40,7 +40,7 @@ official code calls the word in an official .pt by "*", whatever its name, where
 another token id for it (ldm embeddings show)."""
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand and, below it, one for each thing to do."""
     parser = common.add_parser(
         subparsers,
@@ -55,7 +55,7 @@ def register(subparsers: Any) -> None:
     _register_merge(actions)
 
 
-def _register_show(actions: Any) -> None:
+def _register_show(actions: common.Subparsers) -> None:
     parser = common.add_parser(
         actions, "show", "what a file holds", "Format, words, sizes, norms and notes of each file.", SHOW
     )
@@ -63,7 +63,7 @@ def _register_show(actions: Any) -> None:
     parser.set_defaults(run=run_show)
 
 
-def _register_convert(actions: Any) -> None:
+def _register_convert(actions: common.Subparsers) -> None:
     parser = common.add_parser(
         actions,
         "convert",
@@ -82,7 +82,7 @@ def _register_convert(actions: Any) -> None:
     parser.set_defaults(run=run_convert)
 
 
-def _register_merge(actions: Any) -> None:
+def _register_merge(actions: common.Subparsers) -> None:
     parser = common.add_parser(
         actions,
         "merge",

@@ -26,7 +26,7 @@ WHAT = ("embedding", "base", "inversion")
 USUAL_N = {"embedding": 16, "base": 200, "inversion": 16}
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand."""
     parser = common.add_parser(
         subparsers,

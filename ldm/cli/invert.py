@@ -45,7 +45,7 @@ KEYS = {
 }
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand."""
     parser = common.add_parser(
         subparsers,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ldm.cli import common, drawing
 from ldm.errors import UserError
@@ -17,7 +16,7 @@ EXAMPLE = """\
 """
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand."""
     parser = common.add_parser(
         subparsers,

@@ -27,7 +27,7 @@ STAGES = {
 }
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand and, below it, one for each stage."""
     parser = common.add_parser(
         subparsers,
@@ -44,7 +44,7 @@ def register(subparsers: Any) -> None:
     _register_average(stages)
 
 
-def _register_data(stages: Any) -> None:
+def _register_data(stages: common.Subparsers) -> None:
     parser = common.add_parser(
         stages,
         "data",
@@ -71,7 +71,7 @@ def _register_data(stages: Any) -> None:
     parser.set_defaults(run=run_data)
 
 
-def _register_stage(stages: Any, stage: str, summary: str, out: str) -> None:
+def _register_stage(stages: common.Subparsers, stage: str, summary: str, out: str) -> None:
     default = f"configs/emoji/{stage}.yaml"
     parser = common.add_parser(
         stages,
@@ -92,7 +92,7 @@ def _register_stage(stages: Any, stage: str, summary: str, out: str) -> None:
     parser.set_defaults(run=run_stage, stage=stage, overrides=[])
 
 
-def _register_export(stages: Any) -> None:
+def _register_export(stages: common.Subparsers) -> None:
     parser = common.add_parser(
         stages,
         "export",
@@ -110,7 +110,7 @@ def _register_export(stages: Any) -> None:
     parser.set_defaults(run=run_export, overrides=[])
 
 
-def _register_average(stages: Any) -> None:
+def _register_average(stages: common.Subparsers) -> None:
     parser = common.add_parser(
         stages,
         "average",

@@ -5,8 +5,6 @@ This is the ceiling of every figure that the judge gives to generated pictures.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -78,7 +76,7 @@ def name_recall(
 
 def judge_quality(
     clip: Judge, sprites: EmojiSprites, *, n: int = 1000, among: int = 100, seed: int = 1000
-) -> dict[str, Any]:
+) -> dict[str, dict[str, str] | int]:
     """Shares, as text with intervals, of ``n`` real pictures whose own caption is first.
 
     ``name``: captions "a photo of a {}"; ``full``: captions that also say style and colour;

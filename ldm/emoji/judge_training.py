@@ -22,6 +22,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ldm.emoji.captions import NEUTRAL, STYLE_WORDS, STYLES, fill
 from ldm.emoji.compose import Composer, EmojiBatch
@@ -203,7 +204,7 @@ class ClipTraining(pl.LightningModule):
         self.optim_config, self.max_steps = optim_config, max_steps
         self.contrast = ClipLoss()
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> DataLoader:
         return StepStream(self.make_batch, self.trainer.global_step).loader()
 
     def configure_optimizers(self) -> Any:

@@ -1,7 +1,7 @@
-"""The judge: a small CLIP (Radford et al. 2021) of ``open_clip``'s own classes, and its features.
+"""A judge of one's own: a small CLIP (Radford et al. 2021) of ``open_clip``'s classes, and its features.
 
-The shipped one, ``emoji-clip``, was trained by :mod:`ldm.emoji.judge_training` on the groups of emoji that
-the shipped model draws, and on their held-out concepts too: a judge has to know what it judges.
+One comes with the program, and ``ldm train clip`` makes another; either is a folder of weights, config,
+vocabulary and the names of the concepts that it was trained to name.
 ``open_clip`` is imported when a judge is built, not before.
 """
 
@@ -31,12 +31,31 @@ CONCEPTS = "concepts.tsv"
 
 
 class Named(NamedTuple):
-    """A concept by name, for prompts: its hex code, group, subgroup and label."""
+    """A concept by name, for prompts.
+
+    Attributes:
+        hex: code points of its character, by which it is told from others of its name.
+        group, subgroup: of Unicode's order.
+        label: what prompts call it.
+    """
 
     hex: str
     group: str
     subgroup: str
     label: str
+
+
+class Labelled(Protocol):
+    """What has the fields of :class:`Named`, as the concepts that a judge is trained on."""
+
+    @property
+    def hex(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def subgroup(self) -> str: ...
+    @property
+    def label(self) -> str: ...
 
 
 class Judge(Protocol):
@@ -124,7 +143,7 @@ class ClipJudge:
         self.concepts: Sequence[Named] = concepts
         self.name = name
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ClipJudge:
+    def __deepcopy__(self, memo: dict[int, object]) -> ClipJudge:
         """Itself: it is frozen, and copies of a metric share it."""
         return self
 
@@ -172,9 +191,8 @@ class ClipJudge:
         return self.clip.encode_image(images, normalize=True).float()
 
 
-def write_concepts(concepts: Sequence[Any], path: Path) -> Path:
-    """Names of :class:`ldm.emoji.sprites.Concept` rows as tab-separated lines: prompts can then be
-    written without the pictures."""
+def write_concepts(concepts: Sequence[Labelled], path: Path) -> Path:
+    """Names of concepts as tab-separated lines: prompts can then be written without the pictures."""
     rows = ["\t".join((c.hex, c.group, c.subgroup, c.label)) for c in concepts]
     return write_text(path, "".join(f"{row}\n" for row in rows))
 
@@ -197,7 +215,7 @@ def save_clip(
     config: ClipConfig,
     vocabulary: Path,
     folder: Path,
-    concepts: Sequence[Any] = (),
+    concepts: Sequence[Labelled] = (),
 ) -> Path:
     """Write a CLIP, and the names of its concepts, as :func:`load_clip` reads it; returns ``folder``.
 
@@ -242,7 +260,7 @@ def load_clip(name_or_path: str | Path = "emoji-clip", device: str = "cpu") -> C
     )
 
 
-def _load_strictly(clip: nn.Module, weights: Mapping[str, Any], folder: Path) -> None:
+def _load_strictly(clip: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
     try:
         clip.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.sampling.sample import Sampling
 from ldm.text.english import article
 
+#: Draws as ``ldm.sample`` does.
 SampleFunction = Callable[..., Tensor]
-
-
-CHUNK = 25  # pictures between two movements of the progress bar
-
-
+#: Pictures between two movements of the progress bar.
+CHUNK = 25
 COLOUR_PROMPT = "a photo of {{}} on {article}{colour} background"
 
 
@@ -29,7 +27,7 @@ def colour_prompt(colour: str) -> str:
 
 
 def draw(
-    model: Any,
+    model: LatentDiffusion,
     sample: SampleFunction,
     prompts: Sequence[str],
     sampling: Sampling,

@@ -49,7 +49,7 @@ class EvaluationReport:
 
 
 def write_evaluation_report(report: EvaluationReport, path: Path) -> Path:
-    """Write the page of an evaluation atomically."""
+    """Write the page of an evaluation atomically; returns ``path``."""
     tables = [
         {
             "title": table.title,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ldm.report.curves import line_chart
 from ldm.report.html import LARGEST, flat, picture, write_page
 
-#: A vector's neighbours: (word, cosine, ...) each, nearest first.
-Neighbours = Sequence[Sequence[Any]]
+#: A vector's neighbours in the vocabulary, nearest first: word, cosine, distance.
+Neighbours = Sequence[tuple[str, float, float]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class InversionReport:
         samples_by_step: step -> pictures or grids drawn then.
         prompts: prompt -> its final pictures.
         curves: name -> points (step, value).
-        nearest_words: placeholder -> for each vector v*_k its (word, cosine, ...) neighbours, nearest first.
+        nearest_words: placeholder -> the neighbours of each of its vectors.
         manifest: of the run; nested mappings are shown flat.
         metrics: name -> value, where an evaluation was made.
     """
@@ -44,10 +43,10 @@ class InversionReport:
 
 
 def write_inversion_report(report: InversionReport, path: Path) -> Path:
-    """Write the page of an inversion atomically."""
+    """Write the page of an inversion atomically; returns ``path``."""
     words = [
         (f"{name}, " * (len(report.nearest_words) > 1) + f"vector {k}",
-         [(str(w[0]), f"{float(w[1]):.2f}") for w in row])
+         [(word, f"{cosine:.2f}") for word, cosine, _ in row])
         for name, rows in report.nearest_words.items()
         for k, row in enumerate(rows, start=1)
     ]  # fmt: skip
