@@ -50,8 +50,12 @@ EMPTY = 0.02  # share of the square that a drawing must cover
 class EmojiDrawings:
     """Things and their drawings.
 
-    ``sprites`` (M, S, S, 4) uint8 premultiplied RGBA; ``concept`` (M,) and ``style`` (M,) int64 indices of
-    ``concepts`` and ``styles``; ``reserved``: the labels of all prepared concepts, also of those left out.
+    Attributes:
+        concepts: the things.
+        sprites: M drawings (M, S, S, 4), uint8 premultiplied RGBA.
+        concept, style: (M,) int64 indices of ``concepts`` and ``styles``.
+        styles: names of the sets.
+        reserved: the labels of all prepared concepts, also of those left out.
     """
 
     concepts: tuple[Concept, ...]

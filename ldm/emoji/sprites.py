@@ -254,8 +254,10 @@ def checked_groups(groups: Iterable[str] | None) -> set[str]:
 class EmojiSprites:
     """Concepts and their sprites.
 
-    ``sprites``: (N, 3, 64, 64, 4) uint8 premultiplied RGBA, second axis as :data:`STYLES`.
-    ``reserved``: the labels of all prepared concepts, also of those left out.
+    Attributes:
+        concepts: N of them.
+        sprites: (N, 3, 64, 64, 4) uint8 premultiplied RGBA, second axis as :data:`STYLES`.
+        reserved: the labels of all prepared concepts, also of those left out.
     """
 
     concepts: tuple[Concept, ...]
@@ -272,8 +274,12 @@ class EmojiSprites:
     ) -> "EmojiSprites":
         """Read what :func:`prepare` wrote.
 
-        ``groups``: names to keep (None: all eight); ``exclude``, ``only``: hex codes to leave out
-        or to keep.  An unknown group, an unprepared folder or an empty choice: UserError.
+        Args:
+            groups: names to keep (None: all eight).
+            exclude, only: hex codes to leave out, and to keep (None: all).
+
+        Raises:
+            UserError: an unknown group, an unprepared folder, or nothing is left.
         """
         chosen = checked_groups(groups)
         concepts, sprites, concept, style, styles = read_sprites(root)

@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def load(paths: Sequence[Path]) -> list[Embedding]:
-    """The words of several files; the metadata names the file and its sha256.
+    """The words of several files.
+
+    Returns:
+        In the files' order; the metadata of each has the ``file`` and its ``sha256``.
 
     Raises:
         UserError: a file that cannot be read.
@@ -39,7 +42,12 @@ def load(paths: Sequence[Path]) -> list[Embedding]:
 def teach(
     model: LatentDiffusion, words: Sequence[Embedding], *, force: bool = False, clip_skip: int | None = None
 ) -> None:
-    """Give a model learned words, and the clip skip that they were learned with unless one is given.
+    """Teach a model learned words, and set the clip skip that they were learned with.
+
+    Args:
+        words: of any file that this program reads.
+        force: take words that were learned on another model of the same width.
+        clip_skip: wins over the words' own.
 
     Raises:
         UserError: a word that :func:`check_fits` refuses, two words of one name, or no such clip skip.
@@ -55,7 +63,10 @@ def teach(
 
 
 def check_fits(model: LatentDiffusion, word: Embedding, *, force: bool) -> None:
-    """Refuse a word of another width or (without ``force``, else warn) of another model.
+    """Refuse a word of another width, or of another model of the same width.
+
+    Args:
+        force: warn of another model instead.
 
     Raises:
         UserError: the word does not belong to this model.
@@ -76,6 +87,9 @@ def check_fits(model: LatentDiffusion, word: Embedding, *, force: bool) -> None:
 def put(text: str, words: Sequence[Embedding]) -> str:
     """A prompt of any kind (to draw, negative, of an inversion) with the learned word in place of ``{}``.
 
+    Args:
+        words: of which ``{}`` can only mean one if there is but one.
+
     Raises:
         UserError: ``{}`` where there is not one word that it can stand for.
     """
@@ -89,11 +103,12 @@ def put(text: str, words: Sequence[Embedding]) -> str:
 
 
 def check_used(model: LatentDiffusion, texts: Sequence[str], words: Sequence[Embedding]) -> None:
-    """Refuse words, from :func:`load` and known to the model, that no text uses; warn of a file that is not
-    needed.
+    """Refuse learned words where no text uses any of them; warn of a file that is not needed.
 
-    Any text will do: a word of the negative prompt alone, or one prompt of several, as in a grid with and
-    without the word.
+    Args:
+        texts: prompts of any kind. One text that uses a word will do, such as the negative prompt, or one
+            prompt of several in a grid with and without the word.
+        words: from :func:`load`; the model knows them.
 
     Raises:
         UserError: no text uses any of the words.
