@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ldm.cli import common
 
 EXAMPLE = "  ldm data dreambench --out data/dreambench"
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand and, below it, one for each data set."""
     parser = common.add_parser(
         subparsers,

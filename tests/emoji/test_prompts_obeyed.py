@@ -22,17 +22,7 @@ QUICK = {"sample": sample, "sampling": Sampling(steps=1), "progress": False}
 def test_a_perfect_model_passes_and_leaves_its_report(
     model: StubModel, judge: CentreJudge, tmp_path: Path
 ) -> None:
-    result = evaluate_base(
-        model,
-        judge,
-        sample=sample,
-        concepts=CONCEPTS,
-        n=24,
-        among=20,
-        sampling=QUICK,
-        out=tmp_path,
-        progress=False,
-    )
+    result = evaluate_base(model, judge, concepts=CONCEPTS, n=24, among=20, out=tmp_path, **QUICK)
     assert result.background == Share(24, 24) and result.caption == Share(24, 24)
     assert result.median_rank == 1
     # this judge reads the name alone, so the 8 pictures whose names come twice are ties
@@ -57,13 +47,11 @@ def test_held_out_concepts_are_neither_asked_for_nor_offered(model: StubModel, j
     result = evaluate_base(
         model,
         judge,
-        sample=sample,
         concepts=CONCEPTS,
         holdout=out,
         n=30,
         among=15,
-        sampling=QUICK,
-        progress=False,
+        **QUICK,
     )
     assert not any(name in row["prompt"] for row in result.rows for name in names)
     with pytest.raises(UserError, match="15 concepts are too few for 16"):
