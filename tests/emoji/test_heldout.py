@@ -11,6 +11,8 @@ from ldm.errors import UserError
 from ldm.evaluation.metrics import Share
 from ldm.sampling.sample import Sampling
 
+pytestmark = pytest.mark.slow
+
 QUICK = Sampling(steps=1)
 
 

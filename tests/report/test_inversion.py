@@ -9,6 +9,8 @@ from PIL import Image
 
 from ldm.report.inversion import InversionReport, write_inversion_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def report(files: list[Path]) -> InversionReport:

@@ -14,6 +14,8 @@ from ldm.sampling import editing, gallery
 from ldm.sampling.sample import Sampling
 from ldm.sampling.source import load_source
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:

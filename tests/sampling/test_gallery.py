@@ -15,6 +15,8 @@ from ldm.io.recipes import Edit, load_recipe, to_text
 from ldm.sampling import gallery
 from ldm.sampling.sample import BrokenPictures, Sampling
 
+pytestmark = pytest.mark.slow
+
 QUICK = Sampling(steps=1, scale=1.0)
 
 

@@ -8,6 +8,8 @@ from ldm.io.atomic import file_sha256
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.sampling import prompts
 
+pytestmark = pytest.mark.slow
+
 
 def word(name: str, sha256: str = "ab", **notes: str) -> Embedding:
     return Embedding(name, torch.ones(1, 32), {"file": f"{name}.pt", "sha256": sha256, **notes})

@@ -15,6 +15,8 @@ from ldm.inversion.many.concept_list import Refused, learn_list, read_jobs
 from ldm.inversion.many.jobs import Job, Result
 from ldm.io.embeddings import Embedding, load_embeddings, save_embeddings
 
+pytestmark = pytest.mark.slow
+
 TWO = [{"name": "<cat>", "images": "cats"}, {"name": "<dog>", "images": "dogs"}]
 
 
