@@ -157,10 +157,10 @@ class Peer:
         z = torch.randn(2, *self.ours.latent_shape, generator=rng).to(self.device, self.dtype)
         t = torch.tensor([17, 900], device=self.device)
         prompts = ["a photo of a cat", ""]
-        context = self.ours.condition(prompts)
+        context = self.ours.condition(prompts).at(t)
         pairs = (
-            (context, self.context(self.ids(prompts).to(self.device))),
-            (self.ours.predict(z, t, context), self.unet(z, t, context.to(self.dtype)).sample),
+            (context.tokens[:, 0], self.context(self.ids(prompts).to(self.device))),
+            (self.ours.predict(z, t, context), self.unet(z, t, context.tokens[:, 0].to(self.dtype)).sample),
             (self.ours.encode(images).mean, self.vae.encode(images).latent_dist.mean),
         )
         return max(float((b.float() - a.float()).norm() / a.float().norm()) for a, b in pairs)

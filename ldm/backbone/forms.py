@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def compiled(unet: nn.Module, *, cuda_graphs: bool = False) -> Iterator[None]:
     eager = unet.forward
     fast = torch.compile(eager, mode="reduce-overhead" if cuda_graphs else None, dynamic=False)
 
-    def forward(x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(x: Tensor, timesteps: Tensor, context: Any = None) -> Tensor:
         return (fast if torch.is_grad_enabled() else eager)(x, timesteps, context)
 
     unet.forward = forward  # type: ignore[method-assign]

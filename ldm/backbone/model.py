@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ldm.backbone.prompts import encode
 from ldm.config import instantiate
-from ldm.device import carry
+from ldm.diffusion.condition import Condition, condition_of
 from ldm.diffusion.loss import DiffusionLoss, LossTerms
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
@@ -286,36 +287,28 @@ class LatentDiffusion(nn.Module):
         tokenizer.remove_placeholder(name)
         self.manager.remove(name)
 
-    def condition(self, prompts: str | list[str], step: int | Tensor | None = None) -> Tensor:
-        """Contexts (B, L, D) of prompts, each different one encoded once; (B, n, L, D), one for each of the
-        UNet's n transformers, where a prompt holds a word that has vectors for each.
+    def condition(self, prompts: str | list[str], step: int | Tensor | None = None) -> Condition:
+        """What the UNet is told by B prompts, or by one; each different prompt is encoded once.
 
         Args:
             prompts: B prompts, or one.
             step: optimiser step of progressive words, one for all or a (B,) tensor; ``None``: grown.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        steps = step.tolist() if isinstance(step, Tensor) else [step] * len(prompts)
-        places = {key: i for i, key in enumerate(dict.fromkeys(zip(prompts, steps, strict=True)))}
-        different = [prompt for prompt, _ in places]
-        self.cuts.tell(self.text.tokenizer, self.manager, different)
-        if isinstance(step, Tensor):
-            step = torch.tensor([s for _, s in places])
-        ids = self.text.tokenize(different)  # stays on the host, which works out where v* goes
-        ids, embeds = self.manager(ids, self.text.embed(ids), step)
-        contexts = self.text.contexts(embeds, ids)
-        if len(different) == len(prompts):
-            return contexts
-        rows = torch.tensor([places[key] for key in zip(prompts, steps, strict=True)])
-        return contexts[carry(rows, contexts.device)]
+        self.cuts.tell(self.text.tokenizer, self.manager, dict.fromkeys(prompts))
+        return encode(self.text, self.manager, prompts, step)
 
     # ------------------------------------------------------------------ diffusion
 
-    def predict(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """The UNet's own output (eps, v or x0) at noisy latents (B, C, h, w), t (B,) int64."""
-        return self.unet(z_t.to(self.dtype), t, cond.to(self.dtype))
+    def predict(self, z_t: Tensor, t: Tensor, cond: Condition | Tensor) -> Tensor:
+        """The UNet's own output (eps, v or x0) at noisy latents (B, C, h, w), t (B,) int64.
 
-    def eps(self, z_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        ``cond`` is a :class:`Condition` of B rows, or a plain tensor (B, L, D), one context for all layers.
+        """
+        context = condition_of(cond).at(t).to(self.dtype)
+        return self.unet(z_t.to(self.dtype), t, context.layers)
+
+    def eps(self, z_t: Tensor, t: Tensor, cond: Condition | Tensor) -> Tensor:
         """The noise in z_t (B, C, h, w), whatever the UNet's parameterization."""
         return self.schedule.to_eps(self.predict(z_t, t, cond), z_t, t, self.parameterization)
 
@@ -323,12 +316,12 @@ class LatentDiffusion(nn.Module):
         """Scaled latents z (B, C, h, w) noised to timesteps t (B,)."""
         return self.schedule.q_sample(z, t, noise)
 
-    def loss_terms(self, z: Tensor, cond: Tensor, t: Tensor, noise: Tensor) -> LossTerms:
+    def loss_terms(self, z: Tensor, cond: Condition | Tensor, t: Tensor, noise: Tensor) -> LossTerms:
         """All terms of the denoising loss, per sample."""
         z_t = self.q_sample(z, t, noise)
         return self.diffusion_loss(self.predict(z_t, t, cond), z, z_t, t, noise)
 
-    def loss(self, z: Tensor, cond: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, z: Tensor, cond: Condition | Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The scalar that training minimises (Gal et al. 2022, eq. 2)."""
         return self.loss_terms(z, cond, t, noise).total
 

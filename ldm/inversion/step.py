@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.device import carry
-from ldm.diffusion.guidance import join_contexts
+from ldm.diffusion.condition import Context, cat_contexts
 from ldm.diffusion.loss import LossTerms
 from ldm.inversion.latents import ConceptBatches
 from ldm.seeding import generator
@@ -164,8 +164,8 @@ def _terms(model: LatentDiffusion, parts: Sequence[Part]) -> LossTerms:
     return model.loss_terms(z, contexts(model, parts), t, noise)
 
 
-def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor:
-    """Contexts of all samples, each different prompt of a concept encoded once.
+def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Context:
+    """The context of all samples, each different prompt of a concept encoded once.
 
     Every concept puts in its own words, whose private ids may be another's too; the encoder then runs once.
     """
@@ -177,11 +177,13 @@ def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor:
         part.objective.model.manager(own, embeds, part.step)
         for part, own, embeds in zip(parts, ids, looked_up, strict=True)
     ]
-    joined, embeds = (join_contexts(tensors) for tensors in zip(*placed, strict=True))
+    joined, embeds = zip(*placed, strict=True)
+    together = cat_contexts([Context(own) for own in embeds])  # one prompt for each layer, or one for all
     first = [sum(counts[:i]) for i in range(len(parts))]
     rows = [
         above + prompts.index(prompt)
         for part, prompts, above in zip(parts, different, first, strict=True)
         for prompt in part.draw.prompts
     ]
-    return model.text.contexts(embeds, joined)[carry(torch.tensor(rows), model.device)]
+    context = Context(model.text.contexts(together.tokens, torch.cat(joined)))
+    return context[carry(torch.tensor(rows), model.device)]

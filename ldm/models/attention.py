@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.models.layers import GEGLU, group_norm, zero_init
 
+LayerContext = Tensor | tuple[Tensor, Tensor]
+"""What a cross-attention reads: (B, L, D), or a pair of them, for its keys and for its values."""
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention of ``x`` (B, N, C) to ``context`` (B, L, D), or to itself."""
@@ -30,11 +33,12 @@ class CrossAttention(nn.Module):
         # index 1 of the public layout is a dropout, which no released model switches on
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Identity())
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext | None = None) -> Tensor:
         context = x if context is None else context
+        keys, values = context if isinstance(context, tuple) else (context, context)
         q, k, v = (
             rearrange(tokens, "b n (heads d) -> b heads n d", heads=self.heads)
-            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
+            for tokens in (self.to_q(x), self.to_k(keys), self.to_v(values))
         )
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out(rearrange(out, "b heads n d -> b n (heads d)"))
@@ -63,7 +67,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -101,7 +105,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zero_init(nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: LayerContext | None = None) -> Tensor:
         height = x.shape[-2]
         h = self.norm(x)
         if not self.use_linear:

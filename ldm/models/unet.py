@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ldm.models.attention import SpatialTransformer
+from ldm.models.attention import LayerContext, SpatialTransformer
 from ldm.models.layers import group_norm, timestep_embedding, zero_init
 
 
@@ -86,7 +86,7 @@ class TimestepSequential(nn.Sequential):
     """A sequence whose layers each get what they need: time embedding, the next context or neither."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, emb: Tensor, contexts: Iterator[Tensor | None]
+        self, x: Tensor, emb: Tensor, contexts: Iterator[LayerContext | None]
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
@@ -213,14 +213,17 @@ class UNetModel(nn.Module):
             zero_init(nn.Conv2d(channels, out_channels, 3, padding=1)),
         )
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | Sequence[LayerContext] | None = None
+    ) -> Tensor:
         """Predict the target (eps, v or x0) of noisy latents.
 
         Args:
             x: (B, C, h, w); h and w divisible by 2**(levels - 1).
             timesteps: (B,) in [0, T).
-            context: (B, L, D); or (B, n, L, D), one for each of the ``num_transformers`` in the order of
-                computation (extended conditioning, Voynov et al. 2023).
+            context: (B, L, D), read by every spatial transformer; or a sequence with one for each of the
+                ``num_transformers`` in the order of computation (extended conditioning, Voynov et al.
+                2023), or with a single one for all.
 
         Returns:
             (B, out_channels, h, w).
@@ -236,9 +239,10 @@ class UNetModel(nn.Module):
             x = block(torch.cat([x, skips.pop()], dim=1), emb, contexts)
         return self.out(x)
 
-    def _by_transformer(self, context: Tensor | None) -> Iterator[Tensor | None]:
-        if context is None or context.ndim == 3:
-            return iter([context] * self.num_transformers)
-        if context.shape[1] != self.num_transformers:
-            raise ValueError(f"{context.shape[1]} contexts for {self.num_transformers} spatial transformers")
-        return iter(context.unbind(dim=1))
+    def _by_transformer(
+        self, context: Tensor | Sequence[LayerContext] | None
+    ) -> Iterator[LayerContext | None]:
+        each = [context] if context is None or isinstance(context, Tensor) else list(context)
+        if len(each) not in (1, self.num_transformers):
+            raise ValueError(f"{len(each)} contexts for {self.num_transformers} spatial transformers")
+        return iter(each * self.num_transformers if len(each) == 1 else each)

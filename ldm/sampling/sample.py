@@ -14,6 +14,7 @@ from ldm import interrupt
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import resolve
 from ldm.diffusion import samplers
+from ldm.diffusion.condition import Condition, condition_of
 from ldm.errors import UserError
 from ldm.ranges import Positive
 from ldm.sampling.source import Source
@@ -74,8 +75,8 @@ def sample(
     model: LatentDiffusion,
     prompts: str | Sequence[str] | None = None,
     *,
-    cond: Tensor | None = None,
-    uncond: Tensor | None = None,
+    cond: Condition | Tensor | None = None,
+    uncond: Condition | Tensor | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     scale: float | None = None,
@@ -96,8 +97,9 @@ def sample(
     Args:
         model: What ``ldm.load`` returned.
         prompts: B prompts; a string is one prompt. Give these or ``cond``.
-        cond: Contexts (B, L, D) instead of prompts.
-        uncond: Context (B or 1, L, D) that guidance leads away from; by default ``negative_prompt``'s.
+        cond: What ``model.condition`` returned for B prompts, instead of prompts; or a plain tensor (B, L, D),
+            which every layer of the UNet then reads at every timestep.
+        uncond: The same, of B rows or 1, that guidance leads away from; by default ``negative_prompt``'s.
         steps: Steps of the sampler; by default what suits the model, else 50.
         sampler: ``ddim``, ``plms`` or ``dpm++``; by default what suits the model, else ``ddim``.
         scale: Scale of classifier-free guidance: 1 switches it off, more follows the prompt more closely. By
@@ -137,10 +139,12 @@ def sample(
         with model.text.skipping(clip_skip):
             cond = model.condition(prompts)
     assert cond is not None
+    cond = condition_of(cond)
     n = len(cond)
     if uncond is None and scale != 1:
         with model.text.skipping(clip_skip):
             uncond = model.condition([negative_prompt])
+    uncond = None if uncond is None else condition_of(uncond)
     if draws is None:
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         draws = [(seed, i) for i in range(n)]

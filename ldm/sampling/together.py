@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.device import out_of_memory
-from ldm.diffusion.guidance import join_contexts
+from ldm.diffusion.condition import cat
 from ldm.errors import UserError
 from ldm.sampling.sample import sample, usual_batch
 
@@ -89,7 +89,7 @@ def _together(orders: Sequence[Order]) -> Sequence[Tensor]:
     if not draws:
         return [torch.empty(0)] * len(orders)
     first = orders[0]
-    cond = join_contexts([order.model.condition(list(order.prompts)) for order in orders if order.prompts])
+    cond = cat([order.model.condition(list(order.prompts)) for order in orders if order.prompts])
     size = min(len(draws), usual_batch(first.model.image_size))
     while True:
         try:

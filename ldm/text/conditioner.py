@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ldm.device import carry
@@ -98,10 +99,8 @@ class TextConditioner(nn.Module):
         raise NotImplementedError
 
     def contexts(self, embeds: Tensor, ids: Tensor) -> Tensor:
-        """Contexts of what the embedding manager returns: (B, L, D) by :meth:`encode`, or (B, n, L, D) for
-        embeds (B, n, L, D) that differ between the denoiser's n transformers; ids (B, L)."""
-        if embeds.ndim == 3:
-            return self.encode(embeds, ids)
+        """Contexts (B, n, L, D) of what the embedding manager returns: embeds (B, n, L, D), one prompt for
+        each of the denoiser's n cross-attention layers or one for all (n = 1), and their ids (B, L)."""
         n = embeds.shape[1]
-        flat = self.encode(embeds.flatten(0, 1), ids.repeat_interleave(n, dim=0))
-        return flat.unflatten(0, (-1, n))
+        flat = self.encode(rearrange(embeds, "b n l d -> (b n) l d"), repeat(ids, "b l -> (b n) l", n=n))
+        return rearrange(flat, "(b n) l d -> b n l d", n=n)

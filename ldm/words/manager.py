@@ -228,13 +228,13 @@ class EmbeddingManager(nn.Module):
                 fully grown.
 
         Returns:
-            ids (B, L) with the private id on all of its k positions, and embeds (B, L, D) in the
-            dtype of ``embeds``; gradients reach v* through its own positions only. Embeds are
-            (B, n, L, D) where a placeholder that occurs, or trains, has vectors for each of n layers.
+            ids (B, L) with the private id on all of its k positions, and embeds (B, n, L, D) in the
+            dtype of ``embeds``; gradients reach v* through its own positions only. n is the number of
+            layers where a placeholder that occurs, or trains, has vectors for each of them, else 1.
         """
         names = self._at_hand(ids)
         if not names:
-            return ids, embeds
+            return ids, embeds[:, None]
         index = self._index(names, ids.device)
         now = (
             NEVER - 1
@@ -264,9 +264,9 @@ class EmbeddingManager(nn.Module):
             table = torch.cat([table.expand(self.layers, -1, -1) for table in tables], dim=1)  # (n, R, D)
             first = table.shape[1] * torch.arange(self.layers, device=rows.device)
             v_star = F.embedding(rows.clamp(min=0)[:, None] + first[:, None], table.flatten(0, 1))
-            moved, rows = moved[:, None], rows[:, None]
         else:
-            v_star = F.embedding(rows.clamp(min=0), torch.cat(tables))
+            v_star = F.embedding(rows.clamp(min=0), torch.cat(tables))[:, None]
+        moved, rows = moved[:, None], rows[:, None]
         placed = ids.gather(1, source)
         if self.edits_ids:
             placed = ids.copy_(placed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.backbone.model import LatentDiffusion, LossConfig, ModelConfig, build
+from ldm.diffusion.condition import Context
 from ldm.errors import UserError
 from ldm.io.checkpoints import load_model_weights, read_state_dict, save_checkpoint
 from ldm.models.attention import SpatialTransformer
@@ -36,15 +37,15 @@ def test_decode_undoes_the_scale_that_training_applies(tiny_model: LatentDiffusi
 # ------------------------------------------------------------------ prompts
 def test_a_model_with_its_own_words_shares_the_weights_alone(tiny_model: LatentDiffusion) -> None:
     tiny_model.add_placeholder("<known>", init="dog")
-    plain = tiny_model.condition(["a photo of a cat"])
+    plain = tiny_model.condition(["a photo of a cat"]).tokens
     twin, other = tiny_model.with_own_words(), tiny_model.with_own_words()
     twin.add_placeholder("cat", init="dog")
     other.add_placeholder("<mine>", init="tree")
     assert list(twin.manager.placeholders) == ["<known>", "cat"]
     assert list(other.manager.placeholders) == ["<known>", "<mine>"]
     assert list(tiny_model.manager.placeholders) == ["<known>"]
-    assert torch.equal(tiny_model.condition(["a photo of a cat"]), plain)
-    assert not torch.equal(twin.condition(["a photo of a cat"]), plain)
+    assert torch.equal(tiny_model.condition(["a photo of a cat"]).tokens, plain)
+    assert not torch.equal(twin.condition(["a photo of a cat"]).tokens, plain)
     assert twin.unet is tiny_model.unet and twin.text.token_table is tiny_model.text.token_table
     tiny_model.unet.to(torch.bfloat16)
     assert next(twin.unet.parameters()).dtype == torch.bfloat16
@@ -55,9 +56,9 @@ def test_condition_puts_the_vectors_where_the_placeholder_stands(
 ) -> None:
     cat = tiny_model.text.tokenizer.words("cat")
     tiny_model.add_placeholder("S*", tiny_model.text.token_table[cat])
-    ours = tiny_model.condition([PROMPT, "a cat"])
-    plain = tiny_model.condition([PROMPT.replace("S*", "cat"), "a cat"])
-    assert ours.shape == (2, 12, 32)
+    ours = tiny_model.condition([PROMPT, "a cat"]).tokens
+    plain = tiny_model.condition([PROMPT.replace("S*", "cat"), "a cat"]).tokens
+    assert ours.shape == (2, 1, 12, 32)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -68,10 +69,10 @@ def test_each_different_prompt_is_encoded_once_with_the_same_contexts_and_gradie
     tiny_model.add_placeholder("S*", init="dog", num_vectors=2, progressive=(2,))
     prompts = ["a S*", "a cat", "a S*", "a S*", "a cat"]
     steps = step.tolist() if isinstance(step, Tensor) else [step] * 5
-    one_by_one = torch.cat([tiny_model.condition(p, s) for p, s in zip(prompts, steps, strict=True)])
+    one_by_one = torch.cat([tiny_model.condition(p, s).tokens for p, s in zip(prompts, steps, strict=True)])
     encode, rows = tiny_model.text.encode, []
     monkeypatch.setattr(tiny_model.text, "encode", lambda e, ids: rows.append(len(e)) or encode(e, ids))
-    together = tiny_model.condition(prompts, step)
+    together = tiny_model.condition(prompts, step).tokens
     assert rows == [4 if isinstance(step, Tensor) else 2]  # (S*, 3), (cat, 0), (S*, 0), (cat, 3)
     torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-6)
     v_star = tiny_model.manager.parameter("S*")
@@ -82,8 +83,8 @@ def test_each_different_prompt_is_encoded_once_with_the_same_contexts_and_gradie
 def test_several_vectors_take_several_places(tiny_model: LatentDiffusion) -> None:
     words = tiny_model.text.tokenizer.words("big red dog")
     tiny_model.add_placeholder("<my dog>", tiny_model.text.token_table[words])
-    ours = tiny_model.condition(["a <my dog> and a cat"])
-    plain = tiny_model.condition(["a big red dog and a cat"])
+    ours = tiny_model.condition(["a <my dog> and a cat"]).tokens
+    plain = tiny_model.condition(["a big red dog and a cat"]).tokens
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -91,12 +92,12 @@ def test_equal_vectors_for_each_layer_are_a_word_without_layers(tiny_model: Late
     z, _, t, _ = draw(tiny_model, 2)
     tiny_model.add_placeholder("S*", init="dog", num_vectors=2)
     n, prompts = tiny_model.unet.num_transformers, [PROMPT, "a S* and a cat"]
-    plain = tiny_model.condition(prompts)
+    plain = tiny_model.condition(prompts).tokens
     tiny_model.add_placeholder("<layers>", init="dog", num_vectors=2, per_layer=True)
-    layers = tiny_model.condition([prompt.replace("S*", "<layers>") for prompt in prompts])
+    layers = tiny_model.condition([prompt.replace("S*", "<layers>") for prompt in prompts]).tokens
     assert n == 7 and layers.shape == (2, n, 12, 32)
-    torch.testing.assert_close(layers, plain[:, None].expand_as(layers), rtol=1e-5, atol=1e-5)
-    own, shared = (tiny_model.eps(z, t, contexts) for contexts in (layers, plain))
+    torch.testing.assert_close(layers, plain.expand_as(layers), rtol=1e-5, atol=1e-5)
+    own, shared = (tiny_model.eps(z, t, Context(tokens)) for tokens in (layers, plain))
     torch.testing.assert_close(own, shared, rtol=1e-4, atol=1e-5)
 
 
@@ -107,20 +108,36 @@ def test_each_transformer_reads_its_own_context(tiny_model: LatentDiffusion) -> 
     heard = []
     transformers = [m for m in tiny_model.unet.modules() if isinstance(m, SpatialTransformer)]
     hooks = [m.register_forward_pre_hook(lambda m, args: heard.append(args[1])) for m in transformers]
-    tiny_model.eps(z, t, contexts)
+    tiny_model.eps(z, t, Context(contexts))
     assert len(heard) == n and torch.stack(heard, dim=1).equal(contexts)
     for hook in hooks:
         hook.remove()
     with pytest.raises(ValueError, match=f"{n - 1} contexts for {n}"):
-        tiny_model.eps(z, t, contexts[:, 1:])
+        tiny_model.eps(z, t, Context(contexts[:, 1:]))
+
+
+def test_values_of_their_own_reach_attention_beside_the_keys(tiny_model: LatentDiffusion) -> None:
+    z, _, t, _ = draw(tiny_model, 2)
+    keys, values = torch.randn(2, 2, 1, 12, 32, generator=torch.Generator().manual_seed(1))
+    together = tiny_model.eps(z, t, Context(keys))
+    torch.testing.assert_close(tiny_model.eps(z, t, Context(keys, keys)), together, rtol=0, atol=0)
+    assert (tiny_model.eps(z, t, Context(keys, values)) - together).abs().max() > 1e-4
+
+
+def test_a_plain_tensor_is_the_context_of_all_layers(tiny_model: LatentDiffusion) -> None:
+    z, _, t, _ = draw(tiny_model, 2)
+    tokens = tiny_model.condition([PROMPT, "a cat"]).tokens
+    assert tiny_model.eps(z, t, tokens[:, 0]).equal(tiny_model.eps(z, t, Context(tokens)))
+    with pytest.raises(UserError, match=r"\(2, 1, 12, 32\).*Context"):
+        tiny_model.eps(z, t, tokens)
 
 
 def test_a_new_word_leaves_other_prompts_as_they_were(tiny_model: LatentDiffusion) -> None:
     prompts = ["a photo of a cat", "", "snow on a tree"]
-    before = tiny_model.condition(prompts)
+    before = tiny_model.condition(prompts).tokens
     tiny_model.add_placeholder("S*", init="dog", num_vectors=2)
     tiny_model.add_placeholder("<b>")
-    torch.testing.assert_close(tiny_model.condition(prompts), before, rtol=0, atol=0)
+    torch.testing.assert_close(tiny_model.condition(prompts).tokens, before, rtol=0, atol=0)
     tiny_model.remove_placeholder("S*")
     assert list(tiny_model.manager.placeholders) == ["<b>"]
     assert list(tiny_model.text.tokenizer.placeholders) == ["<b>"]
@@ -159,11 +176,11 @@ def test_init_phrases_start_at_their_words_and_unknown_ones_are_refused(
 
 
 def test_a_word_that_was_refused_is_not_half_added(tiny_model: LatentDiffusion) -> None:
-    before = tiny_model.condition([PROMPT])
+    before = tiny_model.condition([PROMPT]).tokens
     with pytest.raises(UserError, match="another model"):
         tiny_model.add_placeholder("S*", torch.zeros(1, 7))
     assert not tiny_model.manager.placeholders and not tiny_model.text.tokenizer.placeholders
-    torch.testing.assert_close(tiny_model.condition([PROMPT]), before, rtol=0, atol=0)
+    torch.testing.assert_close(tiny_model.condition([PROMPT]).tokens, before, rtol=0, atol=0)
 
 
 # ------------------------------------------------------------------ diffusion

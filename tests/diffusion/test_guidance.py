@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.diffusion.condition import Context, Varying
 from ldm.diffusion.guidance import guided
 from ldm.errors import UserError
 
@@ -58,8 +59,16 @@ def test_guidance_puts_contexts_of_each_layer_beside_one_for_all(inputs):
     z_t, t, cond, uncond = inputs
     layers = torch.stack([cond, 2 * cond], dim=1)
     seen = []
-    guided(lambda z, t, c: seen.append(c) or z, 3.0)(z_t, t, layers, uncond)
-    assert seen[0].equal(torch.cat([torch.stack([uncond, uncond], dim=1), layers]))
+    guided(lambda z, t, c: seen.append(c) or z, 3.0)(z_t, t, Context(layers), uncond)
+    assert seen[0].tokens.equal(torch.cat([torch.stack([uncond, uncond], dim=1), layers]))
+
+
+def test_guidance_asks_conditions_for_their_context_at_t(inputs):
+    z_t, t, cond, uncond = inputs
+    varying = Varying(lambda rows, t: Context(cond[rows, None] * t.view(-1, 1, 1, 1)), torch.arange(3))
+    seen = []
+    guided(lambda z, t, c: seen.append(c) or z, 3.0)(z_t, t, varying, Context(uncond[:1, None]))
+    assert seen[0].tokens.equal(torch.cat([uncond[:1].expand(3, -1, -1), cond * t.view(-1, 1, 1)])[:, None])
 
 
 @pytest.mark.parametrize(

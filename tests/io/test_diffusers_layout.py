@@ -108,7 +108,7 @@ def test_every_part_computes_what_theirs_does(saved: tuple[str, Path, Theirs]) -
     )
     assert model.text.tokenize(prompts).equal(batch["input_ids"])
     context = theirs.text(batch["input_ids"]).last_hidden_state
-    assert_close(model.condition(prompts), context)
+    assert_close(model.condition(prompts).tokens[:, 0], context)
     generator = torch.Generator().manual_seed(1)
     z, t = torch.randn(3, 4, 8, 12, generator=generator), torch.tensor([0, 437, 999])
     assert_close(model.predict(z, t, context), theirs.unet(z, t, context).sample)
@@ -237,6 +237,6 @@ def test_words_that_were_added_to_a_pipeline_are_words_here(
     ids = tokenizer(["a <cat> on <dog> <dog>_1"], padding="max_length", max_length=77, return_tensors="pt")
     ids = ids["input_ids"]
     assert model.text.tokenize(["a <cat> on <dog>"]).equal(ids)
-    assert_close(model.condition(["a <cat> on <dog>"]), text.eval()(ids).last_hidden_state)
+    assert_close(model.condition(["a <cat> on <dog>"]).tokens[:, 0], text.eval()(ids).last_hidden_state)
     model.add_placeholder("<new>", init="<cat>")
     assert model.manager.vectors("<new>").equal(model.text.token_table[len(tokenizer) - 3][None])

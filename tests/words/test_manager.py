@@ -33,10 +33,9 @@ def build(
 
 
 def slow(manager: EmbeddingManager, ids: Tensor, embeds: Tensor, step: int | None):
-    """One layer after the other, if any word has vectors for each."""
-    if all(manager.vectors(name).ndim == 2 for name in manager.placeholders):
-        return slow_in_layer(manager, ids, embeds, step, 0)
-    placed = [slow_in_layer(manager, ids, embeds, step, layer) for layer in range(LAYERS)]
+    """One layer after the other, if any word has vectors for each; else one that all layers share."""
+    apart = any(manager.vectors(name).ndim == 3 for name in manager.placeholders)
+    placed = [slow_in_layer(manager, ids, embeds, step, layer) for layer in range(LAYERS if apart else 1)]
     return placed[0][0], torch.stack([embeds for _, embeds in placed], dim=1)
 
 
@@ -116,10 +115,10 @@ def test_layers_are_told_apart_only_where_a_word_that_has_them_occurs_or_trains(
     embeds = torch.randn(1, 4, WIDTH)
     assert manager(plain, embeds)[1].shape == (1, LAYERS, 4, WIDTH)
     with torch.no_grad():
-        assert manager(plain, embeds)[1].shape == (1, 4, WIDTH)
+        assert manager(plain, embeds)[1].shape == (1, 1, 4, WIDTH)
         assert manager(layered, embeds)[1].shape == (1, LAYERS, 4, WIDTH)
     manager.train_only([NAMES[1]])
-    assert manager(plain, embeds)[1].shape == (1, 4, WIDTH)
+    assert manager(plain, embeds)[1].shape == (1, 1, 4, WIDTH)
 
 
 def test_each_layer_has_its_own_gradient() -> None:
@@ -141,7 +140,7 @@ def test_vectors_are_spliced_in_and_the_rest_moves_right() -> None:
     ids = torch.tensor([[1, private, 5, END, PAD, PAD]])
     new_ids, new_embeds = manager(ids, torch.zeros(1, 6, WIDTH))
     assert new_ids.tolist() == [[1, private, private, private, 5, END]]
-    assert new_embeds[0, 1:4].equal(manager.vectors("S*"))
+    assert new_embeds[0, 0, 1:4].equal(manager.vectors("S*"))
 
 
 def test_the_end_token_stays_last_when_vectors_overflow_unless_compat() -> None:
@@ -149,7 +148,7 @@ def test_the_end_token_stays_last_when_vectors_overflow_unless_compat() -> None:
     embeds = torch.arange(5.0)[None, :, None].expand(1, 5, WIDTH)
     manager = build([4])
     new_ids, new_embeds = manager(ids, embeds)
-    assert new_ids[0, -1] == END and new_embeds[0, -1].equal(embeds[0, -1])
+    assert new_ids[0, -1] == END and new_embeds[0, 0, -1].equal(embeds[0, -1])
     manager.keep_end = False
     assert END not in manager(ids, embeds)[0]
 
@@ -182,7 +181,7 @@ def test_gradient_reaches_only_the_vectors_used_and_only_from_their_positions() 
 def test_without_placeholders_prompts_pass_unchanged() -> None:
     ids, embeds = torch.tensor([[1, 5, END]]), torch.randn(1, 3, WIDTH)
     new_ids, new_embeds = EmbeddingManager(WIDTH, VOCAB, END)(ids, embeds)
-    assert new_ids.equal(ids) and new_embeds.equal(embeds)
+    assert new_ids.equal(ids) and new_embeds.equal(embeds[:, None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -267,8 +266,8 @@ def test_removed_placeholder_leaves_the_others_in_place() -> None:
     ids = torch.tensor([[1, VOCAB + 6, VOCAB + 5, END]])
     embeds = torch.zeros(1, 4, WIDTH)
     new_ids, new_embeds = manager(ids, embeds)
-    assert new_ids.equal(ids) and new_embeds[0, 1].equal(embeds[0, 1])
-    assert new_embeds[0, 2].equal(kept[0])
+    assert new_ids.equal(ids) and new_embeds[0, 0, 1].equal(embeds[0, 1])
+    assert new_embeds[0, 0, 2].equal(kept[0])
 
 
 def test_image_tokens_are_named_by_rule_and_get_ids_from_the_caller() -> None:
@@ -348,4 +347,4 @@ def test_of_thousands_of_known_words_only_those_at_hand_are_touched(monkeypatch:
 
     monkeypatch.setattr(EmbeddingManager, "parameter", watched)
     out = manager(torch.tensor([[1, VOCAB + 1500, END]]), torch.zeros(1, 3, WIDTH))[1]
-    assert set(touched) == {"w7", "w1500"} and out[0, 1, 0] == 1500
+    assert set(touched) == {"w7", "w1500"} and out[0, 0, 1, 0] == 1500

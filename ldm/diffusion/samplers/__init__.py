@@ -1,4 +1,4 @@
-"""Samplers: from noise to latents (`sample`) and back (`invert`), given any eps(z_t, t, c)."""
+"""Samplers: from noise to latents (`sample`) and back (`invert`), given any eps(z_t, t, cond)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sample(
     x_T: Tensor,
     *,
     cond: Any,
-    uncond: Tensor | None = None,
+    uncond: Any = None,
     scale: float = 1.0,
     schedule: Schedule,
     sampler: str = "ddim",
@@ -55,11 +55,12 @@ def sample(
     """Draw latents, from noise alone or from a picture's.
 
     Args:
-        eps: eps(z_t (B,...), t (B,) int64, c) -> the noise in z_t (B,...), whatever the network's
+        eps: eps(z_t (B,...), t (B,) int64, cond) -> the noise in z_t (B,...), whatever the network's
             own parameterization; called once a step (PLMS: once more at its first).
         x_T: (B, ...) standard normal noise; its dtype and device are those of the result.
-        cond: (B, L, D), or (1, L, D) for all rows, or whatever else `eps` takes.
-        uncond: the empty prompt's condition, shaped as cond; None samples without guidance.
+        cond: a `Condition` or a tensor (B, ...), of one row for all or one for each; or, without guidance,
+            whatever `eps` takes.
+        uncond: the empty prompt's condition, alike; None samples without guidance.
         scale: guidance scale; 1 is none. See `ldm.diffusion.guidance`.
         schedule: the noise schedule the network was trained with.
         sampler: a name in SAMPLERS.

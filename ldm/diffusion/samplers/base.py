@@ -106,8 +106,8 @@ EpsAt = Callable[[Tensor, int], Tensor]
 """The network, conditioned and guided: (z_t (B, ...), t) -> noise (B, ...), in z_t's dtype."""
 
 
-def bind(eps: Eps, cond: Any, uncond: Tensor | None, scale: float) -> EpsAt:
-    """Close the user's eps(z_t, t (B,), c) over its condition and the guidance scale."""
+def bind(eps: Eps, cond: Any, uncond: Any, scale: float) -> EpsAt:
+    """Close the user's eps(z_t, t (B,), cond) over its condition and the guidance scale."""
     f = guided(eps, scale)
 
     def at(z_t: Tensor, t: int) -> Tensor:

@@ -22,7 +22,7 @@ def invert(
     z_0: Tensor,
     *,
     cond: Any,
-    uncond: Tensor | None = None,
+    uncond: Any = None,
     scale: float = 1.0,
     schedule: Schedule,
     steps: int = 50,
