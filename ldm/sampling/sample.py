@@ -97,8 +97,8 @@ def sample(
     Args:
         model: What ``ldm.load`` returned.
         prompts: B prompts; a string is one prompt. Give these or ``cond``.
-        cond: What ``model.condition`` returned for B prompts, instead of prompts; or a plain tensor (B, L, D),
-            which every layer of the UNet then reads at every timestep.
+        cond: What ``model.condition`` returned for B prompts, instead of prompts; or a plain tensor
+            (B, L, D), which every layer of the UNet then reads at every timestep.
         uncond: The same, of B rows or 1, that guidance leads away from; by default ``negative_prompt``'s.
         steps: Steps of the sampler; by default what suits the model, else 50.
         sampler: ``ddim``, ``plms`` or ``dpm++``; by default what suits the model, else ``ddim``.
