@@ -271,3 +271,20 @@ def test_a_list_of_thousands_is_read_and_aliases_that_blow_up_are_refused(tmp_pa
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match="aliases"):
         load_yaml([path])
+
+
+CONFIGS = Path(config.__file__).parents[1] / "configs"
+
+
+def targets(node: Any) -> list[str]:
+    """All ``target`` values at any depth."""
+    if isinstance(node, dict):
+        own = [node["target"]] if "target" in node else []
+        return own + [name for value in node.values() for name in targets(value)]
+    return [name for value in node for name in targets(value)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_what_the_configs_of_the_repository_name_can_be_built(path: Path) -> None:
+    for name in targets(load_yaml([path])):
+        assert isinstance(locate(name), type)

@@ -10,6 +10,8 @@ from PIL import Image
 import ldm
 from ldm.backbone.model import LatentDiffusion
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[1] / "examples" / "minimal_inversion.py"
 
 

@@ -56,6 +56,7 @@ def test_every_spelling_is_one_name_to_the_parts(
     assert not tiny_model.manager.placeholders
 
 
+@pytest.mark.slow
 def test_a_word_is_learned_and_drawn_under_any_spelling(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_names_that_files_hold_are_taken() -> None:
         check_names(["a.b"], ("pt",))
 
 
+@pytest.mark.slow
 def test_a_name_that_the_templates_hold_is_said(
     world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

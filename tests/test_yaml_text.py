@@ -43,6 +43,7 @@ def test_a_string_reads_back_as_it_was_written(text: str, tmp_path: Path) -> Non
         assert yaml.safe_load(dump_yaml({"a": text})) == {"a": text}
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     st.recursive(

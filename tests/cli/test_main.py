@@ -52,6 +52,7 @@ sys.exit(f"imported: {{found}}" if found else 0)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_python_m_ldm_is_the_command(tmp_path: Path) -> None:
     for words, status in ((["--version"], 0), (["inspect", "none.safetensors"], 2)):
         command = [sys.executable, "-m", "ldm", *words]

@@ -24,6 +24,8 @@ from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
 from ldm.training.optim import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 CUT = 5  # of 8 steps, two after the last checkpoint
 Go = Callable[[InversionConfig, Path, bool], None]
 

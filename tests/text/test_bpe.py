@@ -70,6 +70,7 @@ OURS: dict[str, Callable[[], PlaceholderTokenizer]] = {
 }
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", OURS)
 def test_ids_of_1000_prompts_are_the_reference_implementations(kind: str, clip_vocabulary: Path) -> None:
     texts = prompts()
@@ -81,6 +82,7 @@ def test_ids_of_1000_prompts_are_the_reference_implementations(kind: str, clip_v
     assert [text for text, ours, theirs in rows if not ours.equal(theirs)] == []
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", ["clip", "open_clip"])
 def test_ids_of_random_text_are_the_reference_implementations(kind: str, clip_vocabulary: Path) -> None:
     ours, reference = OURS[kind](), theirs(kind, clip_vocabulary)
@@ -159,6 +161,7 @@ def test_a_folder_without_a_vocabulary_is_said_in_one_line(tmp_path: Path) -> No
     assert all("\n" not in message for message in messages) and "padding token" in messages[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), [
     ("merges.txt", "#version: 0.2\nzz qq\n"), ("tokenizer_config.json", "{"), ("vocab.json", "[" * 100_000),
     ("tokenizer_config.json", "\xff"), ("tokenizer_config.json", "[" * 100_000),

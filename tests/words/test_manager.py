@@ -82,6 +82,7 @@ def cases(draw):
     return build(counts, growth, per_layer=per_layer), torch.tensor(rows), step
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(case=cases(), keep_end=st.booleans())
 def test_vectorised_equals_the_slow_obvious_one(case, keep_end: bool) -> None:

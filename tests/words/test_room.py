@@ -50,6 +50,7 @@ def test_a_word_that_no_prompt_holds_is_refused(tiny_model: LatentDiffusion, tmp
     assert not tiny_model.manager.placeholders and not tiny_model.text.tokenizer.placeholders
 
 
+@pytest.mark.slow
 def test_training_says_in_one_line_what_is_cut(
     tiny_model: LatentDiffusion, tmp_path: Path, warnings: Callable[[], list[str]]
 ) -> None:
@@ -99,6 +100,7 @@ def test_drawing_says_what_is_cut(
             assert any(part in found[0] for part in str(said).split("|"))
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_too(
     tiny_model: LatentDiffusion, tiny_config: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
