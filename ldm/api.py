@@ -67,16 +67,21 @@ def evaluate(model: LatentDiffusion, embedding: Embedding, images: Any, **settin
     Args:
         model: What ``ldm.load`` returned.
         embedding: The word, from ``ldm.invert`` or ``ldm.embeddings.load_embedding``.
-        images: The pictures that it was learned from, as for ``ldm.invert``.
-        **settings: ``n`` samples of each prompt (16), ``seed`` (0), ``prompts`` with ``{}`` for the word,
-            ``out``, a folder for pictures and ``report.html``, and ``clip``, another judge.
+        images: Pictures of the concept, as for ``ldm.invert``. Files that the word was not learned from are
+            the references if there are any, otherwise all are.
+        **settings: ``scorers``, names such as ``["clip:ViT-B-32/openai"]``, with ``allow_download``; ``n``
+            samples of each prompt (16), ``seed`` (0), ``prompts`` with ``{}`` for the word, and ``out``, a
+            folder for pictures and ``report.html``.
 
     Returns:
-        ``reconstruction`` and ``editability``, each as ``cosine_of_means`` (the paper's text) and
-        ``mean_of_cosines`` (the official code); ``between_training_pictures``, which reconstruction is read
-        against; ``backgrounds`` with ``share`` and its 95 % interval ``low`` to ``high``.
+        ``scores``, a row for each scorer and figure, with its ceiling and the scorer's identity;
+        ``by_prompt``; ``backgrounds`` with ``share`` and its 95 % interval ``low`` to ``high``.
     """
-    from ldm.evaluation.word import evaluate_embedding
+    from ldm.evaluation.word import evaluate_embedding, references_of
 
     concept = concept_of(images, model.image_size)
+    if concept.hashes:
+        chosen, kind = references_of(embedding, concept.hashes)
+        settings = {"references": kind, **settings}
+        return evaluate_embedding(model, embedding, concept.images[chosen], sample=sample, **settings)
     return evaluate_embedding(model, embedding, concept.images, sample=sample, **settings)

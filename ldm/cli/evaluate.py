@@ -34,16 +34,28 @@ def register(subparsers: common.Subparsers) -> None:
         "measure a learned word or a model",
         "Measure a learned word (reconstruction, editability, obeyed backgrounds), or the two\n"
         "promises of the shipped model. Backgrounds are measured on border pixels; everything\n"
-        "else by the small CLIP that comes with the project, whose figures compare with nothing\n"
-        "but its own.",
+        "else by scorers, whose figures compare with nothing but their own: the small CLIP that\n"
+        "comes with the project, or --scorer clip:ViT-B-32/openai, clip:MODEL/FILE,\n"
+        "dino:vit_small_patch16_224.dino, dino:NAME/FILE.",
         EXAMPLE,
     )
     parser.add_argument("what", nargs="?", choices=WHAT, default="embedding")
     common.add_model(parser)
     add = parser.add_argument
     add("--embedding", type=Path, metavar="FILE", help="the learned word")
-    add("--images", type=Path, metavar="DIR", help="the pictures that it was learned from")
-    add("--judge", default="emoji-clip", metavar="NAME|DIR", help="CLIP (default: emoji-clip)")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="its pictures; what it was not learned from is compared with",
+    )
+    add(
+        "--scorer",
+        action="append",
+        metavar="NAME|DIR",
+        help="whose features are compared; a word may be given several (default: emoji-clip)",
+    )
+    add("--allow-download", action="store_true", help="fetch a scorer's weights if they are not here")
     add("--n", type=int, help="pictures: of each prompt 16, of a base model 200, of a concept 16")
     add("--seed", type=int, default=0, help="(default: 0)")
     common.add_sampling(parser)
@@ -73,6 +85,9 @@ def run(args: argparse.Namespace) -> None:
         for option in ("embedding", "images"):
             if getattr(args, option) is None:
                 raise UserError(f"--{option} is missing; see the example of ldm evaluate --help")
+    args.scorer = args.scorer or ["emoji-clip"]
+    if args.what != "embedding" and len(args.scorer) > 1:
+        raise UserError(f"ldm evaluate {args.what} takes one --scorer")
     if args.n is None:
         args.n = USUAL_N[args.what]
     for option in ("n", "among", "concepts", "pictures"):
@@ -85,12 +100,24 @@ def run(args: argparse.Namespace) -> None:
     {"embedding": _embedding, "base": _base, "inversion": _inversion}[args.what](args, model)
 
 
-def _judge_and_sampling(args: argparse.Namespace, model: LatentDiffusion) -> tuple[Any, Sampling]:
-    from ldm.evaluation.clip_judge import load_clip
+def _scorers(args: argparse.Namespace) -> list[Any]:
+    from ldm.evaluation.scorers import load_scorer
+
+    device = common.torch_device(args.device)
+    return [load_scorer(name, device, allow_download=args.allow_download) for name in args.scorer]
+
+
+def _sampling(args: argparse.Namespace, model: LatentDiffusion) -> Sampling:
     from ldm.sampling.sample import Sampling
 
-    judge = load_clip(args.judge, common.torch_device(args.device))
-    return judge, Sampling.of(model, steps=args.steps, sampler=args.sampler, scale=args.scale)
+    return Sampling.of(model, steps=args.steps, sampler=args.sampler, scale=args.scale)
+
+
+def _judge_and_sampling(args: argparse.Namespace, model: LatentDiffusion) -> tuple[Any, Sampling]:
+    (judge,) = _scorers(args)
+    if not judge.reads_text:
+        raise UserError(f"{judge.name} reads no text, which ldm evaluate {args.what} needs")
+    return judge, _sampling(args, model)
 
 
 def _holdout(path: Path) -> frozenset[str]:
@@ -109,15 +136,15 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
 
     word = load_embedding(args.embedding)
     check_fits(model, word, force=False)
-    judge, sampling = _judge_and_sampling(args, model)
-    settings = {"clip": judge, "n": args.n, "seed": args.seed, "sampling": sampling}
+    sampling = _sampling(args, model)
+    settings = {"scorers": _scorers(args), "n": args.n, "seed": args.seed, "sampling": sampling}
     if args.out is None:
-        _print(word.placeholder, evaluate(model, word, args.images, **settings))
+        _print(word.placeholder, _shown(evaluate(model, word, args.images, **settings)))
         return
     with common.output(args.out, args.out):
         figures = evaluate(model, word, args.images, out=args.out, **settings)
-        write_csv([_flat(figures)], args.out / "table.csv")
-    _print(word.placeholder, figures)
+        write_csv(figures["scores"], args.out / "table.csv")
+    _print(word.placeholder, _shown(figures))
     _say_where(args.out, "samples.png")
 
 
@@ -176,6 +203,15 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
         )
     _print(f"{args.concepts} held-out concepts", result.summary())
     _say_where(out, "contact_sheet.png")
+
+
+def _shown(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a word as lines: each score with its ceiling, backgrounds, and how it was measured."""
+    lines: dict[str, Any] = {}
+    for row in figures["scores"]:
+        ceiling = "" if row["ceiling"] is None else f" (ceiling {row['ceiling']:.3f}, {row['references']})"
+        lines[f"{row['scorer']}: {row['metric']}"] = f"{row['figure']:.3f}{ceiling}"
+    return {**lines, "backgrounds": figures["backgrounds"], "measured": figures["measured"]}
 
 
 def _say_where(out: Path, pictures: str) -> None:

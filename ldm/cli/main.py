@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 #: options that are paths, or may be, beside those that are parsed as one
 PATHS = (
-    "model", "checkpoint", "judge", "prompts_file", "base", "models", "data_root", "actual_resume",
+    "model", "checkpoint", "prompts_file", "base", "models", "data_root", "actual_resume",
     "embedding_manager_ckpt",
 )  # fmt: skip
 

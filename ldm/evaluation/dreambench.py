@@ -22,8 +22,8 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.scorers.base import Scorer
-from ldm.evaluation.scorers.identity import Score, require_same
-from ldm.evaluation.scorers.protocols import HELD_OUT, TRAINING, dreambench_scores, picture_features
+from ldm.evaluation.scorers.identity import HELD_OUT, TRAINING, Score, require_same
+from ldm.evaluation.scorers.protocols import dreambench_scores, picture_features
 from ldm.io.atomic import file_sha256, write_json
 from ldm.io.files import read_text
 from ldm.io.pictures import list_pictures

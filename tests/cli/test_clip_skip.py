@@ -180,5 +180,5 @@ def test_a_word_is_measured_as_it_was_learned(model, word, photos):
 
     with pytest.raises(KeyboardInterrupt):
         training = torch.zeros(1, 3, 16, 16)
-        evaluate_embedding(model, load_embedding(word), training, sample=judged, clip=object())
+        evaluate_embedding(model, load_embedding(word), training, sample=judged, scorers=[object()])
     assert seen == [2] and model.text.clip_skip == 1

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.evaluation import clip_judge as features
+from ldm.evaluation.scorers import Identity, Score, require_same
 from ldm.io.embeddings import load_embedding
 
 pytestmark = pytest.mark.slow
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.slow
 class MeanColour:
     """A judge that sees the mean colour, and reads a text as any colour."""
 
+    name, reads_text = "emoji-clip", True
+    identity = Identity("mean colour", "0" * 64, "none", "hashes")
     concepts = [features.Named(f"a{i}", "objects", "tool", f"thing{i}") for i in range(8)]
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -51,15 +55,39 @@ def test_a_word_is_measured(cli, model_folder, embedding, pictures):
     words = ["evaluate", "--model", model_folder, "--embedding", embedding, "--images", pictures]
     result = cli(*words, "--n", 2, "--out", "out")
     assert result.code == 0, result.err
-    for figure in ("reconstruction", "editability", "backgrounds", "cosine of means"):
+    for figure in ("reconstruction", "editability", "(ceiling", "backgrounds"):
         assert figure in result.out
     figures = json.loads(Path("out/result.json").read_text())
     assert figures["placeholder"] == "<toy>"
     assert figures["measured"] == {"samples": 2, "seed": 0, "steps": 2, "sampler": "ddim", "scale": 5.0}
-    (row,) = rows_of(Path("out/table.csv"))
-    assert float(row["reconstruction: mean_of_cosines"]) == pytest.approx(
-        figures["reconstruction"]["mean_of_cosines"]
-    )
+    rows = [Score.from_row(row) for row in rows_of(Path("out/table.csv"))]
+    assert rows == [Score.from_row(row) for row in figures["scores"]] and len(rows) == 4
+    assert rows[0].references == "training pictures" and rows[0].ceiling is not None
+    assert figures["scores"][0]["weights"] == "0" * 64
+    assert "0000000000" in Path("out/report.html").read_text()
+
+
+def test_scorers_by_name_with_held_out_references(cli, model_folder, pictures, tiny_scorers):
+    """Learned from two of three pictures: the third is what all scorers compare with."""
+    shared = ["--model", model_folder, "--images", pictures]
+    result = cli("invert", *shared, "--name", "<toy>", "--init", "cat", "--train-pictures", 1, "--out", "run")
+    assert result.code == 0, result.err
+    clip, dino = tiny_scorers
+    words = ["evaluate", *shared, "--embedding", "run/embeddings.safetensors", "--n", 2]
+    result = cli(*words, "--scorer", clip, "--scorer", dino, "--out", "out")
+    assert result.code == 0, result.err
+    rows = [Score.from_row(row) for row in rows_of(Path("out/table.csv"))]
+    assert [(row.scorer, row.metric.partition(" ")[0]) for row in rows] == [
+        (clip, "reconstruction"), (clip, "reconstruction"), (clip, "editability"), (clip, "editability"),
+        (dino, "reconstruction"), (dino, "reconstruction"),
+    ]  # fmt: skip
+    measured = [row for row in rows if row.metric.startswith("reconstruction")]
+    assert all(row.references == "held out" and row.ceiling is not None for row in measured)
+    assert rows[0].identity.architecture == "open_clip tiny-ours" and len(rows[0].identity.weights) == 64
+    with pytest.raises(UserError, match="cannot be compared, their architecture differs"):
+        require_same([rows[0], rows[4]])
+    result = cli(*words, "--scorer", "clip:tiny-ours/openai")
+    assert result.code == 2 and result.err.count("\n") == 1 and "no weights openai" in result.err
 
 
 def test_a_base_model_is_measured(cli, model_folder, holdout):
@@ -98,6 +126,7 @@ def test_held_out_concepts_are_learned_and_measured(cli, model_folder, holdout, 
 @pytest.mark.parametrize(("words", "says"), [
     (["--images", "x"], "--embedding is missing"),
     (["--embedding", "x"], "--images is missing"),
+    (["base", "--scorer", "a", "--scorer", "b"], "ldm evaluate base takes one --scorer"),
     (["base", "--n", 0], "--n is 0; give at least 1"),
     (["base", "--holdout", "none.txt"], "there is no file none.txt"),
     (["inversion", "--data", "nowhere"], "no prepared emoji"),

@@ -30,14 +30,15 @@ def test_a_word_is_measured(model: StubModel, judge: CentreJudge, tmp_path: Path
     training[:, :, 30:34, 30:34] = vector.view(3, 4, 4)
     model.wrong_colours = 0.0
     values = evaluate_embedding(
-        model, Embedding("<toy>", vector[None]), training, sample=sample, clip=judge, n=2,
+        model, Embedding("<toy>", vector[None]), training, sample=sample, scorers=[judge], n=2,
         sampling=QUICK, out=tmp_path, progress=False,
     )  # fmt: skip
-    assert values["reconstruction"]["cosine_of_means"] == pytest.approx(1, abs=1e-5)
-    assert values["between_training_pictures"] == pytest.approx(1, abs=1e-5)
+    figures = {row["metric"]: row for row in values["scores"]}
+    assert figures["reconstruction (paper)"]["figure"] == pytest.approx(1, abs=1e-5)
+    assert figures["reconstruction (official evaluator)"]["ceiling"] == pytest.approx(1, abs=1e-5)
     assert values["backgrounds"]["right"] == values["backgrounds"]["n"] == 12
-    assert len(values["editability_by_prompt"]) == 4
-    assert abs(values["editability"]["mean_of_cosines"]) < 0.9  # bare prompts have no such name
+    assert len(values["by_prompt"]["centre"]) == 5
+    assert abs(figures["editability (official evaluator)"]["figure"]) < 0.9  # bare prompts have no such name
     assert json.dumps(values) and "<toy>" in model.placeholders
     kept = json.loads((tmp_path / "result.json").read_text())
     assert kept["manifest"]["base_model"] == model.fingerprint()

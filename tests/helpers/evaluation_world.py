@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.evaluation.clip_judge import Named
 from ldm.evaluation.colours import COLOURS
+from ldm.evaluation.scorers import Identity
 from ldm.io.embeddings import Embedding
 
 COLOUR = re.compile(r"on an? (\w+) background")
@@ -24,12 +25,14 @@ def code(text: str) -> Tensor:
 class CentreJudge:
     """Texts are the code of the known name in them; pictures the 4 x 4 pixels of their centre."""
 
+    name, reads_text = "centre", True
+    identity = Identity("centre", "0" * 64, "none", "names")
     concepts: Sequence[Named] = ()
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = sorted(names, key=len, reverse=True)
 
-    def name(self, text: str) -> str:
+    def named(self, text: str) -> str:
         return next((n for n in self.names if n in text), "nothing")
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ class CentreJudge:
         return torch.nn.functional.normalize(centre, dim=1)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        rows = torch.stack([code(self.name(t)) for t in texts])
+        rows = torch.stack([code(self.named(t)) for t in texts])
         return torch.nn.functional.normalize(rows, dim=1)
 
 
@@ -78,7 +81,7 @@ def sample(model: StubModel, prompts: list[str], steps: int, sampler: str, scale
             colour = "teal" if colour != "teal" else "red"
         image = torch.tensor(COLOURS[colour]).view(3, 1, 1).div(127.5).sub(1).repeat(1, 64, 64)
         words = [w for w in model.placeholders if w in prompt]
-        vector = model.placeholders[words[0]][0] if words else code(model.judge.name(prompt))
+        vector = model.placeholders[words[0]][0] if words else code(model.judge.named(prompt))
         if i < model.wrong_names * len(prompts):
             vector = code("something else")
         image[:, 30:34, 30:34] = vector.view(3, 4, 4)

@@ -11,7 +11,9 @@ from pathlib import Path
 from ldm.evaluation.scorers.base import Scorer
 from ldm.evaluation.scorers.identity import (
     COSINE_OF_MEANS,
+    HELD_OUT,
     MEAN_OF_COSINES,
+    TRAINING,
     Identity,
     Score,
     require_same,
@@ -19,7 +21,10 @@ from ldm.evaluation.scorers.identity import (
 
 __all__ = [
     "COSINE_OF_MEANS",
+    "HELD_OUT",
     "MEAN_OF_COSINES",
+    "SHIPPED",
+    "TRAINING",
     "Identity",
     "Score",
     "Scorer",

@@ -12,6 +12,8 @@ from ldm.errors import UserError
 COSINE_OF_MEANS = "cosine of means"
 #: Averaging of the official evaluator's code: every picture with every other.
 MEAN_OF_COSINES = "mean of cosines"
+#: Reference pictures that the word was not learned from, and those that it was.
+HELD_OUT, TRAINING = "held out", "training pictures"
 
 
 @dataclass(frozen=True)

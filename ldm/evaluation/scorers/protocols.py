@@ -10,10 +10,15 @@ from torch import Tensor
 
 from ldm.evaluation import metrics
 from ldm.evaluation.scorers.base import NetworkScorer, Scorer
-from ldm.evaluation.scorers.identity import COSINE_OF_MEANS, MEAN_OF_COSINES, Score, require_same
+from ldm.evaluation.scorers.identity import (
+    COSINE_OF_MEANS,
+    MEAN_OF_COSINES,
+    TRAINING,
+    Score,
+    require_same,
+)
 from ldm.evaluation.scorers.metrics import WITH_CLASS, Ceiling, ImageSimilarity, TextSimilarity
 
-HELD_OUT, TRAINING = "held out", "training pictures"
 #: Pixels of the shorter side that a file keeps at least; only a huge JPEG is decoded smaller than it is.
 _SIDE = 1024
 #: Figures by name: the paper (Gal et al. 2022) and its evaluator average in different ways.
