@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "diffusion": {"errors", "seeding"},
     "io": {"errors", "names", "paths", "seeding"},
-    "report": {"errors", "io"},
+    "report": {"errors", "io", "paths", "yaml_text"},
     "text": {"errors", "io", "device", "names", "paths", "ranges"},
     "official": {"errors", "config", "shorthand"},
     "words": {"errors", "config", "device", "io", "names", "official", "text"},

@@ -125,4 +125,41 @@ EVALUATION = """{% extends "base" %}
 {% endblock %}
 """
 
-PAGES = {"base": BASE, "inversion": INVERSION, "evaluation": EVALUATION}
+RUNS = """{% extends "base" %}
+{% block lead %}<p class="soft">Click a column's head to sort by it. The curve is the loss on the fixed batch,
+the picture the newest samples; settings are columns where runs differ in them.</p>
+{% if report.refresh %}<meta http-equiv="refresh" content="{{ report.refresh }}">{% endif %}
+<style>main { max-width: 1600px; } th button { all: unset; cursor: pointer; } th[aria-sort] button::after {
+content: " \\25B2"; } th[aria-sort="descending"] button::after { content: " \\25BC"; }
+.running { color: var(--accent); font-weight: 600; } .stopped { color: var(--soft); }
+td .chart { min-width: 220px; max-width: 260px; } 
+td img { max-height: 110px; width: auto; }</style>{% endblock %}
+{% block body %}<section><div class="scroll"><table id="runs"><thead><tr>
+{% for name in head %}<th><button>{{ name }}</button></th>{% endfor %}<th>curve</th>
+<th>samples</th></tr></thead><tbody>
+{% for row in rows %}<tr>{% for text, value in row.cells %}<td data-value="{{ value }}"
+{%- if loop.index0 == 2 %} class="{{ row.state }}"{% endif %}>
+{%- if loop.first and row.link %}<a href="{{ row.link }}">{{ text }}</a>
+{%- else %}{{ text }}{% endif %}</td>{% endfor %}
+<td>{{ row.chart }}</td><td>{% if row.picture and row.picture.uri %}<img src="{{ row.picture.uri }}"
+ alt="newest samples" loading="lazy">{% endif %}</td></tr>{% endfor %}
+</tbody></table></div>{% if not rows %}<p class="soft">No runs yet.</p>{% endif %}</section>
+<script>
+document.querySelectorAll("#runs th button").forEach((button, column) => {
+ button.addEventListener("click", () => {
+  const head = button.parentElement, body = document.querySelector("#runs tbody");
+  const down = head.getAttribute("aria-sort") === "ascending";
+  document.querySelectorAll("#runs th").forEach(other => other.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const value = row => row.children[column].dataset.value;
+  const rows = [...body.rows].sort((a, b) => {
+    const [x, y] = [value(a), value(b)], numbers = x !== "" && y !== "" && !isNaN(x) && !isNaN(y);
+    const order = numbers ? x - y : x.localeCompare(y, undefined, { numeric: true });
+    return down ? -order : order;
+  });
+  body.append(...rows);
+ })});
+</script>{% endblock %}
+"""
+
+PAGES = {"base": BASE, "inversion": INVERSION, "evaluation": EVALUATION, "runs": RUNS}
