@@ -55,6 +55,8 @@ DEV = [
     "resvg_py>=0.2",
     # HEIC pictures
     "pillow-heif>=0.22",
+    # tables of experiments as parquet
+    "pyarrow>=18.0",
 ]
 
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
@@ -87,7 +89,13 @@ setup(
     package_data={"ldm": ["py.typed", "assets/**/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=RUNTIME,
-    extras_require={"dev": [*DEV, *DOCS], "docs": DOCS, "ray": ["ray>=2.60"], "heif": ["pillow-heif>=0.22"]},
+    extras_require={
+        "dev": [*DEV, *DOCS],
+        "docs": DOCS,
+        "ray": ["ray>=2.60"],
+        "heif": ["pillow-heif>=0.22"],
+        "parquet": ["pyarrow>=18.0"],
+    },
     entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},
     zip_safe=False,
     classifiers=[

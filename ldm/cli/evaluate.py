@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,11 @@ EXAMPLE = """\
   ldm evaluate base          # does the model draw what a prompt says? (200 prompts)
   ldm evaluate inversion     # does it learn 20 held-out concepts from 5 pictures each?
   ldm evaluate inversion --set per_layer=true --out runs/evaluation/layers  # vectors per layer
+  ldm evaluate curve runs/my-run    # which of the saved steps is the best one?
 """
-WHAT = ("embedding", "base", "inversion")
+WHAT = ("embedding", "base", "inversion", "curve")
 #: pictures of each prompt, of the whole, of each concept
-USUAL_N = {"embedding": 16, "base": 200, "inversion": 16}
+USUAL_N = {"embedding": 16, "base": 200, "inversion": 16, "curve": 4}
 
 
 def register(subparsers: common.Subparsers) -> None:
@@ -32,14 +33,15 @@ def register(subparsers: common.Subparsers) -> None:
         subparsers,
         "evaluate",
         "measure a learned word or a model",
-        "Measure a learned word (reconstruction, editability, obeyed backgrounds), or the two\n"
-        "promises of the shipped model. Backgrounds are measured on border pixels; everything\n"
-        "else by scorers, whose figures compare with nothing but their own: the small CLIP that\n"
-        "comes with the project, or --scorer clip:ViT-B-32/openai, clip:MODEL/FILE,\n"
-        "dino:vit_small_patch16_224.dino, dino:NAME/FILE.",
+        "Measure a learned word (reconstruction, editability, obeyed backgrounds), every embedding that\n"
+        "a run saved on its way (curve), or the two promises of the shipped model. Backgrounds are\n"
+        "measured on border pixels; everything else by scorers, whose figures compare with nothing but\n"
+        "their own: the small CLIP that comes with the project, or --scorer clip:ViT-B-32/openai,\n"
+        "clip:MODEL/FILE, dino:vit_small_patch16_224.dino, dino:NAME/FILE.",
         EXAMPLE,
     )
     parser.add_argument("what", nargs="?", choices=WHAT, default="embedding")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="of curve: the run's folder")
     common.add_model(parser)
     add = parser.add_argument
     add("--embedding", type=Path, metavar="FILE", help="the learned word")
@@ -56,7 +58,7 @@ def register(subparsers: common.Subparsers) -> None:
         help="whose features are compared; a word may be given several (default: emoji-clip)",
     )
     add("--allow-download", action="store_true", help="fetch a scorer's weights if they are not here")
-    add("--n", type=int, help="pictures: of each prompt 16, of a base model 200, of a concept 16")
+    add("--n", type=int, help="pictures: of each prompt 16 (curve: 4), of a base model 200, of a concept 16")
     add("--seed", type=int, default=0, help="(default: 0)")
     common.add_sampling(parser)
     add("--out", type=Path, metavar="DIR", help="folder of table, pictures and report.html")
@@ -96,8 +98,47 @@ def run(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; give at least 0")
     common.resume_by(lambda: "run the same command again; finished concepts are kept")
+    if (args.folder is None) == (args.what == "curve"):
+        raise UserError("a RUN belongs to ldm evaluate curve, and to nothing else: ldm evaluate curve RUN")
+    if args.what == "curve":
+        _curve(args)
+        return
     model = load(args.model, args.checkpoint, common.torch_device(args.device))
     {"embedding": _embedding, "base": _base, "inversion": _inversion}[args.what](args, model)
+
+
+def _curve(args: argparse.Namespace) -> None:
+    from ldm.evaluation.curve import Prompts, rows
+    from ldm.experiments.curve import score_run
+
+    common.resume_by(lambda: "run the same command again; what has been scored is kept")
+    how = {"steps": args.steps, "sampler": args.sampler, "scale": args.scale}
+    with common.output(args.folder, args.folder):
+        (scorer,) = _scorers(args)
+        curve = score_run(
+            args.folder,
+            scorer,
+            prompts=Prompts(n=args.n, seed=args.seed),
+            sampling=how,
+            images=args.images,
+            device=common.torch_device(args.device),
+        )
+    _print_rows(f"{args.folder.name} by {scorer.name}", rows(curve.moments))
+    common.say(f"  best    {curve.kept} (step {curve.best.step})", f"  report  {curve.report}")
+
+
+def _print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for name in rows[0]:
+        table.add_column(Text(name))
+    for row in rows:
+        shown = (f"{v:.3f}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values())
+        table.add_row(*map(Text, shown))
+    Console().print(table)
 
 
 def _scorers(args: argparse.Namespace) -> list[Any]:

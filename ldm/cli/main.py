@@ -16,7 +16,20 @@ from pathlib import Path
 
 from ldm import interrupt
 from ldm._version import __version__
-from ldm.cli import cluster, common, data, edit, embeddings, evaluate, inspect, invert, runs, sample, train
+from ldm.cli import (
+    cluster,
+    common,
+    data,
+    edit,
+    embeddings,
+    evaluate,
+    experiment,
+    inspect,
+    invert,
+    runs,
+    sample,
+    train,
+)
 from ldm.errors import UserError
 from ldm.io.files import printable
 from ldm.paths import expanded
@@ -39,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ldm {__version__}")
     common.add_verbose(parser)
     subparsers = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
-    for module in (invert, cluster, sample, edit, evaluate, runs, inspect, embeddings, train, data):
+    for module in (
+        invert, cluster, sample, edit, evaluate, experiment, runs, inspect, embeddings, train, data,
+    ):  # fmt: skip
         module.register(subparsers)
     return parser
 

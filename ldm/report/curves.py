@@ -41,8 +41,20 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def line_chart(title: str, points: Sequence[Point], x_label: str = "step") -> Markup:
-    """An ``<svg>`` of (x, y) points; values that are not finite leave a gap."""
+def line_chart(
+    title: str,
+    points: Sequence[Point],
+    x_label: str = "step",
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """An ``<svg>`` of (x, y) points; values that are not finite leave a gap.
+
+    Args:
+        title: what a reader of screens is told.
+        points: the curve.
+        x_label: what x counts.
+        marks: places x that are marked by an upright line with a word beside it.
+    """
     runs = _runs(points)
     box = f'class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
     if not runs:
@@ -67,6 +79,12 @@ def line_chart(title: str, points: Sequence[Point], x_label: str = "step") -> Ma
     for x in ticks(x_low, x_high):
         parts.append(f'<text x="{px(x)}" y="{HEIGHT - 8}" text-anchor="middle">{x:.6g}</text>')
     parts.append(f'<text x="4" y="{HEIGHT - 8}">{escape(x_label)}</text>')
+    for x, word in marks:
+        parts.append(f'<path class="grid" stroke-dasharray="4 3" d="M{px(x)} {TOP}V{HEIGHT - BOTTOM}"/>')
+        left = x - x_low > (x_high - x_low) / 2
+        at, anchor = (-4, "end") if left else (4, "start")
+        place = f'x="{px(x)}" dx="{at}" y="{TOP + 10}" text-anchor="{anchor}"'
+        parts.append(f"<text {place}>{escape(word)}</text>")
     for run in runs:
         line = " ".join(f"{px(x)},{py(y)}" for x, y in run)
         parts.append(f'<polyline points="{line}"/>')

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from markupsafe import Markup
+
 from ldm.report.html import picture, show, write_page
 
 SHEET = 8192  # contact sheets are not reduced before this
@@ -38,6 +40,7 @@ class EvaluationReport:
         tables: shown in their order.
         sheets: title -> file of a contact sheet.
         manifest: how the evaluation is made again; nested mappings are shown flat.
+        charts: title -> drawing, as :func:`ldm.report.curves.line_chart` returns it.
     """
 
     title: str
@@ -46,6 +49,7 @@ class EvaluationReport:
     tables: Sequence[Table] = ()
     sheets: Mapping[str, Path] = field(default_factory=dict)
     manifest: Mapping[str, object] = field(default_factory=dict)
+    charts: Mapping[str, Markup] = field(default_factory=dict)
 
 
 def write_evaluation_report(report: EvaluationReport, path: Path) -> Path:

@@ -113,6 +113,9 @@ INVERSION = """{% extends "base" %}
 EVALUATION = """{% extends "base" %}
 {% block lead %}{% for note in report.notes %}<p>{{ note }}</p>{% endfor %}{% endblock %}
 {% block body %}
+{% if report.charts %}<section><h2>Curves</h2><div class="charts">
+{% for name, chart in report.charts.items() %}<div><h3>{{ name }}</h3>{{ chart }}</div>{% endfor %}
+</div></section>{% endif %}
 {% for table in tables %}<section><h2>{{ table.title }}</h2>
 {% if table.note %}<p class="soft">{{ table.note }}</p>{% endif %}
 <div class="scroll"><table><tr>{% for name in table.columns %}

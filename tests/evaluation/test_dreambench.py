@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from PIL import Image
+from dreambench_folder import COLOURS, LISTED, write_folder
 
 import ldm
 from ldm.cli.main import main
@@ -26,47 +26,11 @@ from ldm.evaluation.dreambench import (
 from ldm.evaluation.scorers import Score, load_scorer
 from ldm.sampling.sample import Sampling
 
-#: The shape of the data set's own file, with prompts of our own.
-LISTED = """\
-Classes
-
-subject_name,class
-red_toy,toy
-small_dog,dog
-tree_house,stuffed animal
-
-Prompts
-
-Object Prompts
-
-prompt_list = [
-'a {0} {1} in the snow'.format(unique_token, class_token),
-'a red {0} {1}'.format(unique_token, class_token)
-]
-
-Live Subject Prompts
-
-prompt_list = [
-'a {0} {1} in the snow'.format(unique_token, class_token),
-"a {0} {1} in the car".format(unique_token, class_token)
-]
-"""
-COLOURS = {"red_toy": "red", "small_dog": "green", "tree_house": "blue"}
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three subjects of four pictures."""
-    path = tmp_path / "dataset"
-    for name, colour in COLOURS.items():
-        (path / name).mkdir(parents=True)
-        for i in range(4):
-            picture = Image.new("RGB", (24 + 4 * i, 24), colour)
-            picture.paste("white", (2 * i, 3, 2 * i + 6, 12))
-            picture.save(path / name / f"{i:02d}.jpg")
-    (path / "prompts_and_classes.txt").write_text(LISTED)
-    (path / "references_and_licenses.txt").write_text("ours\n")
-    return path
+    return write_folder(tmp_path / "dataset")
 
 
 @pytest.fixture

@@ -25,12 +25,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # `tiny`, outside pytest
 
+import open_clip  # noqa: E402, F401  # of the judge
 import tiny  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
+import ldm.experiments.runner  # noqa: E402, F401
 import ldm.inversion.report  # noqa: E402, F401
 from ldm.cli.main import main as ldm_main  # noqa: E402
 from ldm.config import dump_yaml, to_plain  # noqa: E402
@@ -39,7 +41,8 @@ from ldm.config import dump_yaml, to_plain  # noqa: E402
 # ------------------------------------------------------------------ the world
 @dataclass(frozen=True)
 class World:
-    """A folder with a tiny model, pictures, a learned word, a list of concepts and two stages' settings."""
+    """A folder with a tiny model, pictures, a learned word, a list of concepts, an experiment of 18 cells and
+    two stages' settings."""
 
     path: Path
 
@@ -60,6 +63,10 @@ class World:
         return self.path / "concepts.yaml"
 
     @property
+    def experiment(self) -> Path:
+        return self.path / "experiment.yaml"
+
+    @property
     def stage(self) -> Path:
         return self.path / "configs" / "autoencoder.yaml"
 
@@ -77,6 +84,22 @@ def build_world(path: Path) -> World:
         for seed, name in enumerate(("one", "two", "three"))
     ]
     world.concepts.write_text(dump_yaml({"defaults": {"model": str(world.model)}, "concepts": entries}))
+    grid = {
+        "concepts": {
+            name: {"images": str(world.pictures), "init": name, "train_pictures": 2}
+            for name in ("cat", "dog", "tree")
+        },
+        "setups": {"plain": {}, "two": {"num_vectors": 2}, "layers": {"per_layer": True}},
+        "seeds": [0, 1],
+    }
+    score = {"samples": 1, "steps": 2, "prompts": ["a {} on beach"]}
+    described_grid = {
+        "base": {"model": str(world.model), "steps": 4},
+        "grid": grid,
+        "score": score,
+        "pack": 9,
+    }
+    world.experiment.write_text(dump_yaml(described_grid))
     stage = {
         "autoencoder": to_plain(described)["autoencoder"],
         "data": {
@@ -168,7 +191,7 @@ class Command:
         except ProcessLookupError:
             pass
 
-    def wait(self, limit: float = 120.0) -> Done:
+    def wait(self, limit: float = 600.0) -> Done:
         """Until it has ended.
 
         Raises:

@@ -8,6 +8,7 @@ where it has one), must end well, leave no temporary file and the very result of
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import shutil
@@ -32,6 +33,7 @@ from harness import (
     timed,
 )
 
+from ldm.experiments.rows import TIMES
 from ldm.io.atomic import is_temporary
 
 #: of a write, where its process is killed: the file is half there, whole, or has its name
@@ -65,6 +67,8 @@ def works(world: World) -> list[Work]:
              ("toy.pt",)),
         Work("stage", (*stage, "--out", "stage"), ("--resume",), "stage",
              ("images/*.png", "checkpoints/embeddings*")),
+        Work("experiment", ("experiment", "run", world.experiment, "--out", "grid"), (), "grid",
+             ("*.csv", "runs/*/embeddings.safetensors", "pictures/*/*.png", "scores/*/*.json")),
     ]  # fmt: skip
 
 
@@ -94,10 +98,17 @@ def at_point(number: int) -> Callable[[], None]:
 
 
 def results(work: Work, folder: Path) -> dict[str, str]:
-    """Path -> hash of what must be the same."""
+    """Path -> hash of what must be the same; of a table, without the columns of times."""
     out = folder / work.out
     wanted = {path for pattern in work.results for path in out.glob(pattern)}
-    return {name: value for name, value in contents(out).items() if out / name in wanted}
+    found = {name: value for name, value in contents(out).items() if out / name in wanted}
+    return {name: timeless(out / name) if name.endswith(".csv") else found[name] for name in found}
+
+
+def timeless(table: Path) -> str:
+    """A CSV table without the columns that no two runs share."""
+    with open(table, newline="") as stream:
+        return repr([[v for k, v in row.items() if k not in TIMES] for row in csv.DictReader(stream)])
 
 
 def go_on(work: Work, folder: Path, expected: dict[str, str], row: Row, what: str) -> None:
@@ -183,7 +194,7 @@ def _rest(work: Work) -> tuple[str, tuple[str, ...]]:
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0], 400)
-    parser.add_argument("--only", help="one of: single, pack, sample, convert, stage")
+    parser.add_argument("--only", help="one of: single, pack, sample, convert, stage, experiment")
     parser.add_argument("--points", type=int, help="at most so many points of each (default: all)")
     args = parser.parse_args()
     rng, rows = random.Random(args.seed), []

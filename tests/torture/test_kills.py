@@ -30,6 +30,12 @@ def test_a_kill_of_a_pack_loses_nothing(world: World, tmp_path: Path) -> None:
     assert row.times == 1 and not row.lost, row.lost
 
 
+def test_a_killed_experiment_ends_with_the_same_table(world: World, tmp_path: Path) -> None:
+    (work,) = [work for work in works(world) if work.name == "experiment"]
+    row = kill_at_points(work, tmp_path, 1, random.Random(4))
+    assert row.times == 1 and not row.lost, row.lost
+
+
 def test_a_kill_at_any_moment_loses_nothing(world: World, tmp_path: Path) -> None:
     row = kill_at_random(works(world)[0], tmp_path, 2, random.Random(0))
     assert row.times == 2 and not row.lost, row.lost

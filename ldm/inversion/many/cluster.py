@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from tqdm import tqdm
 
@@ -31,7 +31,7 @@ from ldm.official.quirks import switches
 
 log = logging.getLogger(__name__)
 
-Learn = Callable[[tuple[Job, ...]], list[Result]]
+J, R = TypeVar("J"), TypeVar("R")
 #: tasks handed out at a time: enough for any number of workers, little memory here
 IN_FLIGHT = 2048
 #: failures without a single success that mean that the workers cannot work
@@ -39,13 +39,14 @@ HOPELESS = 20
 
 
 @dataclass(frozen=True)
-class Task:
-    """Concepts that one worker learns in one go, and how often workers have failed at it."""
+class Task(Generic[J]):
+    """Jobs, concepts to learn as a rule, that one worker does in one go, and how often workers have failed at
+    it."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[J, ...]
     failures: int = 0
 
-    def again(self, retries: int) -> list[Task]:
+    def again(self, retries: int) -> list[Task[J]]:
         """What to do after a failure: the same once more, but its halves after ``retries`` of them.
 
         A concept that takes its worker down ends up alone and takes no other with it; nothing is left
@@ -104,10 +105,10 @@ def learn_on(
 
 
 def hand_out(
-    tasks: Sequence[Task], workers: Executor, learn: Learn, retries: int
-) -> Iterator[tuple[Task, list[Result] | BaseException]]:
-    """Every task's results, as they come in, or what a task of one concept failed by, again and again."""
-    waiting, running = deque(tasks), dict[Future[list[Result]], Task]()
+    tasks: Sequence[Task[J]], workers: Executor, learn: Callable[[tuple[J, ...]], list[R]], retries: int
+) -> Iterator[tuple[Task[J], list[R] | BaseException]]:
+    """Every task's results, as they come in, or what a task of one job failed by, again and again."""
+    waiting, running = deque(tasks), dict[Future[list[R]], Task[J]]()
     failures, works = 0, False
     try:
         while waiting or running:

@@ -66,9 +66,14 @@ class Result:
     error: str | None = None
 
 
-def check_together(jobs: Sequence[Job]) -> None:
-    """Refuse jobs that no pack can hold, by a :class:`UserError` that names one of them."""
-    words = [word for job in jobs for word in job.config.words]
+def check_together(jobs: Sequence[Job], *, same_words: bool = False) -> None:
+    """Refuse jobs that no pack can hold, by a :class:`UserError` that names one of them.
+
+    Args:
+        same_words: several jobs may learn one word, such as with other settings. Every job has a vocabulary
+            of its own, so that only a file of all words needs them to differ.
+    """
+    words = [] if same_words else [word for job in jobs for word in job.config.words]
     for what, given in (("name", [job.name for job in jobs]), ("word", words)):
         twice = [value for value, times in Counter(given).items() if times > 1]
         if twice:

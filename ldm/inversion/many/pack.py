@@ -54,6 +54,7 @@ def learn_many(
     pack: int | Literal["auto"] = "auto",
     resume: bool = False,
     progress: bool = True,
+    same_words: bool = False,
 ) -> list[Result]:
     """Learn every job's word, each in its run folder ``out/<name>``; results in the jobs' order.
 
@@ -62,6 +63,7 @@ def learn_many(
         pack: concepts a pass; "auto" takes as many as there is memory for. Out of memory, a pack is
             made smaller.
         resume: skip what is finished, go on from the checkpoints of what is not.
+        same_words: see :func:`check_together`.
 
     A job that fails is named in its result and stops no other.
 
@@ -72,7 +74,7 @@ def learn_many(
     """
     if not jobs:
         return []
-    check_together(jobs)
+    check_together(jobs, same_words=same_words)
     if pack != "auto" and pack < 1:
         raise UserError(f"a pack of {pack} concepts learns nothing: give 1 or more, or auto")
     trainer = jobs[0].config.trainer
