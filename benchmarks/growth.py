@@ -57,7 +57,7 @@ def settings(axis: str, point: int) -> list[str]:
     """The inversion's settings of a point, as ``key=value``."""
     return {
         "batch": [f"batch_size={point}"],
-        "batch, checkpointing": [f"batch_size={point}", "checkpointing=true"],
+        "batch, checkpointing": [f"batch_size={point}", "compute.checkpointing=true"],
         "vectors a word": [f"num_vectors={point}"],
     }.get(axis, [])
 

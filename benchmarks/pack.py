@@ -35,8 +35,8 @@ from pytorch_lightning.callbacks import Callback
 from ldm.backbone import loading
 from ldm.backbone.forms import stored_in
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
-from ldm.config import dump_yaml, merge, resolve
-from ldm.inversion.config import InversionConfig
+from ldm.config import dump_yaml, resolve
+from ldm.inversion.config import settle
 from ldm.inversion.many.learner import Learner, joint_gradients
 from ldm.inversion.task import Inversion, prepare, read_pictures
 from ldm.io.runs import RunFolder, create_run
@@ -79,10 +79,12 @@ def concept(
     pictures rest."""
     sources = sorted(path for path in PICTURES.iterdir() if path.is_dir())
     own = {"images": str(sources[number % len(sources)]), "placeholder": f"<{number}>", "seed": number}
-    config = resolve(InversionConfig, merge(model.inversion_defaults, own, given))
+    config = settle(model.inversion_defaults, own, given)
     trainer = replace(config.trainer, max_steps=WARM_UP + STEPS, image_every=0, precision=precision)
     trainer = replace(trainer, accelerator=_accelerator(model))
-    config = replace(config, trainer=trainer, monitor_every=10**9, allow_untrained=True)
+    config = replace(
+        config, trainer=trainer, stop=replace(config.stop, monitor_every=10**9, allow_untrained=True)
+    )
     pictures, _ = read_pictures(config, model.image_size)
     return prepare(model.with_own_words(), pictures, config, run=create_run(folder / str(number)))
 
@@ -172,7 +174,7 @@ def commands(args: argparse.Namespace, folder: Path) -> list[str]:
 
 def settings(args: argparse.Namespace) -> list[str]:
     """Of the whole commands, as options of ``ldm invert``."""
-    resting = [] if args.pictures else ["--set", "trainer.image_every=0", "samples_per_prompt=0"]
+    resting = [] if args.pictures else ["--set", "trainer.image_every=0", "show.samples_per_prompt=0"]
     return ["--steps", str(args.steps), *resting]
 
 

@@ -39,12 +39,13 @@ from torch import Tensor
 from ldm.backbone.forms import COMPUTE_DTYPE
 from ldm.backbone.model import LatentDiffusion
 from ldm.cli.common import add_settings
-from ldm.config import load_yaml, resolve
+from ldm.config import load_yaml
 from ldm.inversion import run as inversion_run
 from ldm.inversion import step as inversion_step
 from ldm.inversion.callbacks import FixedBatchMonitor
-from ldm.inversion.config import InversionConfig
+from ldm.inversion.config import settle
 from ldm.inversion.module import TextualInversion
+from ldm.inversion.sections import StopConfig
 from ldm.io.runs import create_run
 from ldm.sampling.sample import sample
 
@@ -215,11 +216,9 @@ def learn(
         "placeholder": "<word>",
         "init": "cat",
         "batch_size": size.batch,
-        "allow_untrained": True,
-        "monitor_every": NEVER,  # its share of a step is told apart
-        "prompts": ["{}"],
-        "samples_per_prompt": 1,
-        "sample_steps": 1,
+        # the share of a measurement is told apart
+        "stop": {"monitor_every": NEVER, "allow_untrained": True},
+        "show": {"prompts": ["{}"], "samples_per_prompt": 1, "steps": 1},
         "optim": {"lr": 1e-3, "schedule": "constant"},
         "trainer": {
             "max_steps": steps,
@@ -228,7 +227,7 @@ def learn(
             "accelerator": "gpu" if args.device == "cuda" else "cpu",
         },
     }
-    config = resolve(InversionConfig, merged(given, load_yaml([], args.set)))
+    config = settle(given, load_yaml([], args.set))
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(inversion_run, "fit", watched),
@@ -236,13 +235,6 @@ def learn(
     ):
         run = create_run(Path(folder) / "run")
         inversion_run.learn(model, pictures(model), config, captions=captions, run=run)
-
-
-def merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``given`` laid over it, mappings inside as well."""
-    both = base.keys() & given.keys()
-    inside = {k: merged(base[k], given[k]) for k in both if isinstance(base[k], dict)}
-    return base | given | inside
 
 
 def plain_kernels() -> Any:
@@ -287,7 +279,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, str]:
     for part in (*PARTS, "logging and loop"):
         column[f"- {part}, s"] = f"{parts.median(part):.5f}"
     column["first step, s"] = f"{rivals.first:.2f}"
-    every = InversionConfig.monitor_every
+    every = StopConfig.monitor_every
     column[f"monitor, s a step (each of {every})"] = f"{parts.monitor / every:.5f}"
     column["trained state, bytes"] = f"{parts.state_bytes:,}"
     if peer:

@@ -74,9 +74,9 @@ def table(cls: type, prefix: str = "", parent: type | None = None) -> str:
 
 
 def short_names(names: dict[str, str]) -> str:
-    """A Markdown table of short names and the keys that they stand for."""
+    """A Markdown table of other names and the keys that they stand for."""
     rows = [f"| `{short}` | `{key}` |" for short, key in names.items()]
-    return "\n".join(["| short | key |", "|---|---|", *rows])
+    return "\n".join(["| name | key |", "|---|---|", *rows])
 
 
 def meanings(cls: type) -> dict[str, str]:

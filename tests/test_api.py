@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = {
     "templates": "plain",
-    "allow_untrained": True,
+    "stop": {"allow_untrained": True},
     "trainer": {"accelerator": "cpu"},
     "optim": {"lr": 1e-3},
     "scale_lr": False,
@@ -114,8 +114,8 @@ def test_the_models_own_guidance_holds_everywhere(
     from ldm.sampling.together import draw
 
     sections = load_yaml([folder / "config.yaml"])
-    own = {"sample_scale": 3.0, "sample_steps": 2, "sampler": "plms"}
-    sections["inversion"] |= own
+    own = {"scale": 3.0, "steps": 2, "sampler": "plms"}
+    sections["inversion"]["show"] = own
     (folder / "config.yaml").write_text(dump_yaml(sections))
     model = ldm.load(folder)
     seen = []
@@ -131,7 +131,8 @@ def test_the_models_own_guidance_holds_everywhere(
     quick = {"n": 1, "prompts": ["a {} toy"], "colours": (), "progress": False}
     figures = ldm.evaluate(model, word, torch.zeros(1, 3, 16, 16), **quick)
     evaluate_embedding(model, word, torch.zeros(1, 3, 16, 16), sample=ldm.sample, **quick)
-    config = settle(model.inversion_defaults, {"images": "", "placeholder": "<toy>", "samples_per_prompt": 1})
+    one = {"images": "", "placeholder": "<toy>", "show": {"samples_per_prompt": 1}}
+    config = settle(model.inversion_defaults, one)
     draw(at_the_end(model, config))
     assert len(seen) >= 4
     assert all(how == {"scale": 3.0, "steps": 2, "sampler": "plms"} for how in seen), seen
@@ -151,7 +152,9 @@ def test_caption_files_of_a_folder_are_used_in_python_too(folder: Path, tmp_path
     plain = ldm.invert(ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False)
     (pictures / "a.txt").write_text("a red {} on a beach")
     told = ldm.invert(ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False)
-    left = ldm.invert(ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False, captions=False)
+    left = ldm.invert(
+        ldm.load(folder), pictures, "<toy>", "cat", steps=2, progress=False, captions={"files": False}
+    )
     assert torch.equal(plain.vectors, left.vectors) and not torch.equal(plain.vectors, told.vectors)
     assert told.metadata["templates"] == "captions"
 

@@ -64,7 +64,7 @@ def test_a_word_is_learned_and_drawn_under_any_spelling(
     monkeypatch.chdir(tmp_path)
     entries = [{"name": name, "images": str(world / "pictures")} for name in (spelling, "<b>")]
     Path("list.yaml").write_text(dump_yaml({"defaults": {"model": str(world / "tiny")}, "concepts": entries}))
-    options = ["--model", str(world / "tiny"), "--set", "trainer.max_steps=1", "prompts=[]"]
+    options = ["--model", str(world / "tiny"), "--set", "trainer.max_steps=1", "show.prompts=[]"]
     assert main(["invert", "--concepts", "list.yaml", "--out", "list", *options]) == 0
     run = ["--images", str(world / "pictures"), "--name", spelling, "--out", "run"]
     assert main(["invert", *run, *options]) == 0
@@ -78,7 +78,7 @@ def test_a_word_is_learned_and_drawn_under_any_spelling(
     merge = ["a.safetensors", "run/embeddings.safetensors", "--out", "b.safetensors"]
     assert main(["embeddings", "merge", *merge, "--rename", f"a.safetensors:{spelling.strip()}=<c>"]) == 0
     model = ldm.load(world / "tiny")
-    settings = {"prompts": (), "allow_untrained": True, "progress": False}
+    settings = {"show": {"prompts": ()}, "stop": {"allow_untrained": True}, "progress": False}
     assert ldm.invert(model, world / "pictures", spelling, steps=1, **settings).placeholder == ONE
 
 
@@ -110,6 +110,10 @@ def test_a_name_that_the_templates_hold_is_said(
     model = ldm.load(world / "tiny")
     for name, said in (("photo", True), ("a", True), ("pho", False), ("<photo>", False)):
         caplog.clear()
-        settings = {"prompts": (), "allow_untrained": True, "progress": False, "templates": "plain"}
-        ldm.invert(model, world / "pictures", name, steps=1, **settings)
+        settings = {
+            "show": {"prompts": ()},
+            "stop": {"allow_untrained": True},
+            "templates": "plain",
+        }
+        ldm.invert(model, world / "pictures", name, steps=1, progress=False, **settings)
         assert ("word of the templates" in caplog.text) == said, name

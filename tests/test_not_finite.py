@@ -34,7 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_embeddings([good, huge], folder / "words.safetensors")
     entries = [{"name": f"<{name}>", "images": str(folder / "pictures"), "optim": {"lr": lr}}
                for name, lr in (("calm", 0.01), ("wild", 1e6))]  # fmt: skip
-    defaults = {"model": str(folder / "tiny"), "prompts": []}
+    defaults = {"model": str(folder / "tiny"), "show": {"prompts": []}}
     (folder / "list.yaml").write_text(dump_yaml({"defaults": defaults, "concepts": entries}))
     (folder / "captioned").mkdir()
     Image.new("RGB", (16, 16), "red").save(folder / "captioned" / "0.png")
@@ -102,11 +102,11 @@ def test_a_word_that_exploded_is_no_result(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["invert", "--model", world / "tiny", "--images", world / "pictures", "--name", "<a>"]
-    assert run(*words, "--lr", 1e6, "--out", tmp_path / "run", "--set", "prompts=[]") == 2
+    assert run(*words, "--lr", 1e6, "--out", tmp_path / "run", "--set", "show.prompts=[]") == 2
     assert "exploded" in (said := error_of(capsys)) and "optim.lr" in said
     assert not (tmp_path / "run" / "embeddings.safetensors").exists()
     assert not (tmp_path / "run" / "report.html").exists()
-    settings = {"prompts": (), "allow_untrained": True, "progress": False}
+    settings = {"show": {"prompts": ()}, "stop": {"allow_untrained": True}, "progress": False}
     with pytest.raises(UserError, match="exploded"):
         ldm.invert(ldm.load(world / "tiny"), world / "pictures", "<a>", steps=2, lr=1e6, **settings)
 
@@ -131,8 +131,8 @@ def test_pictures_on_the_way_that_overflow_end_no_training(
     world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ldm"), "propagate", True)
-    words = ["--model", world / "tiny", "--out", tmp_path / "run", "--set", "sample_scale=1e30"]
+    words = ["--model", world / "tiny", "--out", tmp_path / "run", "--set", "show.scale=1e30"]
     assert run("invert", "--images", world / "pictures", "--name", "<a>", *words) == 2  # those of the end
     assert "no pictures of step 0" in caplog.text
     assert (tmp_path / "run" / "embeddings.safetensors").exists()  # the word is as good as any
-    assert run("invert", "--resume", "--out", tmp_path / "run", "--set", "sample_scale=2") == 0
+    assert run("invert", "--resume", "--out", tmp_path / "run", "--set", "show.scale=2") == 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -32,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (16, 16), "white").save(folder / "mask.png")
     concepts = [{"name": "<a>", "images": "~/p", "templates": "~/lines.txt"}]
     (folder / "list.yaml").write_text(dump_yaml({"defaults": {"model": "~/tiny"}, "concepts": concepts}))
-    (folder / "own.yaml").write_text(dump_yaml({"model": "~/tiny", "prompts": []}))
+    (folder / "own.yaml").write_text(dump_yaml({"model": "~/tiny", "show": {"prompts": []}}))
     weights = load_yaml([folder / "tiny" / "config.yaml"])
     weights["model"]["checkpoint"] = "~/tiny/model.safetensors"
     weights["model"]["text"]["params"]["vocab_file"] = "~/vocab.txt"
@@ -58,7 +59,7 @@ def elsewhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-QUICK = ["--set", "trainer.max_steps=1", "prompts=[]"]
+QUICK = ["--set", "trainer.max_steps=1", "show.prompts=[]"]
 COMMANDS = {
     "invert": ["invert", "--model=~/tiny", "--images=~/p", "--name", "<a>", "--out=~/{}", *QUICK,
                "init_embedding=~/toy.safetensors", "checkpoint=~/tiny/model.safetensors"],
@@ -97,12 +98,11 @@ def test_main_py_finds_home(home: Path, tmp_path: Path) -> None:
     assert official.main(["-t", "-r", f"~/logs/{run.name}", "trainer.max_steps=2"]) == 0
 
 
+NO_PROMPTS: dict[str, Any] = {"show": {"prompts": ()}, "steps": 1, "progress": False}
 CALLS: dict[str, Callable[[], object]] = {
     "load": lambda: ldm.load("~/tiny", "~/tiny/model.safetensors"),
-    "invert": lambda: ldm.invert(ldm.load("~/tiny"), "~/p", "<a>", steps=1, progress=False, prompts=()),
-    "files": lambda: ldm.invert(
-        ldm.load("~/tiny"), ["~/p/0.png", "~/p/1.png"], "<a>", steps=1, progress=False, prompts=()
-    ),
+    "invert": lambda: ldm.invert(ldm.load("~/tiny"), "~/p", "<a>", **NO_PROMPTS),
+    "files": lambda: ldm.invert(ldm.load("~/tiny"), ["~/p/0.png", "~/p/1.png"], "<a>", **NO_PROMPTS),
     "embedding": lambda: ldm.embeddings.save_embeddings(
         ldm.embeddings.load_embedding("~/toy.safetensors"), "~/again.safetensors"
     ),

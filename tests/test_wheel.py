@@ -96,7 +96,7 @@ SOURCE = (
 )
 COMMANDS = [
     ["invert", "--images", KOALA, "--name", "<koala>", "--init", "bear", "--out", "run",
-     "--set", *SHORT, "prompts=[]"],
+     "--set", *SHORT, "show.prompts=[]"],
     ["sample", "--embedding", "run/embeddings.safetensors", "--prompt", "a photo of <koala>", "--n", "1",
      "--steps", "1", "--out", "drawn"],
     ["sample", "--prompts-file", "configs/emoji/things.txt", "--n", "1", "--steps", "1", "--out", "things"],

@@ -28,6 +28,7 @@ from ldm.io.checkpoints import (
 from ldm.io.files import kind_of, read_head
 from ldm.official import config as legacy
 from ldm.paths import expanded, found
+from ldm.shorthand import spelled
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def read_weights(path: Path, use_ema: bool = True) -> dict[str, Tensor]:
 
 def inversion_defaults(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """Settings that suit this model: the ``inversion:`` section of its config."""
-    return dict(find(source)[0].get("inversion") or {})
+    return spelled(find(source)[0].get("inversion") or {}, tell=False)
 
 
 def load(
@@ -192,7 +193,7 @@ def load(
         if isinstance(config_or_path, str | Path):
             config_or_path = found(config_or_path)
         values, folder = find(config_or_path)
-        defaults = dict(values.get("inversion") or {})
+        defaults = spelled(values.get("inversion") or {}, tell=False)
         config = resolve(ModelConfig, values["model"], "model.")
         alone = not isinstance(config_or_path, Mapping) and is_weight_file(Path(config_or_path))
         alone = alone and config_beside(Path(config_or_path)) is None  # type: ignore[arg-type]

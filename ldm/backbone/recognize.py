@@ -89,7 +89,7 @@ def _sections(unet: Shapes, autoencoder: Shapes, text: Shapes) -> dict[str, Any]
             "unet": {"target": "ldm.models.unet.UNetModel", "params": params},
             "text": text_node(text, linear),
         },
-        "inversion": {**_INVERSION, "batch_size": 4 if bert else 2, "sample_scale": 5.0 if bert else 7.5},
+        "inversion": {**_INVERSION, "batch_size": 4 if bert else 2, "show": {"scale": 5.0 if bert else 7.5}},
     }
 
 

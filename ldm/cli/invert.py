@@ -36,8 +36,8 @@ KEYS = {
     "batch_size": "batch_size",
     "seed": "seed",
     "clip_skip": "clip_skip",
-    "templates": "templates",
-    "prompt": "prompts",
+    "templates": "captions.templates",
+    "prompt": "show.prompts",
     "steps": "trainer.max_steps",
     "precision": "trainer.precision",
     "accelerator": "trainer.accelerator",
@@ -127,13 +127,14 @@ def config_of(args: argparse.Namespace) -> InversionConfig:
     from ldm.backbone.loading import inversion_defaults
     from ldm.config import load_yaml, to_plain
     from ldm.inversion.config import settle
+    from ldm.shorthand import spelled
 
     given = options(args)
     if args.resume and args.out is None:
         raise UserError("--resume needs --out: give the folder of the run to continue")
     kept = args.out / CONFIG_NAME if args.resume else None
     if kept is not None and kept.is_file():
-        config = settle(load_yaml([kept]), given)
+        config = settle(spelled(load_yaml([kept]), tell=False), given)
         refuse_hidden(to_plain(config))
         return config
     for option in ("images", "name"):  # also of a run that was killed before it could leave any settings

@@ -121,7 +121,9 @@ class FixedBatchMonitor(Callback):
         if not self.history and not self.allow_untrained and loss > UNTRAINED_LOSS:
             found = f"the base model's loss on these pictures is {loss:.2f}, like that of an untrained one"
             if not self.warn_untrained:
-                raise UserError(f"{found}; check its checkpoint (allow_untrained=true goes on regardless)")
+                raise UserError(
+                    f"{found}; check its checkpoint (stop.allow_untrained=true goes on regardless)"
+                )
             log.warning("%s; training goes on (compat.loose_weights)", found)
         manager, table = module.manager, module.model.text.token_table
         row: dict[str, Any] = {"step": step, "fixed_loss": loss}

@@ -11,24 +11,16 @@ from ldm.config import merge, recheck, resolve
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.captions import contains_placeholder
-from ldm.inversion.templates import SETS, read_templates, templates
+from ldm.inversion.sections import CaptionsConfig, ComputeConfig, PicturesConfig, ShowConfig, StopConfig
 from ldm.io.embeddings import check_names
 from ldm.io.pictures import Framing
 from ldm.names import normal
 from ldm.official.quirks import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
-from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed, Share
-from ldm.sampling.sample import Sampling
+from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed
 from ldm.shorthand import spelled
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 from ldm.training.timesteps import TimestepConfig
-
-DEFAULT_PROMPTS = (
-    "a photo of {}",
-    "a photo of {} on a red background",
-    "a photo of {} on a blue background",
-    "a photo of two {} on the beach",
-)
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,8 @@ class InversionConfig:
             further in one step; below 1 the init phrase binds less.
         more_words: Further words that are learned from the same pictures, as a mapping of name to init
             phrase or ``null``. A word that no prompt contains is left out with a warning.
-        subject: The text that ``{}`` stands for in templates, caption files and ``prompts``, such as "<cat>
-            on a <mug>". ``null`` is the placeholder.
+        subject: The text that ``{}`` stands for in templates, caption files and ``show.prompts``, such as
+            "<cat> on a <mug>". ``null`` is the placeholder.
         init_embedding: An embedding file whose vectors are the start instead of ``init``; it must have
             ``num_vectors`` of them.
         num_vectors: Number K of vectors of each word. More come nearer to the pictures and obey prompts
@@ -63,46 +55,21 @@ class InversionConfig:
             alike, as one.
         progressive: The K - 1 optimiser steps at which the second, third ... vector of a word comes into
             use. Empty: all are used from the start.
-        per_image_tokens: Learn one more word for each picture ("a photo of S* with S_i"), which takes up
-            what is special about that picture and is dropped at the end.
-        mixing_prob: With ``per_image_tokens``, the share of the prompts that contain the picture's own word.
-        templates: Caption templates: ``object``, ``style``, ``photo``, ``plain`` or another set by name, a
-            list of sentences with ``{}`` for the word, or a text file with one sentence a line.
-        coarse_class: A word that templates put before the placeholder ("a photo of a cat S*").
-        captions: Whether to use the caption files ``name.txt`` beside the pictures. ``null`` uses them if
-            there are any.
+        captions: The sentences that the word is learned in.
+        pictures: How the pictures become what the model is shown.
         regularization: Weight of the squared distance between a word and its start; above 0 the word obeys
             prompts more and resembles the pictures less.
         model_lr: Learning rate, never scaled, of UNet and text encoder, which then train as well; the tuned
             model is written to the folder ``model`` of the run. 0 keeps them frozen.
         compat: ``official`` reproduces every quirk of the official code, a mapping single ones.
-        flip_p: Probability that a picture is mirrored.
-        fit: How a picture becomes a square: ``crop`` keeps the middle, ``pad`` adds ``background``,
-            ``squash`` ignores the aspect. ``null`` is ``crop``.
-        background: Colour of padding and of what lies behind transparent parts.
-        interpolation: Filter with which pictures are scaled.
         batch_size: Pictures in a batch on each device.
         timesteps: Which noise levels training looks at; all alike by default, as in the paper.
         seed: Everything random is a function of it, of the concept and of the step.
         scale_lr: Multiply ``optim.lr`` by accumulated batches x devices x batch size, as the official code
             does.
-        prompts: Prompts to draw while the word is learned and at the end; ``{}`` is the word.
-        samples_per_prompt: Pictures of each prompt at the end; 0 draws none.
-        sample_steps: Steps of the sampler for these pictures.
-        sample_scale: Guidance scale for these pictures; 1 is none.
-        sampler: Sampler for these pictures: ``ddim``, ``plms`` or ``dpm++``.
-        monitor_every: Optimiser steps between two measurements of the loss on a fixed batch (the same
-            pictures, captions, noise and timesteps each time).
-        patience: Stop once this many measurements in a row have not lowered the lowest loss on the fixed
-            batch by ``min_improvement``. 0 never stops early.
-        min_improvement: The improvement that ``patience`` counts, as a share of the lowest loss so far: 0.01
-            is one per cent.
-        allow_untrained: Accept a base model whose loss at the start is that of an untrained network.
-        checkpointing: Recompute the UNet's activations in the backward pass: much less memory, about a third
-            more time.
-        compiled: Train through ``torch.compile``, which pays after minutes; on a CPU it needs a C++
-            compiler.
-        cuda_graphs: With ``compiled``, record the step as CUDA graphs and replay them.
+        show: The pictures that the run draws with the word.
+        stop: How the run is watched, and when it ends before its last step.
+        compute: Time against memory.
         formats: Formats of the embeddings in ``checkpoints``: ``safetensors``, ``pt`` (the official one) or
             both.
         optim: Optimiser and learning-rate schedule.
@@ -122,51 +89,30 @@ class InversionConfig:
     subject: str | None = None
     init_embedding: Path | None = None
     num_vectors: Annotated[int, Range(1, 1024)] = 1
+    progressive: tuple[Count, ...] = ()
     per_layer: bool = False
     shared_steps: Count = 0
-    progressive: tuple[Count, ...] = ()
-    per_image_tokens: bool = False
-    mixing_prob: Share = 0.25
-    templates: str | tuple[str, ...] = "object"
-    coarse_class: str | None = None
-    captions: bool | None = None
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
     regularization: Amount = 0.0
     model_lr: Amount = 0.0
     compat: Literal["official"] | CompatConfig = FIXED
-    flip_p: Share = 0.5
-    fit: Literal["crop", "pad", "squash"] | None = None
-    background: str = "white"
-    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     batch_size: Batch = 4
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     seed: Seed = 23
     scale_lr: bool = True
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    samples_per_prompt: Annotated[int, Range(0, 10_000)] = 4
-    sample_steps: Positive = Sampling.steps
-    sample_scale: float = Sampling.scale
-    sampler: str = Sampling.sampler
-    monitor_every: Positive = 25
-    patience: Count = 0
-    min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.0
-    allow_untrained: bool = False
-    checkpointing: bool = False
-    compiled: bool = False
-    cuda_graphs: bool = False
+    show: ShowConfig = field(default_factory=ShowConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     formats: tuple[Literal["safetensors", "pt"], ...] = ("safetensors",)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.005, schedule="constant"))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_steps=5000))
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        own = self.templates
-        if not isinstance(own, str):
-            templates(own)
-        elif own not in SETS:  # the sentences themselves: the file may change before the run is resumed
-            object.__setattr__(self, "templates", read_templates(own))
         object.__setattr__(self, "placeholder", normal(self.placeholder))  # by its one spelling, as all names
-        spelled = {normal(w) if isinstance(w, str) else w: init for w, init in self.more_words.items()}
-        object.__setattr__(self, "more_words", spelled)
+        words = {normal(w) if isinstance(w, str) else w: init for w, init in self.more_words.items()}
+        object.__setattr__(self, "more_words", words)
         if self.subject is not None:
             object.__setattr__(self, "subject", normal(self.subject))
 
@@ -183,12 +129,12 @@ class InversionConfig:
     def framing(self) -> Framing:
         """How the pictures are found and made squares of."""
         quirks = switches(self.compat)
-        fit = self.fit or ("squash" if quirks.squash else "crop")
+        fit = self.pictures.fit or ("squash" if quirks.squash else "crop")
         return Framing(
             fit=fit,
-            background=self.background,
+            background=self.pictures.background,
             upright=not quirks.ignore_orientation,
-            interpolation=self.interpolation,
+            interpolation=self.pictures.interpolation,
             every_file=quirks.every_file,
             unsorted=quirks.unsorted,
             first=self.train_pictures,
@@ -219,8 +165,8 @@ def check(config: InversionConfig) -> None:
 
 def _check_together(config: InversionConfig) -> None:
     """Refuse what would only fail, or silently learn nothing, after minutes of work."""
-    if config.sampler not in SAMPLERS:
-        raise UserError(f"unknown sampler {config.sampler!r}; use one of {', '.join(SAMPLERS)}")
+    if config.show.sampler not in SAMPLERS:
+        raise UserError(f"unknown sampler {config.show.sampler!r}; use one of {', '.join(SAMPLERS)}")
     for word, init in config.more_words.items():
         if not (isinstance(word, str) and word.strip() and isinstance(init, str | None)):
             raise UserError(f"config more_words has {word!r}: {init!r}; give a name: init phrase, or null")
@@ -234,7 +180,7 @@ def _check_together(config: InversionConfig) -> None:
     if config.placeholder in config.more_words:
         raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
     check_names(tuple(config.words), config.formats)
-    for prompt in config.prompts:
+    for prompt in config.show.prompts:
         if "{}" not in prompt and not any(contains_placeholder(prompt, word) for word in config.words):
             raise UserError(
                 f"the prompt {prompt!r} has no placeholder; write {{}} or {' or '.join(config.words)} in it"

@@ -57,7 +57,7 @@ def finish(
     curves = {
         title: [(float(row["step"]), float(row[key])) for row in history] for title, key in keys.items()
     }
-    decode = model.text.tokenizer.decode_id
+    decode, show = model.text.tokenizer.decode_id, config.show
     summary = {
         "pictures": len(training),
         "init": ", ".join(config.words[name] or "vocabulary mean" for name in names),
@@ -67,7 +67,7 @@ def finish(
         "seed": config.seed,
         "seconds": round(seconds, 1),
         "loss on a fixed batch": f"{history[0]['fixed_loss']:.4f} to {history[-1]['fixed_loss']:.4f}",
-        "sampler": f"{config.sampler}, {config.sample_steps} steps, guidance {config.sample_scale}",
+        "sampler": f"{show.sampler}, {show.steps} steps, guidance {show.scale}",
     }
     report = InversionReport(
         title=f"Textual Inversion of {' and '.join(names)}",
@@ -97,13 +97,14 @@ STEPS_ON_THE_WAY = 20
 
 def on_the_way(model: LatentDiffusion, config: InversionConfig) -> Order:
     """One picture of each prompt, in few steps."""
-    prompts = tuple(prompt.replace("{}", config.called) for prompt in config.prompts)
-    steps = min(STEPS_ON_THE_WAY, config.sample_steps)
-    return Order(model, prompts, "dpm++", steps, config.sample_scale, config.seed)
+    prompts = tuple(prompt.replace("{}", config.called) for prompt in config.show.prompts)
+    steps = min(STEPS_ON_THE_WAY, config.show.steps)
+    return Order(model, prompts, "dpm++", steps, config.show.scale, config.seed)
 
 
 def at_the_end(model: LatentDiffusion, config: InversionConfig) -> Order:
     """``samples_per_prompt`` pictures of each prompt, by the settings of the run."""
-    prompts = (prompt.replace("{}", config.called) for prompt in config.prompts)
-    rows = tuple(prompt for prompt in prompts for _ in range(config.samples_per_prompt))
-    return Order(model, rows, config.sampler, config.sample_steps, config.sample_scale, config.seed)
+    show = config.show
+    prompts = (prompt.replace("{}", config.called) for prompt in show.prompts)
+    rows = tuple(prompt for prompt in prompts for _ in range(show.samples_per_prompt))
+    return Order(model, rows, show.sampler, show.steps, show.scale, config.seed)

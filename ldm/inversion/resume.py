@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ldm.config import load_yaml, resolve, to_plain
 from ldm.errors import UserError
+from ldm.inversion.config import InversionConfig
 from ldm.io.checkpoints import read_torch
 from ldm.io.runs import CONFIG_NAME, RunFolder
 from ldm.io.secrets import redacted_values
+from ldm.shorthand import spelled
 
 if TYPE_CHECKING:
     from ldm.backbone.model import LatentDiffusion
@@ -27,22 +29,27 @@ T = TypeVar("T")
 OF_ANY_RUN = (
     "trainer.max_steps", "trainer.max_minutes", "trainer.log_every", "trainer.checkpoint_every",
     "trainer.image_every", "trainer.threads", "trainer.accelerator", "trainer.strategy", "trainer.attention",
-    "logging", "compiled", "prompts", "sample_scale",
+    "logging",
 )  # fmt: skip
 #: of an inversion; the model, its weights and the pictures may have moved, and are compared by their hashes
 OF_INVERSIONS = (
-    *OF_ANY_RUN, "model", "checkpoint", "images", "samples_per_prompt", "sample_steps", "sampler",
-    "monitor_every", "allow_untrained", "checkpointing", "cuda_graphs", "formats",
+    *OF_ANY_RUN, "model", "checkpoint", "images", "show", "stop.monitor_every", "stop.allow_untrained",
+    "compute", "formats",
 )  # fmt: skip
 
 #: of a stage; the last two are of its export
-OF_STAGES = (*OF_ANY_RUN, "inversion", "decoder_run")
+OF_STAGES = (*OF_ANY_RUN, "compiled", "prompts", "sample_scale", "inversion", "decoder_run")
 
 
 def kept_config(folder: Path, cls: type[T]) -> T | None:
     """The settings that a run was started with; None if it has not come so far."""
     path = folder / CONFIG_NAME
-    return resolve(cls, load_yaml([path])) if path.is_file() else None
+    if not path.is_file():
+        return None
+    values = load_yaml([path])
+    if cls is InversionConfig:  # that of an older run has the keys of its time
+        values = spelled(values, tell=False)
+    return resolve(cls, values)
 
 
 def refuse_changes(folder: Path, config: Any, may: Collection[str] = OF_ANY_RUN) -> None:

@@ -114,10 +114,10 @@ def learn(
     with trained_form(
         model,
         None if config.model_lr else config.trainer.compute_precision,  # weights that train stay in float32
-        checkpointing=config.checkpointing,
+        checkpointing=config.compute.checkpointing,
         ignore_checkpointing=quirks.ignore_checkpointing,
-        compiling=config.compiled,
-        cuda_graphs=config.cuda_graphs,
+        compiling=config.compute.compiled,
+        cuda_graphs=config.compute.cuda_graphs,
     ):
         trainer = fit(
             task.module,

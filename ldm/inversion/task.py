@@ -51,7 +51,7 @@ def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tup
 
 def captions_of(concept: Concept, config: InversionConfig) -> list[tuple[str, ...]] | None:
     """The caption files beside the pictures; ``None`` if there are none, or they are not to be used."""
-    if config.captions or (config.captions is None and has_captions(concept.paths)):
+    if config.captions.files or (config.captions.files is None and has_captions(concept.paths)):
         return read_captions(concept.paths, config.called, config.words)
     return None
 
@@ -129,16 +129,18 @@ def prepare(
 ) -> Inversion:
     """Give ``model`` the word and encode the pictures; arguments as :func:`learn`."""
     word, base_model = config.placeholder, model.fingerprint()
-    how = {"steps": config.sample_steps, "sampler": config.sampler, "scale": config.sample_scale}
-    Sampling.of(model, **how)  # what is wrong with it is said now, not at the end
+    show, stop = config.show, config.stop
+    Sampling.of(
+        model, steps=show.steps, sampler=show.sampler, scale=show.scale
+    )  # what is wrong with it is said now, not at the end
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
     model.manager.keep_end, model.manager.edits_ids = not quirks.end_falls_off, quirks.edits_ids
     if config.clip_skip is not None:
         model.text.use_clip_skip(config.clip_skip)
     add_words(model, config)
-    image_words = add_image_words(model, config, len(concept)) if config.per_image_tokens else None
-    kind = config.templates
+    image_words = add_image_words(model, config, len(concept)) if config.captions.per_image_tokens else None
+    kind = config.captions.templates
     if image_words and isinstance(kind, str):
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
     prompts = PromptSource(
@@ -146,8 +148,8 @@ def prepare(
         kind=kind,
         captions=captions,
         image_tokens=image_words,
-        mixing_prob=config.mixing_prob,
-        coarse_class=config.coarse_class,
+        mixing_prob=config.captions.mixing_prob,
+        coarse_class=config.captions.coarse_class,
     )
     warn_of_template_words(config, prompts)
     words = held_words(model, config, prompts)
@@ -155,7 +157,7 @@ def prepare(
     encode = partial(
         encode_latents if run is None else cached_latents,  # a resumed run encodes nothing again
         scale_factor=model.scale_factor,
-        mirror=config.flip_p > 0,
+        mirror=config.pictures.flip_p > 0,
     )
     kept = {} if run is None else {"folder": run.path / "latents", "fingerprint": base_model}
     cache = encode(model.encode, concept.images, **kept)
@@ -165,15 +167,15 @@ def prepare(
         batch_size=config.batch_size * config.trainer.processes,  # each takes its share of the whole one
         seed=config.seed,
         concept=word,
-        flip_p=config.flip_p,
+        flip_p=config.pictures.flip_p,
     )
     refuse_cut_prompts(model, batches, words)
     module = _module(model, batches, config)
     monitor = FixedBatchMonitor(
-        config.monitor_every,
-        allow_untrained=config.allow_untrained,
-        patience=config.patience,
-        min_improvement=config.min_improvement,
+        stop.monitor_every,
+        allow_untrained=stop.allow_untrained,
+        patience=stop.patience,
+        min_improvement=stop.min_improvement,
         warn_untrained=quirks.loose_weights,
     )
     vocabulary_id = model.text.tokenizer.vocabulary_id
@@ -188,7 +190,7 @@ def prepare(
             step=step,
             seed=config.seed,
             init=config.words[name],
-            templates="captions" if captions else described(config.templates),
+            templates="captions" if captions else described(config.captions.templates),
             image_hashes=hashes,
             token_id=token_ids[name],
             clip_skip=model.text.other_clip_skip,
@@ -201,7 +203,7 @@ def prepare(
             save_png(image, run.file("images", f"training_{i:02d}.png"))
         every = config.trainer.checkpoint_every
         keeper = EmbeddingCheckpoint(run, words, details, every, config.formats)
-        if config.trainer.image_every and config.prompts:
+        if config.trainer.image_every and show.prompts:
             pictures = _image_logger(run, model, config)
     return Inversion(config, module, monitor, keeper, pictures, run, words, details, tuple(image_words or ()))
 
@@ -236,5 +238,5 @@ def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfi
     def samples(module: pl.LightningModule) -> dict[str, Tensor]:
         return {"samples": draw(on_the_way(model, config))}
 
-    every, columns = config.trainer.image_every, len(config.prompts)
+    every, columns = config.trainer.image_every, len(config.show.prompts)
     return ImageLogger(samples, run.path / "images", every, columns=columns)

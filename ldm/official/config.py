@@ -78,7 +78,7 @@ def _choose_words(found: dict[str, Any]) -> None:
     if said and said[0] != said[-1]:
         raise UserError("per_image_tokens differs between personalization_config and data; set both alike")
     if said and said[0]:
-        found["per_image_tokens"] = said[0]
+        _put(found, "captions.per_image_tokens", said[0])
     words, inits = found.pop("placeholders", []), found.pop("inits", [])
     token = str(found.pop("placeholder_token", None) or "")
     held = [word for word in words if word and word in token]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.config import ASSETS
+from ldm.config import ASSETS, merge
 
 #: steps between the vectors of ``progressive_words``, fixed in the official code
 PROGRESSIVE_SCALE = 2000
@@ -105,12 +105,12 @@ def _listed(value: Any) -> list[str]:
 
 
 def _pictures(params: dict[str, Any]) -> dict[str, Any]:
-    cropped = {"fit": "crop"} if params.pop("center_crop", False) else {}
-    return {**params, **cropped}
+    cropped = params.pop("center_crop", False)
+    return merge(params, {"pictures": {"fit": "crop"}}) if cropped else params
 
 
 def _style(params: dict[str, Any]) -> dict[str, Any]:
-    return {**_pictures(params), "templates": "style"}
+    return merge(_pictures(params), {"captions": {"templates": "style"}})
 
 
 # ------------------------------------------------------------------ the table
@@ -131,11 +131,13 @@ _PICTURE_RULES: Rules = {
     "data_root": "images",
     "size": "size",
     "set": only("train", "val"),
-    "interpolation": Choice("interpolation", _FILTERS),
-    "coarse_class_text": "coarse_class",
+    "interpolation": Choice("pictures.interpolation", _FILTERS),
+    "coarse_class_text": "captions.coarse_class",
     "placeholder_token": "placeholder_token",
     "per_image_tokens": "image_words",
-    **same("flip_p", "center_crop", "mixing_prob"),
+    "flip_p": "pictures.flip_p",
+    "center_crop": "center_crop",
+    "mixing_prob": "captions.mixing_prob",
     **ignored(_LATENTS, "repeats"),
 }
 

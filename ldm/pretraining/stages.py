@@ -35,6 +35,7 @@ from ldm.pretraining.examples import BankExamples, DrawnExamples, Examples, to_b
 from ldm.pretraining.portrait_words import FILE, PictureWords, load_picture_words, save_picture_words
 from ldm.pretraining.sources import PictureSource
 from ldm.sampling.sample import sample
+from ldm.shorthand import spelled
 from ldm.training.callbacks import ImageLogger
 from ldm.training.fit import fit
 
@@ -276,7 +277,7 @@ def export(config: DiffusionStage, run: Path, out: Path, checkpoint: Path | None
     load_model_weights(trained, state, source=str(path), ignore=aside)
     if config.decoder_run is not None:
         load_part(model.autoencoder, config.decoder_run, "autoencoder")
-    model.inversion_defaults = dict(config.inversion or {})
+    model.inversion_defaults = spelled(config.inversion or {}, tell=False)
     export_model(model, out, dtype=torch.float16)
     prefix = "picture_words."
     words = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -19,6 +19,7 @@ from ldm.errors import UserError
 from ldm.ranges import Positive
 from ldm.sampling.source import Source
 from ldm.seeding import generator
+from ldm.shorthand import spelled
 
 #: latents are scaled to unit variance; those of strong guidance stay below 100
 MOST = 1e4
@@ -34,14 +35,15 @@ class Sampling:
 
     @classmethod
     def of(cls, model: Any, **given: Any) -> Sampling:
-        """Those ``given`` that are not ``None``, else the model's own (of its ``inversion``), else these.
+        """Those ``given`` that are not ``None``, else the model's own, else the defaults.
+
+        The model's own are in the section ``inversion.show`` of its config.
 
         Raises:
             UserError: an unknown sampler, no steps, more than the model has, or a scale that is no number.
         """
-        own = getattr(model, "inversion_defaults", {})
-        keys = {"steps": "sample_steps", "sampler": "sampler", "scale": "sample_scale"}
-        values = {name: own[key] for name, key in keys.items() if key in own}
+        own = spelled(getattr(model, "inversion_defaults", {}), tell=False).get("show") or {}
+        values = {key: own[key] for key in ("steps", "sampler", "scale") if key in own}
         values |= {name: value for name, value in given.items() if value is not None}
         chosen = resolve(cls, values, "sampling ")
         if chosen.sampler not in samplers.SAMPLERS:

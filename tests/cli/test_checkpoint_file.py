@@ -41,13 +41,13 @@ def test_a_checkpoint_file_draws_and_has_settings_for_inversion(cli, checkpoint)
     invert = ("--images", "photos", "--name", "<toy>", "--init", "cat toy")
     args = build_parser().parse_args(["invert", "--model", str(checkpoint), *invert])
     config = config_of(args)
-    assert (config.model, config.batch_size, config.sample_scale) == (str(checkpoint), 2, 7.5)
+    assert (config.model, config.batch_size, config.show.scale) == (str(checkpoint), 2, 7.5)
 
 
 def test_a_word_is_learned_with_nothing_but_a_checkpoint_file(checkpoint):
     model = ldm.load(checkpoint, image_size=256)
     pictures = torch.rand(3, 3, 256, 256) * 2 - 1
-    quick = {"allow_untrained": True, "batch_size": 1, "monitor_every": 100}
+    quick = {"stop": {"allow_untrained": True, "monitor_every": 100}, "batch_size": 1}
     trainer = {"max_steps": 2, "precision": "32-true", "accelerator": "cpu"}
     model.inversion_defaults |= {"trainer": trainer}
     before = model.fingerprint()

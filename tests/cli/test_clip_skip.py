@@ -73,7 +73,7 @@ def test_a_model_without_clip_refuses_it(where, tiny_model, model_folder, photos
         elif where == "sample":
             ldm.sample(tiny_model, "a cat", steps=1, clip_skip=2)
         else:
-            ldm.invert(tiny_model, photos, "<x>", clip_skip=2, steps=1, allow_untrained=True)
+            ldm.invert(tiny_model, photos, "<x>", clip_skip=2, steps=1, stop={"allow_untrained": True})
 
 
 def test_a_word_is_learned_alike_by_every_way_and_remembers_it(cli, clip_folder, photos, tmp_path):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def concepts(tmp_path: Path, model_folder: Path, pictures: Path) -> Path:
     """A list of three concepts, for a model in miniature."""
-    settings = {"init": "cat", "samples_per_prompt": 0, "trainer": {"image_every": 0}}
+    settings = {"init": "cat", "show": {"samples_per_prompt": 0}, "trainer": {"image_every": 0}}
     values = {
         "defaults": {"model": str(model_folder), **settings},
         "concepts": [{"name": name, "images": str(pictures)} for name in ("<a>", "<b>", "<c>")],

@@ -16,7 +16,7 @@ from ldm.official.quirks import OFFICIAL, switches
 pytestmark = pytest.mark.slow
 
 OFFICIAL_QUIRKS = ["compat={weight_decay: true, encoder_calls: true}", "num_vectors=2", "progressive=[6]",
-                   "samples_per_prompt=0", "logging.loggers=[]"]  # fmt: skip
+                   "show.samples_per_prompt=0", "logging.loggers=[]"]  # fmt: skip
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_official_quirks_that_change_no_number_stay_one_word() -> None:
 
 @pytest.mark.parametrize("name", ["1e3", "${5}"])
 def test_a_run_of_any_name_is_resumed(cli, common, name: str) -> None:
-    quick = ("--steps", 1, "--set", "logging.loggers=[]", "samples_per_prompt=0")
+    quick = ("--steps", 1, "--set", "logging.loggers=[]", "show.samples_per_prompt=0")
     result = cli(*common, "--name", name, "--out", "run", *quick)
     assert result.code == 0, result.err
     assert load_yaml(["run/config.yaml"])["placeholder"] == normal(name)

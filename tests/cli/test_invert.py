@@ -100,7 +100,7 @@ def test_options_win_over_the_models_settings_and_set_over_both(model_folder, pi
     )  # fmt: skip
     assert config.trainer.max_steps == 11 and config.trainer.checkpoint_every == 2
     assert (config.optim.lr, config.optim.weight_decay) == (0.5, 0.1)
-    assert config.prompts == ("one {}", "two {}") and config.num_vectors == 2
+    assert config.show.prompts == ("one {}", "two {}") and config.num_vectors == 2
     assert config.trainer.precision == "bf16-mixed" and config.trainer.accelerator == "cpu"
     assert config.seed == 4 and config.batch_size == 2 and config.images == pictures
 

@@ -23,7 +23,8 @@ from ldm.official import config as legacy
 pytestmark = pytest.mark.slow
 
 # in our own keys, beside the official ones: random weights, few pictures to draw
-OURS = ("allow_untrained=true", "sample_steps=1", "samples_per_prompt=1", 'prompts=["a photo of {}"]',
+OURS = ("stop.allow_untrained=true", "show.steps=1", "show.samples_per_prompt=1",
+        'show.prompts=["a photo of {}"]',
         "logging.loggers=[csv]")  # fmt: skip
 
 

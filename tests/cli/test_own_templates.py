@@ -81,6 +81,6 @@ def test_what_are_no_templates_is_one_line_and_leaves_nothing(cli, model_folder,
 
 
 def test_pictures_have_words_of_their_own_with_them(model_folder, pictures):
-    settings = {**tiny.QUICK, "templates": OWN, "per_image_tokens": True, "mixing_prob": 0.5}
+    settings = {**tiny.QUICK, "captions": {"templates": OWN, "per_image_tokens": True, "mixing_prob": 0.5}}
     word = ldm.invert(ldm.load(model_folder), pictures, "<x>", "cat", progress=False, **settings)
     assert word.vectors.isfinite().all()

@@ -18,8 +18,9 @@ from ldm.config import dump_yaml, resolve, to_plain
 from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig, settle
 from ldm.inversion.many.concept_list import read_jobs
+from ldm.inversion.sections import CaptionsConfig
 from ldm.io.embeddings import load_embedding
-from ldm.shorthand import SHORT
+from ldm.shorthand import OLD, SHORT
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +29,9 @@ Say = Callable[[str, Any], InversionConfig]
 WISHES = {
     "optim.weight_decay": 0.01, "optim.lr": 0.002, "optim.schedule": "linear", "trainer.max_steps": 7,
     "trainer.checkpoint_every": 5, "trainer.precision": "bf16-mixed", "batch_size": 3, "num_vectors": 2,
-    "sample_scale": 7.5, "sample_steps": 4, "seed": 5, "init": "dog", "background": "#ff0000",
-    "prompts": ["a {} on grass"], "templates": "style", "timesteps.lowest": 0.25, "logging.loggers": [],
+    "show.scale": 7.5, "show.steps": 4, "seed": 5, "init": "dog", "pictures.background": "#ff0000",
+    "show.prompts": ["a {} on grass"], "captions.templates": "style",
+    "timesteps.lowest": 0.25, "logging.loggers": [],
     "compat": "official", "compat.copies": True, "progressive": [2], "more_words": {"<hat>": "cat"},
 }  # fmt: skip
 
@@ -116,12 +118,35 @@ def test_a_short_name_is_the_full_one(ways: dict[str, Say]) -> None:
             assert plain(say(short, value)) == full, (short, way)
 
 
+OLD_VALUES = {
+    "prompts": ["a {} on grass"], "samples_per_prompt": 2, "sample_steps": 4, "sample_scale": 7.5,
+    "sampler": "plms", "monitor_every": 7, "patience": 3, "min_improvement": 0.1, "allow_untrained": False,
+    "fit": "pad", "background": "#ff0000", "interpolation": "lanczos", "flip_p": 0.25, "coarse_class": "cat",
+    "per_image_tokens": True,
+    "mixing_prob": 0.5, "checkpointing": True, "compiled": True, "cuda_graphs": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_the_name_of_before_is_the_one_of_now(ways: dict[str, Say], old: str) -> None:
+    full = plain(ways["python"](OLD[old], OLD_VALUES[old]))
+    section, key = OLD[old].split(".")
+    assert full[section][key] == OLD_VALUES[old]
+    for way, say in ways.items():
+        assert plain(say(old, OLD_VALUES[old])) == full, (old, way)
+
+
+def test_captions_may_be_whether_there_are_files(ways: dict[str, Say]) -> None:
+    for way, say in ways.items():
+        assert say("captions", False).captions == CaptionsConfig(templates="plain", files=False), way
+
+
 MISTAKES: list[tuple[str, Any]] = [
     ("seed", -1), ("seed", 2**32), ("steps", 0), ("steps", -1), ("lr", -1), ("lr", float("nan")),
-    ("trainer.accumulate", 0), ("monitor_every", 0), ("trainer.checkpoint_every", 0),
-    ("trainer.threads", -1), ("precision", "fp16"), ("batch_size", 0), ("sampler", "ddimm"),
+    ("trainer.accumulate", 0), ("stop.monitor_every", 0), ("trainer.checkpoint_every", 0),
+    ("trainer.threads", -1), ("precision", "fp16"), ("batch_size", 0), ("show.sampler", "ddimm"),
     ("templates", "objects"), ("num_vectors", 0), ("optim.betas", [0.9]), ("trainer.devices", 0),
-    ("num_vektors", 2), ("per_layer", 1), ("prompts", ["no word"]), ("shared_steps", 3),
+    ("num_vektors", 2), ("per_layer", 1), ("show.prompts", ["no word"]), ("shared_steps", 3),
 ]  # fmt: skip
 
 

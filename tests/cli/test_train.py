@@ -43,7 +43,7 @@ def configs(tiny_config: ModelConfig, tmp_path: Path) -> Path:
             "model": to_plain(tiny_config),
             "autoencoder_run": "logs/tiny-autoencoder",
             "latents": ["data/tiny/latents.safetensors"],
-            "inversion": {"sample_steps": 2},
+            "inversion": {"show": {"steps": 2}},
             **shared,
         },
     }

@@ -25,20 +25,23 @@ OF_INVERT = {
     "trainer.threads=-1": "threads", "trainer.threads=100000": "threads",
     "trainer.max_minutes=0": "max_minutes", "trainer.max_minutes=nan": "max_minutes",
     "trainer.accelerator=tpuu": "accelerator", "trainer.accelerator=gpu": "accelerator",
-    "trainer.strategy=dpp": "strategy", "monitor_every=0": "monitor_every",
-    "monitor_every=-5": "monitor_every", "patience=-1": "patience", "min_improvement=2": "min_improvement",
-    "flip_p=1.5": "flip_p", "flip_p=-.1": "flip_p", "mixing_prob=2": "mixing_prob", "model_lr=-1": "model_lr",
+    "trainer.strategy=dpp": "strategy", "stop.monitor_every=0": "monitor_every",
+    "stop.monitor_every=-5": "monitor_every", "stop.patience=-1": "patience",
+    "stop.min_improvement=2": "min_improvement",
+    "pictures.flip_p=1.5": "flip_p", "pictures.flip_p=-.1": "flip_p",
+    "captions.mixing_prob=2": "mixing_prob", "model_lr=-1": "model_lr",
     "regularization=-1": "regularization", "init_scale=0": "init_scale", "init_scale=-1": "init_scale",
-    "samples_per_prompt=-1": "samples_per_prompt", "sample_steps=0": "sample_steps",
-    "sample_steps=-3": "sample_steps", "sample_steps=1001": "sampling steps",
-    "sample_scale=nan": "sample_scale", "sampler=euler": "sampler", "shared_steps=-1": "shared_steps",
+    "show.samples_per_prompt=-1": "samples_per_prompt", "show.steps=0": "steps",
+    "show.steps=-3": "steps", "show.steps=1001": "sampling steps",
+    "show.scale=nan": "scale", "show.sampler=euler": "sampler", "shared_steps=-1": "shared_steps",
     "progressive=[-1]": "progressive", "timesteps.std=0": "timesteps.std",
     "timesteps.lowest=1": "timesteps.lowest", "timesteps.kind=cubic": "timesteps.kind",
     "optim.eps=0": "optim.eps", "optim.betas=[0.9]": "betas", "optim.betas=[1, 0.9]": "betas",
     "optim.weight_decay=-1": "weight_decay", "optim.warmup_steps=-1": "warmup_steps",
     "optim.clip_norm=-1": "clip_norm", "optim.schedule=step": "schedule", "seed=1.5": "seed",
-    "seed=true": "seed", "batch_size=two": "batch_size", "fit=stretch": "fit",
-    "interpolation=nearest": "interpolation", "background=#gggggg": "background", "formats=[bin]": "formats",
+    "seed=true": "seed", "batch_size=two": "batch_size", "pictures.fit=stretch": "fit",
+    "pictures.interpolation=nearest": "interpolation",
+    "pictures.background=#gggggg": "background", "formats=[bin]": "formats",
 }  # fmt: skip
 
 
@@ -141,7 +144,7 @@ def test_of_measuring(cli, model_folder, embedding, pictures, tmp_path, what: st
     assert words[0].lstrip("-") in result.err and tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("word", ["seed=-1", "stepss=3", "placeholder=<b>", "sample_scale=nan", "images=x"])
+@pytest.mark.parametrize("word", ["seed=-1", "stepss=3", "placeholder=<b>", "show.scale=nan", "images=x"])
 def test_of_the_words_that_measuring_learns(cli, model_folder, tmp_path, word: str) -> None:
     before = tree(tmp_path)
     result = cli("evaluate", "inversion", "--model", model_folder, "--out", "new", "--set", word)
@@ -152,8 +155,8 @@ def test_of_the_words_that_measuring_learns(cli, model_folder, tmp_path, word: s
 # ------------------------------------------------------------------ in a list
 WRONG_ENTRIES = (
     {"steps": 0}, {"seed": -1}, {"lr": "nan"}, {"num_vektors": 2}, {"trainer": {"accumulate": 0}},
-    {"images": None}, {"prompts": ["no word"]}, {"templates": "objects"}, {"shared_steps": 3},
-    {"monitor_every": 0}, {"optim": 3},
+    {"images": None}, {"show": {"prompts": ["no word"]}}, {"templates": "objects"}, {"shared_steps": 3},
+    {"stop": {"monitor_every": 0}}, {"optim": 3},
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from ldm.backbone.model import LatentDiffusion, ModelConfig
 from ldm.config import dump_yaml, to_plain
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import Job
+from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.io.checkpoints import save_checkpoint
 from ldm.training.fit import LoggingConfig, TrainerConfig
 
@@ -17,11 +18,10 @@ CONFIG = InversionConfig(
     placeholder="",
     model="tiny",
     init="cat",
-    templates="plain",
-    prompts=("a photo of {}",),
-    samples_per_prompt=0,
+    captions=CaptionsConfig(templates="plain"),
+    show=ShowConfig(prompts=("a photo of {}",), samples_per_prompt=0),
     batch_size=2,
-    allow_untrained=True,
+    stop=StopConfig(allow_untrained=True),
     trainer=TrainerConfig(max_steps=3, accelerator="cpu", checkpoint_every=2, image_every=0),
     logging=LoggingConfig(loggers=()),
 )

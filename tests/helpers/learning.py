@@ -15,6 +15,7 @@ from ldm.inversion.config import InversionConfig
 from ldm.inversion.latents import ConceptBatches, encode_latents
 from ldm.inversion.module import TextualInversion
 from ldm.inversion.run import learn
+from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 
@@ -25,12 +26,9 @@ BASE = InversionConfig(
     images=Path(),
     placeholder="<toy>",
     init="cat",
-    templates="plain",
-    prompts=("a photo of {}",),
-    samples_per_prompt=1,
-    sample_steps=2,
-    monitor_every=10,
-    allow_untrained=True,
+    captions=CaptionsConfig(templates="plain"),
+    show=ShowConfig(prompts=("a photo of {}",), samples_per_prompt=1, steps=2),
+    stop=StopConfig(monitor_every=10, allow_untrained=True),
     optim=OptimConfig(lr=1e-3, schedule="constant"),
     trainer=TRAINER,
     logging=LoggingConfig(loggers=("csv",)),

@@ -19,13 +19,10 @@ WORDS = (
 
 # settings that suit a model of random weights: short, and its loss may look untrained
 QUICK = {
-    "allow_untrained": True,
-    "templates": "plain",
+    "captions": {"templates": "plain"},
+    "show": {"prompts": ["a photo of {}"], "samples_per_prompt": 1, "steps": 2},
+    "stop": {"monitor_every": 2, "allow_untrained": True},
     "batch_size": 2,
-    "sample_steps": 2,
-    "samples_per_prompt": 1,
-    "prompts": ["a photo of {}"],
-    "monitor_every": 2,
     "optim": {"lr": 0.01, "schedule": "constant"},
     "trainer": {
         "max_steps": 3,

@@ -225,7 +225,7 @@ def test_progressive_vectors_enter_at_their_steps(tiny_model: LatentDiffusion, c
 def test_per_image_words_are_dropped_after_training(tiny_config: ModelConfig, concept: Concept) -> None:
     text = {**tiny_config.text, "params": {**tiny_config.text["params"], "max_seq_len": 64}}
     model = build(replace(tiny_config, text=text)).freeze()
-    learn_word(model, concept, per_image_tokens=True)
+    learn_word(model, concept, captions=replace(BASE.captions, per_image_tokens=True))
     assert list(model.manager.placeholders) == ["<toy>"]
     assert list(model.text.tokenizer.placeholders) == ["<toy>"]
 
@@ -248,7 +248,7 @@ def test_nothing_is_measured_in_larger_batches_than_a_step_trains_on(
 
 def test_a_base_model_that_looks_untrained_is_refused(tiny_model: LatentDiffusion, concept: Concept) -> None:
     with pytest.raises(UserError, match="untrained"):
-        learn_word(tiny_model, concept, allow_untrained=False)
+        learn_word(tiny_model, concept, stop=replace(BASE.stop, allow_untrained=False))
 
 
 def test_unknown_init_words_and_prompts_without_the_word_are_refused(
@@ -257,7 +257,7 @@ def test_unknown_init_words_and_prompts_without_the_word_are_refused(
     with pytest.raises(UserError, match="init phrase"):
         learn_word(tiny_model, concept, init="猫")
     with pytest.raises(UserError, match="no placeholder"):
-        check(replace(BASE, prompts=("a photo of a cat",)))
+        check(replace(BASE, show=replace(BASE.show, prompts=("a photo of a cat",))))
 
 
 def test_captions_that_are_cut_before_the_word_are_refused(

@@ -15,6 +15,7 @@ from ldm.inversion.concept import Concept
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.module import TextualInversion
 from ldm.inversion.run import learn
+from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.io.checkpoints import fingerprint, save_checkpoint
 from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig
@@ -26,11 +27,9 @@ BASE = InversionConfig(
     images=Path(),
     placeholder="<toy>",
     init="cat",
-    templates="plain",
-    prompts=("a photo of {}",),
-    samples_per_prompt=1,
-    sample_steps=1,
-    allow_untrained=True,
+    captions=CaptionsConfig(templates="plain"),
+    show=ShowConfig(prompts=("a photo of {}",), samples_per_prompt=1, steps=1),
+    stop=StopConfig(allow_untrained=True),
     scale_lr=False,
     model_lr=1e-4,
     optim=OptimConfig(lr=1e-2, schedule="constant"),

@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig, check
 from ldm.inversion.placeholders import add_words
 from ldm.inversion.run import learn, run_inversion
+from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.io.checkpoints import save_checkpoint
 from ldm.io.embeddings import load_embeddings
 from ldm.io.runs import create_run
@@ -27,12 +28,9 @@ BASE = InversionConfig(
     init="cat",
     more_words={"<b>": "tree"},
     subject="<a> on <b>",
-    templates="plain",
-    prompts=("a photo of {}",),
-    samples_per_prompt=1,
-    sample_steps=2,
-    monitor_every=2,
-    allow_untrained=True,
+    captions=CaptionsConfig(templates="plain"),
+    show=ShowConfig(prompts=("a photo of {}",), samples_per_prompt=1, steps=2),
+    stop=StopConfig(monitor_every=2, allow_untrained=True),
     optim=OptimConfig(lr=1e-3, schedule="constant"),
     trainer=TrainerConfig(max_steps=3, accelerator="cpu", checkpoint_every=2, image_every=0),
     logging=LoggingConfig(loggers=("csv",)),

@@ -135,7 +135,10 @@ def test_checkpointing_learns_the_same_vector_bit_for_bit_with_less_kept(
     tiny_model: LatentDiffusion, concept: Concept
 ) -> None:
     plain = learn_word(tiny_model, concept, trainer=FIVE)
-    assert torch.equal(learn_word(tiny_model, concept, trainer=FIVE, checkpointing=True), plain)
+    assert torch.equal(
+        learn_word(tiny_model, concept, trainer=FIVE, compute=replace(BASE.compute, checkpointing=True)),
+        plain,
+    )
     assert not tiny_model.unet.middle_block[0].use_checkpoint
 
     def kept() -> int:
@@ -161,7 +164,7 @@ def test_a_compiled_run_learns_the_same_vector_within_rounding(
     plain = learn_word(tiny_model, concept, trainer=FIVE)
     # traced and differentiated as by the real one, but not handed to a C++ compiler for a minute
     monkeypatch.setattr(torch, "compile", partial(_quick, torch.compile))
-    found = learn_word(tiny_model, concept, trainer=FIVE, compiled=True)
+    found = learn_word(tiny_model, concept, trainer=FIVE, compute=replace(BASE.compute, compiled=True))
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-6)
 
 
@@ -187,7 +190,7 @@ def test_only_what_asks_for_gradients_is_compiled_and_the_network_is_given_back(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
 def test_cuda_graphs_without_a_gpu_are_refused(tiny_model: LatentDiffusion, concept: Concept) -> None:
     with pytest.raises(UserError, match="cuda_graphs"):
-        learn_word(tiny_model, concept, trainer=FIVE, cuda_graphs=True)
+        learn_word(tiny_model, concept, trainer=FIVE, compute=replace(BASE.compute, cuda_graphs=True))
 
 
 @pytest.mark.parametrize(("name", "fused"), [("auto", True), ("plain", False)])

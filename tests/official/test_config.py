@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_what_the_files_say_about_the_model() -> None:
 def test_what_the_files_say_about_the_training() -> None:
     config = inversion_config(files.sd1_inversion(style=True))
     assert (config.optim.lr, config.batch_size, config.trainer.max_steps) == (0.005, 2, 6100)
-    assert (config.templates, config.init, config.placeholder) == ("style", "sculpture", "*")
+    assert (config.captions.templates, config.init, config.placeholder) == ("style", "sculpture", "*")
     assert config.trainer.checkpoint_every == config.trainer.image_every == 500
     assert config.scale_lr and config.model_lr == 0 and config.formats == ("safetensors", "pt")
     tuned = inversion_config(files.sd1_inversion(unfrozen=True))
@@ -138,19 +139,19 @@ TRAIN = "data.params.train.params"
         (f"{PERSONAL}.initializer_words", [], "init", None),
         (f"{PERSONAL}.embedding_manager_ckpt", "w.pt", "init_embedding", Path("w.pt")),
         (f"{TRAIN}.data_root", "photos", "images", Path("photos")),
-        (f"{TRAIN}.flip_p", 0.25, "flip_p", 0.25),
-        (f"{TRAIN}.center_crop", True, "fit", "crop"),
-        (f"{TRAIN}.mixing_prob", 0.5, "mixing_prob", 0.5),
-        (f"{TRAIN}.interpolation", "linear", "interpolation", "bilinear"),
-        (f"{TRAIN}.interpolation", "lanczos", "interpolation", "lanczos"),
-        (f"{TRAIN}.coarse_class_text", "cat", "coarse_class", "cat"),
+        (f"{TRAIN}.flip_p", 0.25, "pictures.flip_p", 0.25),
+        (f"{TRAIN}.center_crop", True, "pictures.fit", "crop"),
+        (f"{TRAIN}.mixing_prob", 0.5, "captions.mixing_prob", 0.5),
+        (f"{TRAIN}.interpolation", "linear", "pictures.interpolation", "bilinear"),
+        (f"{TRAIN}.interpolation", "lanczos", "pictures.interpolation", "lanczos"),
+        (f"{TRAIN}.coarse_class_text", "cat", "captions.coarse_class", "cat"),
         ("model.params.embedding_reg_weight", 0.01, "regularization", 0.01),
         ("compat", "official", "compat", "official"),
     ],
 )
 def test_a_parameter_becomes_the_setting_of_that_meaning(place: str, value: Any, key: str, ours: Any) -> None:
     values = legacy.settings(changed(place, value))
-    assert getattr(resolve(InversionConfig, {"images": "p", **values}), key) == ours
+    assert attrgetter(key)(resolve(InversionConfig, {"images": "p", **values})) == ours
 
 
 def test_trainer_parameters_and_our_own_keys_beside_them() -> None:
@@ -201,7 +202,7 @@ def test_per_image_tokens_are_asked_for_in_both_places() -> None:
     with pytest.raises(UserError, match="set both alike"):
         legacy.settings(values)
     values["model"]["params"]["personalization_config"]["params"]["per_image_tokens"] = True
-    assert legacy.settings(values)["per_image_tokens"] is True
+    assert legacy.settings(values)["captions"]["per_image_tokens"] is True
 
 
 @pytest.mark.parametrize(

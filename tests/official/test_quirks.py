@@ -16,6 +16,7 @@ from ldm.errors import UserError
 from ldm.inversion.concept import Concept, concept_of
 from ldm.inversion.config import InversionConfig, as_official
 from ldm.inversion.run import learn, run_inversion
+from ldm.inversion.sections import CaptionsConfig, ComputeConfig, PicturesConfig, StopConfig
 from ldm.io.checkpoints import collect
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.runs import create_run
@@ -31,8 +32,8 @@ BASE = InversionConfig(
     images=Path(),
     placeholder="<toy>",
     init="cat",
-    templates="plain",
-    allow_untrained=True,
+    captions=CaptionsConfig(templates="plain"),
+    stop=StopConfig(allow_untrained=True),
     trainer=TrainerConfig(max_steps=1, accelerator="cpu"),
 )
 
@@ -176,8 +177,8 @@ def test_the_count_of_encoder_calls_is_not_saved_with_the_vectors_alone(
                          (CompatConfig(encoder_calls=True, vectors_only=True), False)):  # fmt: skip
         second = []
         for resume, steps in ((False, 7), (True, 9 if moves else 2)):
-            config = replace(BASE, num_vectors=2, progressive=(8,), compat=quirk, samples_per_prompt=0,
-                             logging=LoggingConfig(loggers=()),
+            config = replace(BASE, num_vectors=2, progressive=(8,), compat=quirk,
+                             show=replace(BASE.show, samples_per_prompt=0), logging=LoggingConfig(loggers=()),
                              trainer=replace(BASE.trainer, max_steps=steps, image_every=0))  # fmt: skip
             run = create_run(tmp_path / str(moves), resume=resume)
             learn(tiny_model, concept, config, run=run, resume=resume, progress=False)
@@ -215,7 +216,8 @@ def test_squash(tmp_path: Path) -> None:
     assert (cropped == 1).all()  # the middle third
     for columns, value in ((slice(0, 4), -1), (slice(7, 9), 1), (slice(12, 16), -1)):
         assert (squashed[:, :, columns] == value).all()
-    assert replace(BASE, compat="official", fit="crop").framing().fit == "crop"  # center_crop
+    center_crop = replace(BASE, compat="official", pictures=PicturesConfig(fit="crop"))
+    assert center_crop.framing().fit == "crop"
 
 
 def test_ignore_orientation(tmp_path: Path) -> None:
@@ -320,7 +322,10 @@ def test_ignore_checkpointing(tiny_config: ModelConfig, concept: Concept) -> Non
     for config, passes in (
         (BASE, 2),
         (replace(BASE, compat=quirk), 1),
-        (replace(BASE, compat=quirk, checkpointing=True), 2),  # our own key is no quirk
+        (
+            replace(BASE, compat=quirk, compute=ComputeConfig(checkpointing=True)),
+            2,
+        ),  # our own key is no quirk
     ):
         calls.clear()
         learn(model, concept, config, progress=False)
@@ -333,8 +338,7 @@ def test_vectors_only(tiny_model: LatentDiffusion, concept: Concept, tmp_path: P
             BASE,
             compat=quirk,
             trainer=replace(BASE.trainer, max_steps=n, image_every=0),
-            samples_per_prompt=0,
-            prompts=(),
+            show=replace(BASE.show, samples_per_prompt=0, prompts=()),
             logging=LoggingConfig(loggers=()),
         )
         run = create_run(tmp_path / name, resume=resume)
@@ -382,8 +386,8 @@ def test_loose_weights(
         images=tmp_path / "photos",
         model=to_plain(tiny_config),
         checkpoint=str(tmp_path / "m.ckpt"),
-        allow_untrained=False,
-        samples_per_prompt=0,
+        stop=replace(BASE.stop, allow_untrained=False),
+        show=replace(BASE.show, samples_per_prompt=0),
         logging=LoggingConfig(loggers=()),
     )
     config = replace(config, model={"model": config.model}, trainer=replace(BASE.trainer, image_every=0))

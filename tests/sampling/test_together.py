@@ -17,6 +17,7 @@ from ldm.inversion.many.jobs import Job
 from ldm.inversion.many.pack import learn_many
 from ldm.inversion.report import at_the_end, on_the_way
 from ldm.inversion.run import learn
+from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.inversion.task import read_pictures
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
@@ -34,14 +35,10 @@ BASE = InversionConfig(
     images=Path(),
     placeholder="",
     init="cat",
-    templates="plain",
-    prompts=("a photo of {}", "{} on snow"),
-    samples_per_prompt=2,
-    sample_steps=3,
-    sample_scale=2.0,
+    captions=CaptionsConfig(templates="plain"),
+    show=ShowConfig(prompts=("a photo of {}", "{} on snow"), samples_per_prompt=2, steps=3, scale=2.0),
     batch_size=2,
-    monitor_every=4,
-    allow_untrained=True,
+    stop=StopConfig(monitor_every=4, allow_untrained=True),
     optim=OptimConfig(lr=1e-3, schedule="constant"),
     trainer=TrainerConfig(max_steps=4, accelerator="cpu", checkpoint_every=4, image_every=2),
     logging=LoggingConfig(loggers=()),
@@ -76,7 +73,13 @@ def jobs(tmp_path: Path) -> list[Job]:
         rng = torch.Generator().manual_seed(i)
         pixels = torch.randint(256, (16, 16, 3), generator=rng, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / "0.png")
-        config = replace(BASE, images=folder, placeholder=f"<{name}>", seed=i, sample_scale=2.0 + (i == 2))
+        config = replace(
+            BASE,
+            images=folder,
+            placeholder=f"<{name}>",
+            seed=i,
+            show=replace(BASE.show, scale=2.0 + (i == 2)),
+        )
         made.append(Job(name, config))
     return made
 
@@ -156,7 +159,7 @@ def test_out_of_memory_is_met_by_fewer_pictures_at_a_time(
 
 
 def test_what_is_drawn_follows_the_settings(model: LatentDiffusion) -> None:
-    config = replace(BASE, placeholder="<x>", sample_steps=50)
+    config = replace(BASE, placeholder="<x>", show=replace(BASE.show, steps=50))
     way, end = on_the_way(model, config), at_the_end(model, config)
     assert way.prompts == ("a photo of <x>", "<x> on snow") and way.manner == ("dpm++", 20, 2.0)
     assert end.prompts == tuple(prompt for prompt in way.prompts for _ in range(2))

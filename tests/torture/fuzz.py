@@ -161,7 +161,7 @@ def recipes(folder: Path) -> Iterator[Target]:
 def configs(folder: Path, world: harness.World) -> Iterator[Target]:
     official = Path(__file__).parents[2] / "configs"
     values = {"images": "x", "placeholder": "<a>", "optim": {"lr": 1e-3}, "trainer": {"max_steps": 3},
-              "prompts": ["a {}"], "more_words": {"<b>": None}, "timesteps": {}}  # fmt: skip
+              "show": {"prompts": ["a {}"]}, "more_words": {"<b>": None}, "timesteps": {}}  # fmt: skip
     (folder / "inversion.yaml").write_text(dump_yaml(values))
     yield Target("YAML", folder / "inversion.yaml",
                  lambda path: check(resolve(InversionConfig, load_yaml([path]))))  # fmt: skip

@@ -24,6 +24,7 @@ from pytorch_lightning.callbacks import Callback  # noqa: E402
 
 import ldm.inversion.many.pack as packs  # noqa: E402
 import ldm.inversion.run as runs  # noqa: E402
+from ldm.config import merge  # noqa: E402
 from ldm.inversion.config import settle  # noqa: E402
 from ldm.inversion.many.jobs import Job  # noqa: E402
 
@@ -72,8 +73,8 @@ def _settings(world: harness.World, steps: int) -> dict[str, Any]:
         "image_every": max(1, steps // 20), "log_every": 10,
     }  # fmt: skip
     own = {**tiny.QUICK, "trainer": trainer, "logging": {"loggers": ["csv", "tensorboard"]}}
-    own |= {"images": str(world.pictures), "model": str(world.model), "monitor_every": max(1, steps // 100)}
-    return {**own, "templates": "plain", "batch_size": 1}
+    own |= {"images": str(world.pictures), "model": str(world.model), "batch_size": 1}
+    return merge(own, {"stop": {"monitor_every": max(1, steps // 100)}})
 
 
 def alone(world: harness.World, out: Path, steps: int) -> Watch:

@@ -14,7 +14,8 @@ from ldm.training.quiet import quiet
 pytestmark = pytest.mark.slow
 
 QUICK = {
-    "steps": 1, "allow_untrained": True, "templates": "plain", "batch_size": 1, "samples_per_prompt": 0,
+    "steps": 1, "stop": {"allow_untrained": True}, "templates": "plain", "batch_size": 1,
+    "show": {"samples_per_prompt": 0},
     "accelerator": "cpu",
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from ldm.cli.main import main
 from ldm.errors import UserError
 from ldm.inversion.concept import Concept
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.sections import StopConfig
 from ldm.inversion.task import prepare
 from ldm.io.embeddings import Embedding, save_embeddings
 
@@ -39,7 +40,13 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-QUICK = {"prompts": (), "allow_untrained": True, "progress": False, "steps": 1, "templates": "plain"}
+QUICK = {
+    "show": {"prompts": ()},
+    "stop": {"allow_untrained": True},
+    "progress": False,
+    "steps": 1,
+    "templates": "plain",
+}
 
 
 def test_a_word_that_no_prompt_holds_is_refused(tiny_model: LatentDiffusion, tmp_path: Path) -> None:
@@ -69,7 +76,9 @@ def test_training_says_in_one_line_what_is_cut(
 def test_a_word_that_another_pushes_out_of_a_caption_is_named(
     tiny_model: LatentDiffusion, warnings: Callable[[], list[str]]
 ) -> None:
-    config = InversionConfig(Path(), "<a>", more_words={"<b>": None}, num_vectors=7, allow_untrained=True)
+    config = InversionConfig(
+        Path(), "<a>", more_words={"<b>": None}, num_vectors=7, stop=StopConfig(allow_untrained=True)
+    )
     concept = Concept(torch.zeros(1, 3, 16, 16), (), ())
     prepare(tiny_model, concept, config, captions=[("a photo <b> and <a>", "<a>")])
     (line,) = warnings()

@@ -23,7 +23,7 @@ SHARED = (
     "model",
     "checkpoint",
     "clip_skip",
-    "checkpointing",
+    "compute.checkpointing",
     "trainer.precision",
     "trainer.accelerator",
     "trainer.attention",
@@ -99,10 +99,10 @@ def check_together(jobs: Sequence[Job], *, same_words: bool = False) -> None:
                 f"{job.name}: model_lr trains the model that a pack shares; set it to 0, or "
                 "learn this concept by a command of its own"
             )
-        if job.config.compiled or job.config.cuda_graphs:
+        if job.config.compute.compiled or job.config.compute.cuda_graphs:
             raise UserError(
                 f"{job.name}: a pack changes its size and would be compiled anew each time; set "
-                "compiled and cuda_graphs to false, or learn it by a command of its own"
+                "compute.compiled and compute.cuda_graphs to false, or learn it by a command of its own"
             )
         if trainer.processes != 1:
             raise UserError(f"{job.name}: a pack trains on one device, not on {trainer.processes}")

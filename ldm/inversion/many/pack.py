@@ -117,7 +117,7 @@ def learn_many(
             form = trained_form(
                 model,
                 trainer.compute_precision,
-                checkpointing=jobs[0].config.checkpointing,
+                checkpointing=jobs[0].config.compute.checkpointing,
                 ignore_checkpointing=switches(jobs[0].config.compat).ignore_checkpointing,
             )
             with attention_kernel(trainer.attention), form:

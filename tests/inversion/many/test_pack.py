@@ -18,7 +18,7 @@ from torch import nn
 
 from ldm.backbone.loading import load
 from ldm.backbone.model import LatentDiffusion, ModelConfig, build
-from ldm.config import resolve
+from ldm.config import merge, resolve
 from ldm.device import out_of_memory
 from ldm.errors import UserError
 from ldm.inversion.callbacks import FixedBatchMonitor, converged
@@ -27,6 +27,7 @@ from ldm.inversion.many.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.inversion.many.learner import Learner, joint_gradients
 from ldm.inversion.many.pack import learn_many
 from ldm.inversion.run import learn
+from ldm.inversion.sections import CaptionsConfig, ComputeConfig, ShowConfig, StopConfig
 from ldm.inversion.task import prepare, read_pictures
 from ldm.io.embeddings import Embedding, load_embedding, load_embeddings
 from ldm.io.runs import create_run
@@ -44,12 +45,10 @@ BASE = InversionConfig(
     images=Path(),
     placeholder="",
     init="cat",
-    templates="plain",
-    prompts=("a photo of {}",),
-    samples_per_prompt=0,
+    captions=CaptionsConfig(templates="plain"),
+    show=ShowConfig(prompts=("a photo of {}",), samples_per_prompt=0),
     batch_size=2,
-    monitor_every=4,
-    allow_untrained=True,
+    stop=StopConfig(monitor_every=4, allow_untrained=True),
     optim=OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=2),
     trainer=TrainerConfig(max_steps=6, accelerator="cpu", checkpoint_every=4, image_every=0),
     logging=LoggingConfig(loggers=()),
@@ -95,7 +94,7 @@ def jobs(pictures: Callable[[str], Path]) -> list[Job]:
     few = replace(
         BASE, placeholder="<b>", images=pictures("b"), init="a red dog", trainer=steps(4),
         batch_size=3, seed=5, optim=OptimConfig(lr=3e-3, schedule="constant", clip_norm=0.01),
-        regularization=0.1, flip_p=0.0,
+        regularization=0.1, pictures=replace(BASE.pictures, flip_p=0.0),
     )  # fmt: skip
     # its word is in the others' templates
     plain = replace(
@@ -153,8 +152,9 @@ def test_a_pack_learns_what_separate_runs_learn(
 
 def test_the_emoji_model_learns_in_a_pack_what_it_learns_alone(tmp_path: Path) -> None:
     model = load("emoji")
-    values = {**model.inversion_defaults, "batch_size": 4, "monitor_every": 100, "samples_per_prompt": 0}
-    settings = resolve(InversionConfig, {**values, "images": "", "placeholder": ""})
+    own = {"images": "", "placeholder": "", "batch_size": 4}
+    own |= {"stop": {"monitor_every": 100}, "show": {"samples_per_prompt": 0}}
+    settings = resolve(InversionConfig, merge(model.inversion_defaults, own))
     trainer = replace(settings.trainer, image_every=0, accelerator="cpu")
     jobs = [
         Job(name, replace(
@@ -185,7 +185,9 @@ def test_a_run_folder_is_that_of_a_run_of_its_own(
     model: LatentDiffusion, jobs: list[Job], tmp_path: Path
 ) -> None:
     config = replace(
-        jobs[0].config, samples_per_prompt=1, sample_steps=2, trainer=replace(steps(6), image_every=5)
+        jobs[0].config,
+        show=replace(jobs[0].config.show, samples_per_prompt=1, steps=2),
+        trainer=replace(steps(6), image_every=5),
     )
     learn_many(model, [Job("run", config)], tmp_path / "packed", progress=False)
     alone(model, config, tmp_path / "alone")
@@ -215,7 +217,7 @@ def test_failed_concepts_are_named_and_stop_no_other(
         Job("wild", replace(BASE, images=pictures("wild"), placeholder="<wild>",
                             optim=OptimConfig(lr=1e38, schedule="constant"))),
         Job("untrained", replace(BASE, images=pictures("untrained"), placeholder="<untrained>",
-                                 allow_untrained=False)),
+                                 stop=replace(BASE.stop, allow_untrained=False))),
     ]  # fmt: skip
     results = learn_many(model, [*bad, *jobs], tmp_path / "runs", pack=2, progress=False)
     assert [r.status for r in results] == ["failed"] * 3 + ["learned"] * 3
@@ -228,7 +230,11 @@ def test_failed_concepts_are_named_and_stop_no_other(
 def test_a_concept_that_has_converged_leaves_as_it_would_alone(
     model: LatentDiffusion, jobs: list[Job], tmp_path: Path
 ) -> None:
-    first = replace(jobs[0].config, patience=1, min_improvement=0.5, monitor_every=3, trainer=steps(30))
+    first = replace(
+        jobs[0].config,
+        stop=replace(jobs[0].config.stop, patience=1, min_improvement=0.5, monitor_every=3),
+        trainer=steps(30),
+    )
     stops = Job("stops", first)
     results = learn_many(model, [stops, jobs[1]], tmp_path / "runs", pack=2, progress=False)
     assert results[0].steps == 3 and results[1].steps == 4
@@ -494,7 +500,7 @@ def test_jobs_travel_between_processes(jobs: list[Job]) -> None:
         ({"placeholder": "<a>"}, "word '<a>'"),
         ({"model": "other"}, "one model"),
         ({"model_lr": 1e-5}, "model_lr"),
-        ({"compiled": True}, "compiled anew"),
+        ({"compute": ComputeConfig(compiled=True)}, "compiled anew"),
         ({"trainer": replace(BASE.trainer, precision="bf16-mixed")}, "one trainer.precision"),
         ({"trainer": replace(BASE.trainer, devices=2)}, "one device"),
     ],

@@ -15,6 +15,7 @@ from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import Job, check_together, write_summary
 from ldm.inversion.many.pack import learn_many
 from ldm.inversion.run import learn
+from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.inversion.task import read_pictures
 from ldm.io.embeddings import load_embeddings
 from ldm.official.quirks import FIXED, CompatConfig
@@ -42,10 +43,9 @@ def config(tmp_path: Path) -> InversionConfig:
         images=tmp_path / "photos",
         placeholder="<a>",
         init="cat",
-        templates="plain",
-        samples_per_prompt=0,
-        monitor_every=4,
-        allow_untrained=True,
+        captions=CaptionsConfig(templates="plain"),
+        show=ShowConfig(samples_per_prompt=0),
+        stop=StopConfig(monitor_every=4, allow_untrained=True),
         optim=OptimConfig(lr=1e-3, schedule="constant"),
         trainer=TrainerConfig(max_steps=3, accelerator="cpu", image_every=0),
         logging=LoggingConfig(loggers=()),

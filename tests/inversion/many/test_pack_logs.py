@@ -16,6 +16,7 @@ from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import Job
 from ldm.inversion.many.pack import learn_many
 from ldm.inversion.run import learn
+from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.inversion.task import read_pictures
 from ldm.io.runs import create_run
 from ldm.training.fit import LoggingConfig, TrainerConfig, make_loggers
@@ -45,8 +46,9 @@ def jobs(tmp_path: Path) -> list[Job]:
         pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / name / "0.png")
         config = InversionConfig(
-            tmp_path / name, f"<{name}>", init="cat", templates="plain", prompts=("a {}",), sample_steps=1,
-            samples_per_prompt=1, batch_size=2, monitor_every=2, allow_untrained=True, trainer=TRAINER,
+            tmp_path / name, f"<{name}>", init="cat", captions=CaptionsConfig(templates="plain"),
+            show=ShowConfig(prompts=("a {}",), steps=1, samples_per_prompt=1), batch_size=2,
+            stop=StopConfig(monitor_every=2, allow_untrained=True), trainer=TRAINER,
             optim=OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=2),
             logging=LoggingConfig(loggers=("csv", "tensorboard")),
         )  # fmt: skip

@@ -1,0 +1,122 @@
+"""The sections of an inversion's settings: captions, pictures, show, stop, compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ldm.inversion.templates import SETS, read_templates, templates
+from ldm.ranges import Count, Positive, Range, Share
+from ldm.sampling.sample import Sampling
+
+DEFAULT_PROMPTS = (
+    "a photo of {}",
+    "a photo of {} on a red background",
+    "a photo of {} on a blue background",
+    "a photo of two {} on the beach",
+)
+
+
+@dataclass(frozen=True)
+class CaptionsConfig:
+    """``captions:``, the sentences that the word is learned in.
+
+    Attributes:
+        templates: Caption templates: ``object``, ``style``, ``photo``, ``plain`` or another set by name, a
+            list of sentences with ``{}`` for the word, or a text file with one sentence a line. The run keeps
+            the sentences of the file, which may change before it is resumed.
+        coarse_class: A word that templates put before the placeholder ("a photo of a cat S*").
+        files: Whether to use the caption files ``name.txt`` beside the pictures. ``null`` uses them if
+            there are any.
+        per_image_tokens: Learn one more word for each picture ("a photo of S* with S_i"), which takes up
+            what is special about that picture and is dropped at the end.
+        mixing_prob: With ``per_image_tokens``, the share of the captions that contain the picture's own word.
+    """
+
+    templates: str | tuple[str, ...] = "object"
+    coarse_class: str | None = None
+    files: bool | None = None
+    per_image_tokens: bool = False
+    mixing_prob: Share = 0.25
+
+    def __post_init__(self) -> None:
+        own = self.templates
+        if not isinstance(own, str):
+            templates(own)
+        elif own not in SETS:
+            object.__setattr__(self, "templates", read_templates(own))
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """``pictures:``, how the user's pictures are made into what the model is shown.
+
+    Attributes:
+        fit: How a picture becomes a square: ``crop`` keeps the middle, ``pad`` adds ``background``,
+            ``squash`` ignores the aspect. ``null`` is ``crop``.
+        background: Colour of padding and of what lies behind transparent parts.
+        interpolation: Filter with which pictures are scaled.
+        flip_p: Probability that a picture is mirrored.
+    """
+
+    fit: Literal["crop", "pad", "squash"] | None = None
+    background: str = "white"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    flip_p: Share = 0.5
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """``show:``, the pictures that a run draws with the word, for people to look at.
+
+    Attributes:
+        prompts: Prompts to draw while the word is learned and at the end; ``{}`` is the subject.
+        samples_per_prompt: Pictures of each prompt at the end; 0 draws none.
+        steps: Steps of the sampler.
+        scale: Guidance scale; 1 is none.
+        sampler: Sampler at the end: ``ddim``, ``plms`` or ``dpm++``.
+    """
+
+    prompts: tuple[str, ...] = DEFAULT_PROMPTS
+    samples_per_prompt: Annotated[int, Range(0, 10_000)] = 4
+    steps: Positive = Sampling.steps
+    scale: float = Sampling.scale
+    sampler: str = Sampling.sampler
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """``stop:``, how a run is watched, and when it ends before its last step.
+
+    The loss is measured on a fixed batch: the same pictures, captions, noise and timesteps each time.
+
+    Attributes:
+        monitor_every: Optimiser steps between two measurements.
+        patience: Stop once this many measurements in a row have not lowered the lowest loss before them by
+            ``min_improvement``. 0 never stops early.
+        min_improvement: The improvement that ``patience`` counts, as a share of the lowest loss so far: 0.01
+            is one per cent.
+        allow_untrained: Accept a base model whose loss at the start is that of an untrained network.
+    """
+
+    monitor_every: Positive = 25
+    patience: Count = 0
+    min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.0
+    allow_untrained: bool = False
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """``compute:``, time against memory; the word that is learned is the same.
+
+    Attributes:
+        checkpointing: Recompute the UNet's activations in the backward pass: much less memory, about a third
+            more time.
+        compiled: Train through ``torch.compile``, which pays after minutes; on a CPU it needs a C++
+            compiler.
+        cuda_graphs: With ``compiled``, record the step as CUDA graphs and replay them.
+    """
+
+    checkpointing: bool = False
+    compiled: bool = False
+    cuda_graphs: bool = False
