@@ -171,6 +171,41 @@ def test_arrows_that_point_down_are_let_through(path: str, source: str) -> None:
     assert wrong_arrows(Path(path), source) == []
 
 
+# ------------------------------------------------------------------ a command line is read
+def written_into_args(source: str) -> list[str]:
+    """What a file of the command line writes into the parsed options, as if they were a letter box."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr":
+            targets = [ast.Attribute(node.args[0], "...")]
+        for target in targets:
+            for one in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if isinstance(one, ast.Attribute) and ast.unparse(one.value) == "args":
+                    found.append(ast.unparse(one))
+    return found
+
+
+@pytest.mark.parametrize(
+    "source", ["args.n = 1", "args.a, args.n = 1, 2", "setattr(args, 'n', 1)", "args.n += 1"]
+)
+def test_an_option_that_is_written_is_caught(source: str) -> None:
+    assert written_into_args(source)
+    assert not written_into_args("n = args.n\nother.n = 1")
+
+
+def test_parsed_options_are_only_read() -> None:
+    """Values go by name; how an interrupted command goes on is said by ``ldm.cli.common.resume_by``."""
+    parsing = {"main.py", "official.py"}  # there the options come to be
+    wrong = [
+        f"{path} writes {name}"
+        for path in files()
+        if room_of(path) == "cli" and path.name not in parsing
+        for name in written_into_args((ROOT / path).read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 # ------------------------------------------------------------------ starting at once
 def quickest(*command: str) -> tuple[float, str]:
     """Seconds of the quickest of up to three runs (others share this machine), and its output."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ldm.cli import common
 from ldm.errors import UserError
@@ -107,11 +107,11 @@ def kept_list(given: Path | None, out: Path | None, resume: bool) -> Path | None
     return given
 
 
-def pack_size(text: str) -> int | str:
+def pack_size(text: str) -> int | Literal["auto"]:
     """Of ``--pack``: a number, or "auto"."""
     if text != "auto" and int(text) < 1:
         raise ValueError
-    return text if text == "auto" else int(text)
+    return "auto" if text == "auto" else int(text)
 
 
 def part(text: str) -> slice:

@@ -23,6 +23,7 @@ EXAMPLE = """\
   ldm evaluate curve runs/my-run    # which of the saved steps is the best one?
 """
 WHAT = ("embedding", "base", "inversion", "curve")
+USUAL_SCORER = "emoji-clip"
 #: pictures of each prompt, of the whole, of each concept
 USUAL_N = {"embedding": 16, "base": 200, "inversion": 16, "curve": 4}
 
@@ -87,27 +88,27 @@ def run(args: argparse.Namespace) -> None:
         for option in ("embedding", "images"):
             if getattr(args, option) is None:
                 raise UserError(f"--{option} is missing; see the example of ldm evaluate --help")
-    args.scorer = args.scorer or ["emoji-clip"]
-    if args.what != "embedding" and len(args.scorer) > 1:
+    if args.what != "embedding" and args.scorer and len(args.scorer) > 1:
         raise UserError(f"ldm evaluate {args.what} takes one --scorer")
-    if args.n is None:
-        args.n = USUAL_N[args.what]
-    for option in ("n", "among", "concepts", "pictures"):
-        if getattr(args, option) < 1:
-            raise UserError(f"--{option} is {getattr(args, option)}; give at least 1")
+    n = USUAL_N[args.what] if args.n is None else args.n
+    for option, value in (
+        ("n", n), ("among", args.among), ("concepts", args.concepts), ("pictures", args.pictures)
+    ):  # fmt: skip
+        if value < 1:
+            raise UserError(f"--{option} is {value}; give at least 1")
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; give at least 0")
     common.resume_by(lambda: "run the same command again; finished concepts are kept")
     if (args.folder is None) == (args.what == "curve"):
         raise UserError("a RUN belongs to ldm evaluate curve, and to nothing else: ldm evaluate curve RUN")
     if args.what == "curve":
-        _curve(args)
+        _curve(args, n)
         return
     model = load(args.model, args.checkpoint, common.torch_device(args.device))
-    {"embedding": _embedding, "base": _base, "inversion": _inversion}[args.what](args, model)
+    {"embedding": _embedding, "base": _base, "inversion": _inversion}[args.what](args, model, n)
 
 
-def _curve(args: argparse.Namespace) -> None:
+def _curve(args: argparse.Namespace, n: int) -> None:
     from ldm.evaluation.curve import Prompts, rows
     from ldm.experiments.curve import score_run
 
@@ -118,7 +119,7 @@ def _curve(args: argparse.Namespace) -> None:
         curve = score_run(
             args.folder,
             scorer,
-            prompts=Prompts(n=args.n, seed=args.seed),
+            prompts=Prompts(n=n, seed=args.seed),
             sampling=how,
             images=args.images,
             device=common.torch_device(args.device),
@@ -145,7 +146,10 @@ def _scorers(args: argparse.Namespace) -> list[Any]:
     from ldm.evaluation.scorers import load_scorer
 
     device = common.torch_device(args.device)
-    return [load_scorer(name, device, allow_download=args.allow_download) for name in args.scorer]
+    return [
+        load_scorer(name, device, allow_download=args.allow_download)
+        for name in args.scorer or [USUAL_SCORER]
+    ]
 
 
 def _sampling(args: argparse.Namespace, model: LatentDiffusion) -> Sampling:
@@ -169,7 +173,7 @@ def _holdout(path: Path) -> frozenset[str]:
     return load_holdout(path)
 
 
-def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
+def _embedding(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None:
     from ldm.api import evaluate
     from ldm.io.embeddings import load_embedding
     from ldm.io.tables import write_csv
@@ -178,7 +182,7 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
     word = load_embedding(args.embedding)
     check_fits(model, word, force=False)
     sampling = _sampling(args, model)
-    settings = {"scorers": _scorers(args), "n": args.n, "seed": args.seed, "sampling": sampling}
+    settings = {"scorers": _scorers(args), "n": n, "seed": args.seed, "sampling": sampling}
     if args.out is None:
         _print(word.placeholder, _shown(evaluate(model, word, args.images, **settings)))
         return
@@ -189,7 +193,7 @@ def _embedding(args: argparse.Namespace, model: LatentDiffusion) -> None:
     _say_where(args.out, "samples.png")
 
 
-def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
+def _base(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None:
     from ldm.emoji.prompts_obeyed import evaluate_base
     from ldm.io.tables import write_csv
 
@@ -201,18 +205,18 @@ def _base(args: argparse.Namespace, model: LatentDiffusion) -> None:
             model,
             judge,
             holdout=holdout,
-            n=args.n,
+            n=n,
             among=args.among,
             seed=args.seed,
             sampling=sampling,
             out=out,
         )
         write_csv(result.rows, out / "table.csv")
-    _print(f"{args.n} prompts", result.summary())
+    _print(f"{n} prompts", result.summary())
     _say_where(out, "samples.png")
 
 
-def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
+def _inversion(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None:
     from ldm.config import load_yaml, merge
     from ldm.emoji.heldout import evaluate_inversion
     from ldm.emoji.sprites import EmojiSprites
@@ -237,7 +241,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion) -> None:
             out,
             concepts=args.concepts,
             pictures=args.pictures,
-            samples=args.n,
+            samples=n,
             seed=args.seed,
             sampling=sampling,
             invert_settings=settings,

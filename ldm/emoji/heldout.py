@@ -253,7 +253,7 @@ def _judge(
 ) -> tuple[HeldOutResult, Image.Image]:
     training = [task.training(sprites, task.seed) for task in tasks]
     references = [clip.image_features(images) for images in training]
-    rows, sheet = [], []
+    rows, sheet = list[Row](), []
     total = {name: Share(0, 0) for name in ("neutral", "coloured", "background", "ceiling")}
     for i, task in enumerate(tasks):
         samples = _samples(out / "concepts" / task.concept.hex)
@@ -268,7 +268,7 @@ def _judge(
         }
         total = {name: total[name] + part[name] for name in total}
         clip_i = metrics.similarity(features[: task.samples], references[i]).mean_of_cosines
-        row = (
+        row: tuple[str | float, ...] = (
             task.concept.hex,
             task.concept.label,
             task.style,

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ldm.backbone import loading
 from ldm.config import dump_yaml, load_yaml, to_plain, unknown_key
@@ -173,7 +173,7 @@ def learn_list(
 
 
 def learn_here(
-    jobs: Sequence[Job], out: Path, *, pack: int | str = "auto", resume: bool = False
+    jobs: Sequence[Job], out: Path, *, pack: int | Literal["auto"] = "auto", resume: bool = False
 ) -> list[Result]:
     """Learn jobs of one model in packs, in this process.
 
