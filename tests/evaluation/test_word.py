@@ -14,17 +14,9 @@ from ldm.sampling.sample import Sampling
 QUICK = Sampling(steps=1)
 
 
-@pytest.fixture
-def judge() -> CentreJudge:
-    return CentreJudge(NAMES)
-
-
-@pytest.fixture
-def model(judge: CentreJudge) -> StubModel:
-    return StubModel(judge)
-
-
-def test_a_word_is_measured(model: StubModel, judge: CentreJudge, tmp_path: Path) -> None:
+def test_a_word_is_measured(tmp_path: Path) -> None:
+    judge = CentreJudge(NAMES)
+    model = StubModel(judge)
     vector = code("odd cat")
     training = torch.zeros(3, 3, 64, 64)
     training[:, :, 30:34, 30:34] = vector.view(3, 4, 4)
