@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ldm.cli import common
 from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.report.runs import Run
 
 EXAMPLE = """\
   ldm runs                                    # of the folder runs/
@@ -17,7 +21,7 @@ EXAMPLE = """\
 """
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: common.Subparsers) -> None:
     """Add the subcommand."""
     parser = common.add_parser(
         subparsers,
@@ -51,9 +55,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the table or write the page, once or until interrupted."""
     if args.html is not None and args.html.is_dir():
         raise UserError(f"{args.html} is a folder: give a file, such as {args.html / 'runs.html'}")
-    args.how_to_resume = lambda: (
-        "the page stays as it was written last" if args.html else "nothing was changed"
-    )
+    common.resume_by(lambda: "the page stays as it was written last" if args.html else "nothing was changed")
     while True:
         _once(args.folder, args.html, args.watch or 0)
         if not args.watch:
@@ -71,7 +73,7 @@ def _once(folder: Path, page: Path | None, refresh: int) -> None:
     _print(find_runs(folder), folder)
 
 
-def _print(runs: Any, folder: Path) -> None:
+def _print(runs: Sequence[Run], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
