@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ldm
 from ldm.cli import official
 from ldm.cli.main import build_parser
+from ldm.config import load_yaml
+from ldm.inversion.config import settle
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +88,23 @@ def test_commands_within_sentences_have_options_that_exist(page: Path) -> None:
                 parser = choices[0][word]
         options |= {option for action in parser._actions for option in action.option_strings}
         assert {word for word in words if word.startswith("--")} <= options, text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_settings_that_are_set_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    lines = [words for words in commands(page) if words[:2] == ["ldm", "invert"]]
+    lines += [["ldm", "invert", *words.split()] for words in re.findall(r"`(--set [^`]+)`", text)]
+    for words in lines:
+        given = build_parser().parse_args(words[1:]).set
+        if not any(".strategy=" in item or ".devices=" in item for item in given):  # of other machines
+            settle({"images": "pictures", "placeholder": "<word>"}, load_yaml([], given))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_yaml_is_yaml(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(text), dict)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
