@@ -15,6 +15,7 @@ from ldm.cli import official
 from ldm.cli.main import build_parser
 from ldm.config import load_yaml
 from ldm.inversion.config import settle
+from ldm.shorthand import OLD
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,7 @@ def test_settings_that_are_set_exist(page: Path) -> None:
     lines += [["ldm", "invert", *words.split()] for words in re.findall(r"`(--set [^`]+)`", text)]
     for words in lines:
         given = build_parser().parse_args(words[1:]).set
+        assert not [item for item in given if item.partition("=")[0] in OLD], words
         if not any(".strategy=" in item or ".devices=" in item for item in given):  # of other machines
             settle({"images": "pictures", "placeholder": "<word>"}, load_yaml([], given))
 
