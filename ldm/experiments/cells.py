@@ -29,9 +29,9 @@ from ldm.shorthand import spelled
 
 #: settings that change where things are and what is shown of them, and nothing of what is learned; the model,
 #: the pictures and a given start are in the key by their hashes
-_ELSEWHERE = ("model", "checkpoint", "images", "init_embedding", "logging", "formats")
+_ELSEWHERE = ("model", "checkpoint", "images", "init_embedding", "logging", "formats", "show")
 #: pictures of a run's own report are left out unless an experiment asks for them
-_QUIET = {"samples_per_prompt": 0, "trainer": {"image_every": 0}, "logging": {"loggers": ["csv"]}}
+_QUIET = {"show": {"samples_per_prompt": 0}, "trainer": {"image_every": 0}, "logging": {"loggers": ["csv"]}}
 
 
 def make_plan(config: ExperimentConfig, out: Path, scorers: Mapping[str, Identity]) -> Plan:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ldm.config import resolve
 from ldm.errors import UserError
-from ldm.evaluation.scorers.protocols import HELD_OUT, TRAINING
+from ldm.evaluation.scorers import HELD_OUT, TRAINING
 from ldm.io.atomic import file_sha256
 from ldm.io.images import save_png
 from ldm.io.pictures import caption_files, list_pictures

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.config import load_yaml
 from ldm.errors import UserError
 from ldm.evaluation.curve import Moment, Prompts, best, decline, draw, measure, rows
-from ldm.evaluation.scorers import Scorer
-from ldm.evaluation.scorers.protocols import HELD_OUT, TRAINING, picture_features
+from ldm.evaluation.scorers import HELD_OUT, TRAINING, Scorer
+from ldm.evaluation.scorers.protocols import picture_features
 from ldm.experiments.rows import write_rows
 from ldm.inversion.config import InversionConfig, settle
 from ldm.io.atomic import file_sha256, write_bytes, write_json
@@ -31,6 +31,7 @@ from ldm.report.curves import line_chart
 from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling import prompts as words_of
 from ldm.sampling.sample import Sampling
+from ldm.shorthand import spelled
 
 FOLDER = "curve"
 BEST = "best.safetensors"
@@ -89,7 +90,7 @@ def score_run(
     """
     if not (run / CONFIG_NAME).is_file():
         raise UserError(f"there is no run in {run}: it has no {CONFIG_NAME}")
-    config = settle(load_yaml([run / CONFIG_NAME]))
+    config = settle(spelled(load_yaml([run / CONFIG_NAME]), tell=False))
     if config.model_lr:
         raise UserError(f"{run} trained the model too (model_lr), and only its last one is kept: no curve")
     saved = saved_embeddings(run)
@@ -98,7 +99,7 @@ def score_run(
     )
     prompts = prompts or Prompts()
     given = {name: value for name, value in (sampling or {}).items() if value is not None}
-    own = {"steps": config.sample_steps, "sampler": config.sampler, "scale": config.sample_scale}
+    own = {"steps": config.show.steps, "sampler": config.show.sampler, "scale": config.show.scale}
     manner = Sampling.of(model, **{**own, **given})
     references, kind = _references(run, config, images)
     features = picture_features(scorer, references)
@@ -144,7 +145,7 @@ def _references(run: Path, config: InversionConfig, images: Path | None) -> tupl
     learned_from = set(RunFolder(run).read_manifest().get("image_hashes", {}).values())
     if images is None and not Path(config.images).is_dir():
         return list_pictures_of(run), TRAINING
-    found = list_pictures(images or config.images, config.framing())
+    found = list_pictures(images or config.images, replace(config.framing(), first=None))
     others = [path for path in found if file_sha256(path) not in learned_from]
     return (others, HELD_OUT) if others else (found, TRAINING)
 
