@@ -149,7 +149,7 @@ def test_every_setting_has_a_meaning() -> None:
     assert spec is not None and spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    for page in ("settings.md", "official-code.md"):
+    for page in ("settings.md", "official-code.md", "experiments.md"):
         text = tables.on_page_markdown((ROOT / "docs" / page).read_text("utf-8"))
         assert "<!--" not in text
         assert "| `placeholder` | text | **required** |" in text or page != "settings.md"

@@ -36,17 +36,20 @@ class ScoreConfig:
     """What is drawn with a learned word, and who judges it.
 
     Attributes:
-        protocol: ``paper``: reconstruction by the ``neutral`` prompts, editability by ``prompts`` (Gal et al.
-            2022, section 4.7). ``dreambench``: CLIP-I, CLIP-T and DINO-I over all ``prompts`` (Ruiz et al.
-            2023).
-        scorers: names (``ldm.evaluation.scorers``).
-        neutral: prompts that reconstruction is measured with, ``{}`` for the word.
-        prompts: edits; those of the data set, else ``EDIT_PROMPTS``, if not given.
-        backgrounds: also draw one picture on each named background, and measure how many obey.
-        samples: pictures of each prompt.
-        retrieval: also measure whether a picture is recognised among the concepts of the grid.
-        seed: of the noise. A concept's picture of a prompt starts from the same noise in every setup.
-        steps, sampler, scale: how pictures are drawn; the model's own if not given.
+        protocol: ``paper`` measures reconstruction by the ``neutral`` prompts and editability by ``prompts``
+            (Gal et al. 2022, section 4.7); ``dreambench`` measures CLIP-I, CLIP-T and DINO-I over all
+            ``prompts`` (Ruiz et al. 2023).
+        scorers: Names of scorers; all of them score the same pictures.
+        neutral: Prompts that reconstruction is measured with, ``{}`` for the word.
+        prompts: Prompts that editability is measured with. ``null`` is those of the data set, else the usual
+            four.
+        backgrounds: Also draw one picture on each named background, and measure how many obey.
+        samples: Pictures of each prompt.
+        retrieval: Also measure whether a picture is recognised among the concepts of the grid.
+        seed: Seed of the noise. A concept's picture of a prompt starts from the same noise in every setup.
+        steps: Steps of the sampler; ``null`` is the model's own number.
+        sampler: ``ddim``, ``plms`` or ``dpm++``; ``null`` is the model's own.
+        scale: Guidance scale; ``null`` is the model's own.
     """
 
     protocol: Protocol = "paper"
@@ -88,12 +91,13 @@ class ExperimentConfig:
     """An experiment.
 
     Attributes:
-        base: settings of an inversion (``InversionConfig``) that all cells have, short names included.
-        grid, score: what is learned, and how it is judged.
-        title: of the report.
-        baseline: the setup that the others are compared with; the first one if not given.
-        expect: orderings.
-        pack: how many cells learn side by side in one batch at most, where they may.
+        grid: Sections ``concepts``, ``setups`` and ``seeds``, of which every combination is a cell.
+        base: Settings of an inversion that all cells have; short names are possible.
+        score: What is drawn with each word, and how it is scored.
+        title: Title of the report.
+        baseline: The setup that the others are compared with; ``null`` is the first one.
+        expect: Orders of setups that are expected, such as ``{metric: CLIP-T, order: a > b}``.
+        pack: Most cells that learn in one batch.
     """
 
     grid: GridConfig
