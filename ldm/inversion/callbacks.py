@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.inversion.step import Draw, Part, measure
+from ldm.inversion.stopping import StopRule
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.runs import RunFolder
 from ldm.training.limits import due, saves
@@ -25,14 +26,6 @@ log = logging.getLogger(__name__)
 
 # an untrained network returns about 0 for a target of unit variance, so its loss is about 1
 UNTRAINED_LOSS = 0.95
-
-
-def converged(losses: Sequence[float], patience: int, min_improvement: float) -> bool:
-    """Whether none of the last ``patience`` losses is below the best one before them, by a share of at
-    least ``min_improvement``. Never, with a patience of 0."""
-    if not patience or len(losses) <= patience:
-        return False
-    return min(losses[-patience:]) > (1 - min_improvement) * min(losses[:-patience])
 
 
 class FixedBatchMonitor(Callback):
@@ -49,7 +42,7 @@ class FixedBatchMonitor(Callback):
             ``SAMPLES``, or with a rule to stop ``SAMPLES_TO_STOP``.
         allow_untrained: do not refuse a base model whose loss looks untrained,
         warn_untrained: but say so.
-        patience, min_improvement: of the rule to stop, see ``converged``.
+        stop: when a run ends before its last step (``ldm.inversion.stopping``); ``None`` is never.
     """
 
     def __init__(
@@ -57,13 +50,12 @@ class FixedBatchMonitor(Callback):
         every: int,
         size: int | None = None,
         allow_untrained: bool = False,
-        patience: int = 0,
-        min_improvement: float = 0.0,
+        stop: StopRule | None = None,
         warn_untrained: bool = False,
     ) -> None:
-        self.every, self.size = every, size or (SAMPLES_TO_STOP if patience else SAMPLES)
+        self.every, self.size = every, size or (SAMPLES_TO_STOP if stop else SAMPLES)
         self.allow_untrained, self.warn_untrained = allow_untrained, warn_untrained
-        self.patience, self.min_improvement = patience, min_improvement
+        self.stop = stop
         self.history: list[dict[str, Any]] = []
         self._fixed: list[Draw] = []
 
@@ -75,9 +67,10 @@ class FixedBatchMonitor(Callback):
 
     @property
     def converged(self) -> bool:
-        """Whether the loss no longer falls."""
-        losses = [row["fixed_loss"] for row in self.history]
-        return converged(losses, self.patience, self.min_improvement)
+        """Whether the rule ends the run here."""
+        if self.stop is None or not self.history:
+            return False
+        return self.stop([row["step"] for row in self.history], [row["fixed_loss"] for row in self.history])
 
     def _stop_if_converged(self, trainer: pl.Trainer) -> None:
         # together: a process that goes on would wait for the others for ever

@@ -92,16 +92,24 @@ class StopConfig:
 
     Attributes:
         monitor_every: Optimiser steps between two measurements.
+        rule: ``patience`` ends a run where the loss no longer falls, ``dvar`` where it no longer
+            varies (Voronov et al. 2023, arXiv 2302.04841); the paper measures after every step.
         patience: Stop once this many measurements in a row have not lowered the lowest loss before them by
             ``min_improvement``. 0 never stops early.
         min_improvement: The improvement that ``patience`` counts, as a share of the lowest loss so far: 0.01
             is one per cent.
+        dvar_window: Optimiser steps whose losses ``dvar`` compares with all losses. At least three
+            measurements lie in it.
+        dvar_threshold: Share of the variance of all losses below which that of the window ends the run.
         allow_untrained: Accept a base model whose loss at the start is that of an untrained network.
     """
 
     monitor_every: Positive = 25
+    rule: Literal["patience", "dvar"] = "patience"
     patience: Count = 0
     min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.0
+    dvar_window: Positive = 310
+    dvar_threshold: Annotated[float, Range(0, 1)] = 0.15
     allow_untrained: bool = False
 
 

@@ -27,6 +27,7 @@ from ldm.inversion.placeholders import (
     warn_of_template_words,
 )
 from ldm.inversion.report import on_the_way
+from ldm.inversion.stopping import stop_rule
 from ldm.inversion.templates import described
 from ldm.io.atomic import write_text
 from ldm.io.embeddings import Embedding, provenance, save_embeddings
@@ -174,8 +175,7 @@ def prepare(
     monitor = FixedBatchMonitor(
         stop.monitor_every,
         allow_untrained=stop.allow_untrained,
-        patience=stop.patience,
-        min_improvement=stop.min_improvement,
+        stop=stop_rule(stop),
         warn_untrained=quirks.loose_weights,
     )
     vocabulary_id = model.text.tokenizer.vocabulary_id

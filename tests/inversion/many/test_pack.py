@@ -21,7 +21,6 @@ from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import merge, resolve
 from ldm.device import out_of_memory
 from ldm.errors import UserError
-from ldm.inversion.callbacks import FixedBatchMonitor, converged
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.many.jobs import SUMMARY, Job, check_together, write_summary
 from ldm.inversion.many.learner import Learner, joint_gradients
@@ -241,29 +240,6 @@ def test_a_concept_that_has_converged_leaves_as_it_would_alone(
     own = alone(model, first)
     assert own.metadata["step"] == "3"
     assert float((own.vectors - word_of(stops, tmp_path / "runs")).abs().max()) < 3e-6
-
-
-@pytest.mark.parametrize(
-    ("losses", "patience", "min_improvement", "stops"),
-    [
-        ([5.0, 4.0, 4.0, 4.0], 2, 0.0, False),  # as good as the best is not worse
-        ([5.0, 4.0, 4.1, 4.1], 2, 0.0, True),
-        ([5.0, 4.0, 4.1, 4.1], 3, 0.0, False),
-        ([5.0, 4.0, 3.99, 3.98], 2, 0.01, True),
-        ([5.0, 4.0, 3.99, 3.90], 2, 0.01, False),
-        ([5.0, 6.0, 7.0], 0, 0.0, False),
-        ([5.0], 1, 0.0, False),
-    ],
-)
-def test_a_loss_has_converged_when_the_latest_ones_improve_too_little(
-    losses: list[float], patience: int, min_improvement: float, stops: bool
-) -> None:
-    assert converged(losses, patience, min_improvement) is stops
-
-
-def test_a_rule_to_stop_is_given_more_samples_than_a_curve() -> None:
-    assert FixedBatchMonitor(25).size == 8 and FixedBatchMonitor(25, patience=3).size == 32
-    assert FixedBatchMonitor(25, size=5, patience=3).size == 5
 
 
 # ------------------------------------------------------------------ memory
