@@ -1,6 +1,6 @@
-"""Forms of the frozen network that compute the same: other weights' layout, recomputed, compiled.
+"""Other forms of the frozen network, with the same results: memory layout, recomputed activations, compiled.
 
-Each is a context in which the model is trained; afterwards the model is as it was.
+Each form is a context manager that is entered for training; when it is left, the model is as it was before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The text-to-image model as one object: autoencoder, UNet, text conditioner, manager and schedule.
 
-This is the way of the data (README): pictures to latents and back, prompts to contexts through the
-embedding manager, noisy latents to the noise in them. It owns no training and no sampling loop.
+This is the way of the data (``docs/architecture.md``): pictures to latents and back, prompts to contexts
+through the embedding manager, noisy latents to the noise in them. It owns no training and no sampling loop.
 """
 
 from __future__ import annotations

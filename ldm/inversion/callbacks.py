@@ -208,10 +208,12 @@ class EmbeddingCheckpoint(Callback):
         save_embeddings(embeddings, self.run.file("checkpoints", name))
 
 
-#: from these on a word, in lengths of the vocabulary's, and a loss are no result; plain inversion goes to 50
+#: A word so many times as long as the vocabulary's median word, or so high a loss, is a failure and no
+#: result. Words of plain inversion come to 50 times that length.
 EXPLODED, EXPLODED_LOSS = 1000.0, 100.0
 
 
-#: of the fixed batch: a curve is read off 8, for 2 % of the time; a rule to stop is worth 7 %: near the end
-#: the loss falls by 0.0004 in 25 steps, which differs by 0.002 between batches of 8, by 0.0006 of 32 (emoji)
+#: Samples of the fixed batch: 8 are enough for a curve and take 2 % of the time. A rule to stop needs 32, for
+#: 7 % of the time: near the end the loss falls by 0.0004 in 25 steps, and between fixed batches it differs by
+#: 0.002 with 8 samples and by 0.0006 with 32 (estimates on ``emoji``).
 SAMPLES, SAMPLES_TO_STOP = 8, 32

@@ -1,15 +1,15 @@
-"""Words made of pictures, so that a denoiser learns to draw what its vocabulary does not name.
+"""A code of a thing's pictures that stands in a caption in place of its name, for pretraining.
 
-In part of the captions the thing's name is hidden, and its place is taken by a code of the thing's
-portraits: their latents' principal components. (unCLIP, Ramesh et al. 2022, also tells a denoiser by a
-picture's vector what to draw, beside the text; here it is one word in a sentence.) UNet and text
-conditioner so learn a word space in which every point is a thing and neighbours look alike, named or not:
-there Textual Inversion can find v*. The model itself has none of this; the words' weights are kept beside it.
+Textual Inversion looks for a vector between the words of the vocabulary. A text-to-image model that was only
+ever told names may draw nothing sensible there. So in a part of the captions the name is left out, and in its
+place stands a vector computed from two portraits of the thing: their latents' principal components, moved by
+a small network that trains along with the UNet. The model thereby learns that every point of its word space
+is a thing, and that neighbours look alike. (unCLIP, Ramesh et al. 2022, also tells a denoiser by a vector of
+a picture what to draw, beside the text; here the vector is one word of a sentence.)
 
-The code starts as principal components, which hold nearly all of the portraits of things that had no part
-in them (``benchmarks/base_model.py``). A network that is trained along with the denoiser moves it to where
-the denoiser can use it: from components alone it draws even its own things worse than by their names. A
-network without the components keeps to a few directions.
+The components alone hold nearly all of a portrait, also of things that they were not fitted to
+(``benchmarks/base_model.py``), but the UNet draws from them worse than from names; the network alone keeps to
+few directions. The trained model does not need any of this: these weights are kept in a file beside it.
 """
 
 from __future__ import annotations

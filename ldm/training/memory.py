@@ -1,4 +1,4 @@
-"""How much memory a step takes, how much there is, and how an allocator says that it was not enough."""
+"""Memory of a training step: how much it takes, how much is free, and which errors mean that it ran out."""
 
 from __future__ import annotations
 

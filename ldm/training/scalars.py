@@ -1,7 +1,8 @@
-"""Losses as the host comes to know them: reading one at once would make it wait for the device.
+"""Log scalars without a device sync.
 
-A GPU works through a queue. A host that asks for the loss of the step it has just queued stands still
-until that step is done, and the GPU then stands still until it is given more.
+A GPU works through a queue of operations. A program that reads the loss of the step that it has just queued
+waits until that step is done, and then the GPU waits until more is queued. Scalars are therefore copied in
+the background, and read when they have arrived, some steps later.
 """
 
 from __future__ import annotations
