@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -189,6 +190,10 @@ class EmbeddingCheckpoint(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save(trainer.global_step, pl_module)
+
+    def path(self, step: int) -> Path:
+        """The file of the words of ``step``, in the first of the formats."""
+        return self.run.path / "checkpoints" / f"embeddings_gs-{step}.{self.formats[0]}"
 
     def save(self, step: int, module: pl.LightningModule) -> None:
         """Write the words as they are at ``step``, in every format."""

@@ -175,6 +175,10 @@ def _check_together(config: InversionConfig) -> None:
             "the official .pt has no place for vectors of each layer; use formats=[safetensors], or "
             "per_layer=false"
         )
+    if config.stop.score_every and config.model_lr:
+        raise UserError(
+            "stop.score_every keeps the best word, but model_lr changes its model as well; use one of them"
+        )
     if config.shared_steps and not config.per_layer:
         raise UserError("shared_steps is of words with vectors for each layer; add per_layer=true or omit it")
     if config.placeholder in config.more_words:

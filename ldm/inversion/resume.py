@@ -34,7 +34,7 @@ OF_ANY_RUN = (
 #: of an inversion; the model, its weights and the pictures may have moved, and are compared by their hashes
 OF_INVERSIONS = (
     *OF_ANY_RUN, "model", "checkpoint", "images", "show", "stop.monitor_every", "stop.allow_untrained",
-    "compute", "formats",
+    "stop.score_every", "stop.scorer", "compute", "formats",
 )  # fmt: skip
 
 #: of a stage; the last two are of its export

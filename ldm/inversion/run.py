@@ -125,7 +125,7 @@ def learn(
             config.trainer,
             config.logging,
             seed=config.seed,
-            callbacks=[c for c in (task.monitor, task.keeper, task.pictures) if c is not None],
+            callbacks=[c for c in (task.monitor, task.keeper, task.pictures, task.scores) if c is not None],
             clip_norm=config.optim.clip_norm,
             resume=last,
             progress=progress,

@@ -102,6 +102,10 @@ class StopConfig:
             measurements lie in it.
         dvar_threshold: Share of the variance of all losses below which that of the window ends the run.
         allow_untrained: Accept a base model whose loss at the start is that of an untrained network.
+        score_every: Optimiser steps between two scores of the word: it is saved, drawn as ``ldm evaluate
+            curve`` does, and its reconstruction and editability are logged. The report ``curve`` and
+            ``best.safetensors``, the best step's word, are written at the end. 0 scores nothing.
+        scorer: Who scores; its weights must be on this machine.
     """
 
     monitor_every: Positive = 25
@@ -111,6 +115,8 @@ class StopConfig:
     dvar_window: Positive = 310
     dvar_threshold: Annotated[float, Range(0, 1)] = 0.15
     allow_untrained: bool = False
+    score_every: Count = 0
+    scorer: str = "emoji-clip"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -41,6 +42,9 @@ from ldm.sampling.together import draw
 from ldm.training.callbacks import ImageLogger
 from ldm.training.optim import scale_lr
 
+if TYPE_CHECKING:
+    from ldm.inversion.scores import ScoreLogger
+
 log = logging.getLogger(__name__)
 
 
@@ -72,8 +76,8 @@ class Inversion:
     Attributes:
         config: its settings, quirks of ``compat`` worked in.
         module: what trains; its model knows the word.
-        monitor, keeper, pictures: measure, save and draw it as it goes; without a run folder the last
-            two are None.
+        monitor, keeper, pictures, scores: measure, save, draw and score it as it goes; without a run folder
+            the last three are None.
         words: what is learned, the placeholder first.
         details: a word, optimiser step and base model -> an embedding's metadata.
         image_words: per-image words, which go when it ends.
@@ -84,6 +88,7 @@ class Inversion:
     monitor: FixedBatchMonitor
     keeper: EmbeddingCheckpoint | None
     pictures: ImageLogger | None
+    scores: ScoreLogger | None
     run: RunFolder | None
     words: tuple[str, ...]
     details: Callable[..., dict[str, str]]
@@ -110,6 +115,8 @@ class Inversion:
         from ldm.inversion.report import finish  # the report's libraries load only when one is due
 
         assert self.run is not None
+        if self.scores is not None:
+            self.scores.write()
         history = self.monitor.history
         finish(self.run, self.module.model, self.config, words, history, seconds, pictures)
         self.run.update_manifest(
@@ -196,7 +203,7 @@ def prepare(
             clip_skip=model.text.other_clip_skip,
         )
 
-    keeper = pictures = None
+    keeper = pictures = scores = None
     if run is not None:
         run.write_manifest(seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model)
         for i, image in enumerate(concept.images):
@@ -205,7 +212,11 @@ def prepare(
         keeper = EmbeddingCheckpoint(run, words, details, every, config.formats)
         if config.trainer.image_every and show.prompts:
             pictures = _image_logger(run, model, config)
-    return Inversion(config, module, monitor, keeper, pictures, run, words, details, tuple(image_words or ()))
+        if config.stop.score_every:
+            scores = _score_logger(run, model, concept, config, keeper)
+    return Inversion(
+        config, module, monitor, keeper, pictures, scores, run, words, details, tuple(image_words or ())
+    )
 
 
 def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig) -> TextualInversion:
@@ -232,6 +243,18 @@ def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionCo
         shared_steps=config.shared_steps,
     )
     return module
+
+
+def _score_logger(
+    run: RunFolder,
+    model: LatentDiffusion,
+    concept: Concept,
+    config: InversionConfig,
+    keeper: EmbeddingCheckpoint,
+) -> ScoreLogger:
+    from ldm.inversion.scores import score_logger  # scorers load only when one is used
+
+    return score_logger(run, model, concept, config, keeper)
 
 
 def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfig) -> ImageLogger:

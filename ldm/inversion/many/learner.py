@@ -126,6 +126,8 @@ class Learner:
         if self.saves:  # done by this measurement, perhaps
             self.keeper.save(step, self.module)
             self.save()
+        if task.scores is not None and task.scores.due(step, ends=self.done):
+            task.scores.show(step, self.module, self._loggers)
 
     def _report(self, *, wait: bool = False) -> None:
         self.module.losses.report(self._loggers, self.config.trainer.log_every, wait=wait)
