@@ -45,6 +45,8 @@ OLD = {
     "compiled": "compute.compiled",
     "cuda_graphs": "compute.cuda_graphs",
 }
+#: switches of ``compat`` that files of older runs may hold; they changed nothing that is learned
+GONE = ("edits_ids", "unsorted")
 _told: set[str] = set()
 
 
@@ -71,6 +73,8 @@ def spelled(values: Mapping[str, Any], *, tell: bool = True) -> dict[str, Any]:
         if _clash(full, value):
             raise UserError(f"config {key!r} sets {name} once more, to another value; give it once")
         full = merge(full, value)
+    if isinstance(full.get("compat"), Mapping):
+        full["compat"] = {key: value for key, value in full["compat"].items() if key not in GONE}
     return full
 
 

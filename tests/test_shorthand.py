@@ -27,3 +27,10 @@ def test_an_old_name_is_told_once(caplog: pytest.LogCaptureFixture, monkeypatch:
         "the setting sample_scale is called show.scale now; the old name still works",
         "the setting captions is called captions.files now; the old name still works",
     ]
+
+
+def test_switches_that_are_gone_are_left_out() -> None:
+    """As the ``config.yaml`` of an older run holds them."""
+    compat = {"copies": True, "edits_ids": True, "unsorted": False}
+    assert spelled({"compat": compat}) == {"compat": {"copies": True}}
+    assert spelled({"compat.unsorted": True}) == {"compat": {}}

@@ -88,19 +88,24 @@ def trained_form(
     model: LatentDiffusion,
     precision: str | None,
     *,
-    checkpointing: bool = False,
-    ignore_checkpointing: bool = False,
+    checkpointing: bool | None = None,
     compiling: bool = False,
     cuda_graphs: bool = False,
 ) -> Iterator[None]:
-    """:func:`stored_in` the precision (``None``: as it is), and what else is asked for.
+    """The network in the form that it trains in; as it was before when the ``with`` ends.
 
-    ignore_checkpointing: without ``checkpointing``, nothing is recomputed, whatever the UNet's config says.
+    Args:
+        model: the model; its UNet is frozen.
+        precision: that of :func:`stored_in`, or ``None`` to leave the weights as they are.
+        checkpointing: recompute the UNet's activations in the backward pass, or not; ``None`` does as
+            ``use_checkpoint`` of the UNet's config says.
+        compiling: train through ``torch.compile``.
+        cuda_graphs: replay what is compiled as CUDA graphs.
     """
     with ExitStack() as stack:
         if precision is not None:
             stack.enter_context(stored_in(model, precision))
-        if checkpointing or ignore_checkpointing:
+        if checkpointing is not None:
             stack.enter_context(recomputed(model.unet, checkpointing))
         if compiling or cuda_graphs:
             stack.enter_context(compiled(model.unet, cuda_graphs=cuda_graphs))

@@ -182,7 +182,7 @@ def load(
         clip_skip: which of the last blocks of a CLIP text encoder is used, as web UIs count: 1 the last
             one; by default the config's.
         strict: refuse weights that lack some of the model's or have others; else that is warned of, and
-            what is missing is random, the same at every load (``CompatConfig.loose_weights``).
+            what is missing is random, the same at every load.
 
     Raises:
         UserError: no such model, a config with an unknown key, or weights of another model.

@@ -158,6 +158,7 @@ def layers(
     from ldm.backbone.loading import inversion_defaults
     from ldm.config import load_yaml, merge, nested
     from ldm.official import config as legacy
+    from ldm.shorthand import spelled
 
     options = {key: getattr(args, option) for option, key in KEYS.items()}
     overrides = load_yaml([], args.overrides)
@@ -168,7 +169,7 @@ def layers(
         options = {key: getattr(args, o) for o, key in KEYS.items() if o not in legacy.OPTIONS}
         overrides = {key: value for key, value in overrides.items() if key not in legacy.SECTIONS}
     if folder and (folder / CONFIG_NAME).is_file():
-        base = load_yaml([folder / CONFIG_NAME])
+        base = spelled(load_yaml([folder / CONFIG_NAME]), tell=False)
     else:
         base = inversion_defaults(merge(files, overrides).get("model", "emoji"))
     found = [base, files, nested(options), _devices(args.gpus), overrides]

@@ -21,9 +21,8 @@ from ldm.experiments.config import ExperimentConfig
 from ldm.experiments.plan import Cell, Plan
 from ldm.experiments.shots import noise_seed, shots
 from ldm.inversion.config import InversionConfig, settle
-from ldm.inversion.many.jobs import OF_THE_MODEL, SHARED, Job, check_together
+from ldm.inversion.many.jobs import SHARED, Job, check_together
 from ldm.io.atomic import file_sha256
-from ldm.official.quirks import switches
 from ldm.sampling.sample import Sampling
 from ldm.shorthand import spelled
 
@@ -137,9 +136,7 @@ def _pack_key(cell: Cell, config: InversionConfig) -> str | None:
         check_together([Job(cell.name, config)])
     except UserError:
         return None
-    quirks = switches(config.compat)
-    shared = [attrgetter(key)(config) for key in SHARED]
-    return _hash(shared, [attrgetter(key)(quirks) for key in OF_THE_MODEL])
+    return _hash([attrgetter(key)(config) for key in SHARED])
 
 
 def _inversion(

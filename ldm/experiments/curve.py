@@ -17,7 +17,6 @@ from ldm.inversion.config import InversionConfig, settle
 from ldm.io.atomic import file_sha256
 from ldm.io.pictures import list_pictures
 from ldm.io.runs import CONFIG_NAME, RunFolder
-from ldm.official.quirks import switches
 from ldm.sampling.sample import Sampling
 from ldm.shorthand import spelled
 
@@ -69,8 +68,7 @@ def score_run(
     if config.model_lr:
         raise UserError(f"{run} trained the model too (model_lr), and only its last one is kept: no curve")
     saved, prompts = saved_embeddings(run), prompts or Prompts()
-    strict = not switches(config.compat).loose_weights
-    model = loading.load(config.model, config.checkpoint, device, strict=strict)
+    model = loading.load(config.model, config.checkpoint, device, strict=config.strict)
     given = {name: value for name, value in (sampling or {}).items() if value is not None}
     own = {"steps": config.show.steps, "sampler": config.show.sampler, "scale": config.show.scale}
     manner = Sampling.of(model, **{**own, **given})

@@ -30,7 +30,6 @@ from ldm.inversion.many.pack import learn_many
 from ldm.inversion.run import run_inversion
 from ldm.io.atomic import write_json
 from ldm.io.runs import RunFolder
-from ldm.official.quirks import switches
 from ldm.sampling import prompts
 
 
@@ -95,8 +94,7 @@ def work(todo: Sequence[Todo], home: Path | None = None, progress: bool = False)
     if home is not None:
         os.chdir(home)
     config = todo[0].config
-    strict = not switches(config.compat).loose_weights
-    model = base_model(config.model, config.checkpoint, strict)
+    model = base_model(config.model, config.checkpoint, config.strict)
     model.text.use_clip_skip(None)  # the last group may have left another one
     device = device_of(config.trainer.accelerator)
     if device.type == "cuda":

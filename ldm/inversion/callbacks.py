@@ -118,7 +118,7 @@ class FixedBatchMonitor(Callback):
                 raise UserError(
                     f"{found}; check its checkpoint (stop.allow_untrained=true goes on regardless)"
                 )
-            log.warning("%s; training goes on (compat.loose_weights)", found)
+            log.warning("%s; training goes on (strict=false)", found)
         manager, table = module.manager, module.model.text.token_table
         row: dict[str, Any] = {"step": step, "fixed_loss": loss}
         measures = {"norm": manager.norms(step), "distance_to_init": manager.distance_to_init(step)}

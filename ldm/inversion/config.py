@@ -15,7 +15,7 @@ from ldm.inversion.sections import CaptionsConfig, ComputeConfig, PicturesConfig
 from ldm.io.embeddings import check_names
 from ldm.io.pictures import Framing
 from ldm.names import normal
-from ldm.official.quirks import FIXED, WEIGHT_DECAY, CompatConfig, growth_steps, switches
+from ldm.official.quirks import FIXED, CompatConfig, growth_steps, settings_of, switches
 from ldm.ranges import Amount, Batch, Count, Factor, Positive, Range, Seed
 from ldm.shorthand import spelled
 from ldm.training.fit import LoggingConfig, TrainerConfig
@@ -34,6 +34,8 @@ class InversionConfig:
         placeholder: The new word, any string.
         model: A shipped model's name, a model's folder, YAML or checkpoint file, or the mapping itself.
         checkpoint: Weights to use instead of the model's own.
+        strict: Refuse weights of which some are missing or too many. If false, that is only a warning, and
+            what is missing is random; a loss that looks untrained is only warned of, too.
         clip_skip: Which of the last blocks of a CLIP text encoder is used, counted as web UIs do: 1 is the
             last one. ``null`` is the model's own choice.
         init: A phrase whose token embeddings are the start of the word. ``null`` starts near the mean of the
@@ -61,7 +63,8 @@ class InversionConfig:
             prompts more and resembles the pictures less.
         model_lr: Learning rate, never scaled, of UNet and text encoder, which then train as well; the tuned
             model is written to the folder ``model`` of the run. 0 keeps them frozen.
-        compat: ``official`` reproduces every quirk of the official code, a mapping single ones.
+        compat: ``official`` reproduces every quirk of the official code, a mapping single ones. A switch
+            that is only another value of a setting becomes that value, unless the setting is given.
         batch_size: Pictures in a batch on each device.
         timesteps: Which noise levels training looks at; all alike by default, as in the paper.
         seed: Everything random is a function of it, of the concept and of the step.
@@ -82,6 +85,7 @@ class InversionConfig:
     model: Any = "emoji"
     checkpoint: str | None = None
     train_pictures: Positive | None = None
+    strict: bool = True
     clip_skip: Positive | None = None
     init: str | None = None
     init_scale: Factor = 1.0
@@ -115,6 +119,12 @@ class InversionConfig:
         object.__setattr__(self, "more_words", words)
         if self.subject is not None:
             object.__setattr__(self, "subject", normal(self.subject))
+        for name, value in settings_of(self.compat).items():
+            section, _, key = name.rpartition(".")
+            holder = getattr(self, section) if section else self
+            if getattr(holder, key) == getattr(type(holder), key):  # its default
+                changed = replace(holder, **{key: value}) if section else value
+                object.__setattr__(self, section or key, changed)
 
     @property
     def words(self) -> dict[str, str | None]:
@@ -128,15 +138,13 @@ class InversionConfig:
 
     def framing(self) -> Framing:
         """How the pictures are found and made squares of."""
-        quirks = switches(self.compat)
-        fit = self.pictures.fit or ("squash" if quirks.squash else "crop")
+        pictures = self.pictures
         return Framing(
-            fit=fit,
-            background=self.pictures.background,
-            upright=not quirks.ignore_orientation,
-            interpolation=self.pictures.interpolation,
-            every_file=quirks.every_file,
-            unsorted=quirks.unsorted,
+            fit=pictures.fit or "crop",
+            background=pictures.background,
+            upright=pictures.upright,
+            interpolation=pictures.interpolation,
+            every_file=pictures.every_file,
             first=self.train_pictures,
         )
 
@@ -192,14 +200,13 @@ def _check_together(config: InversionConfig) -> None:
 
 
 def as_official(config: InversionConfig, pictures: int) -> InversionConfig:
-    """The settings with the quirks that are only other numbers: weight decay, progressive growth.
+    """The settings with ``progressive`` in optimiser steps, if it is in calls of the text encoder.
 
-    What comes out says what trains, whatever it is asked again: growth is in optimiser steps, no more in
-    calls of the text encoder.
+    Args:
+        config: settings; those that count in steps already come out as they are.
+        pictures: how many there are, which decides when the official code calls its text encoder.
     """
     quirks = switches(config.compat)
-    if quirks.weight_decay:
-        config = replace(config, optim=replace(config.optim, weight_decay=WEIGHT_DECAY))
     if quirks.encoder_calls and config.progressive:
         steps = growth_steps(
             config.progressive,

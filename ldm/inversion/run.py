@@ -64,8 +64,9 @@ def run_inversion(
     if resume:  # looked at before anything is written
         refuse_changes(out, config, OF_INVERSIONS)
     with claimed(out, deep=True) if config.trainer.writes else nullcontext():
-        loose = switches(config.compat).loose_weights
-        model = loading.load(config.model, config.checkpoint, strict=not loose, clip_skip=config.clip_skip)
+        model = loading.load(
+            config.model, config.checkpoint, strict=config.strict, clip_skip=config.clip_skip
+        )
         concept, captions = read_pictures(config, model.image_size)
         run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
         if resume:
@@ -79,9 +80,9 @@ def run_inversion(
 
 
 def as_trained(config: InversionConfig) -> InversionConfig:
-    """What trains, and is written down: with the quirks that are only other numbers worked in."""
-    quirks, pictures = switches(config.compat), 0
-    if quirks.encoder_calls and config.progressive:  # when a word grows depends on them
+    """What trains, and is written down: with the steps at which words grow."""
+    pictures = 0
+    if switches(config.compat).encoder_calls and config.progressive:  # when a word grows depends on them
         pictures = len(list_pictures(config.images, config.framing())[: config.train_pictures])
     return as_official(config, pictures)
 
@@ -105,7 +106,7 @@ def learn(
     config.trainer.check_machine()
     record = run if config.trainer.writes else None
     task = prepare(model, concept, config, captions=captions, run=record)
-    config, quirks = task.config, switches(config.compat)
+    config = task.config
     whole = whole_checkpoint(run.path) if run is not None and resume else None
     last = whole.path if whole else None
     if last is not None and task.module.vectors_only:
@@ -115,7 +116,6 @@ def learn(
         model,
         None if config.model_lr else config.trainer.compute_precision,  # weights that train stay in float32
         checkpointing=config.compute.checkpointing,
-        ignore_checkpointing=quirks.ignore_checkpointing,
         compiling=config.compute.compiled,
         cuda_graphs=config.compute.cuda_graphs,
     ):

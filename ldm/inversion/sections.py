@@ -56,12 +56,17 @@ class PicturesConfig:
             ``squash`` ignores the aspect. ``null`` is ``crop``.
         background: Colour of padding and of what lies behind transparent parts.
         interpolation: Filter with which pictures are scaled.
+        upright: Turn photos as their EXIF orientation says, and apply their colour profile.
+        every_file: Take every file of the folder for a picture, hidden ones too; the first one that is none
+            stops the run. Without, other files are skipped with a warning.
         flip_p: Probability that a picture is mirrored.
     """
 
     fit: Literal["crop", "pad", "squash"] | None = None
     background: str = "white"
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    upright: bool = True
+    every_file: bool = False
     flip_p: Share = 0.5
 
 
@@ -125,12 +130,12 @@ class ComputeConfig:
 
     Attributes:
         checkpointing: Recompute the UNet's activations in the backward pass: much less memory, about a third
-            more time.
+            more time. ``null`` does as ``use_checkpoint`` of the model's config says.
         compiled: Train through ``torch.compile``, which pays after minutes; on a CPU it needs a C++
             compiler.
         cuda_graphs: With ``compiled``, record the step as CUDA graphs and replay them.
     """
 
-    checkpointing: bool = False
+    checkpointing: bool | None = None
     compiled: bool = False
     cuda_graphs: bool = False

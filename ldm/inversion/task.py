@@ -143,7 +143,7 @@ def prepare(
     )  # what is wrong with it is said now, not at the end
     config = as_official(config, len(concept))
     quirks = switches(config.compat)
-    model.manager.keep_end, model.manager.edits_ids = not quirks.end_falls_off, quirks.edits_ids
+    model.manager.keep_end = not quirks.end_falls_off
     if config.clip_skip is not None:
         model.text.use_clip_skip(config.clip_skip)
     add_words(model, config)
@@ -183,7 +183,7 @@ def prepare(
         stop.monitor_every,
         allow_untrained=stop.allow_untrained,
         stop=stop_rule(stop),
-        warn_untrained=quirks.loose_weights,
+        warn_untrained=not config.strict,
     )
     vocabulary_id = model.text.tokenizer.vocabulary_id
     token_ids = {name: vocabulary_id(name) for name in words}

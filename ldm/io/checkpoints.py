@@ -280,7 +280,7 @@ def load_model_weights(
             raise UserError(
                 f"{difference}; this checkpoint is of another model: give the config that belongs to it"
             )
-        log.warning("%s; it is used all the same (compat.loose_weights)", difference)
+        log.warning("%s; it is used all the same (strict=false)", difference)
     for prefix, module in parts.items():
         own = {n[len(prefix) :]: t for n, t in given.items() if n.startswith(prefix)}
         meta = any(t.is_meta for t in module.state_dict(keep_vars=True).values())

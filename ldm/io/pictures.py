@@ -52,7 +52,6 @@ class Framing:
             profile to sRGB.
         interpolation: "bicubic", "bilinear" or "lanczos", with antialiasing.
         every_file: take all that is in the folder for a picture.
-        unsorted: keep the file system's order, where it is otherwise that of the names.
         first: take this many of a concept's pictures and leave the rest, at least one; ``None``: take all.
     """
 
@@ -61,7 +60,6 @@ class Framing:
     upright: bool = True
     interpolation: str = "bicubic"
     every_file: bool = False
-    unsorted: bool = False
     first: int | None = None
 
 
@@ -82,11 +80,9 @@ def list_pictures(folder: Path | str, framing: Framing = AS_USUAL) -> list[Path]
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give the folder that your pictures are in")
     try:
-        entries = [p for p in folder.iterdir() if framing.every_file or not p.name.startswith(".")]
+        entries = sorted(p for p in folder.iterdir() if framing.every_file or not p.name.startswith("."))
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
-    if not framing.unsorted:
-        entries.sort()
     known = suffixes()
     pictures = [p for p in entries if framing.every_file or (p.suffix.lower() in known and p.is_file())]
     expected = {*pictures, *caption_files(pictures).values()}

@@ -10,20 +10,24 @@ CLIP's init vector holds position embedding 0                       ``position``
 the init word must be one token                                     ``one_token``
 without an init word v* starts uniform on [0, 1)                    ``uniform``
 the placeholder must be one token, and takes that word away         ``takes_word``
-K vectors push the end token out; ids are edited in place           ``end_falls_off``, ``edits_ids``
+K vectors push the end token out                                    ``end_falls_off``
 the progressive counter counts encoder calls, and is not saved      ``encoder_calls``, ``vectors_only``
 the multi-vector regulariser lets opposite drifts cancel            ``summed_drift``
 the data set's placeholder stays "*"                                ``star_prompts``
 ``use_checkpoint: true`` of a YAML file does nothing                ``ignore_checkpointing``
 the saved checkpoint holds vectors only and cannot resume           ``vectors_only``
 pictures are squashed, EXIF is ignored, a file that is no picture   ``squash``, ``ignore_orientation``,
-crashes, the listing is unsorted                                    ``every_file``, ``unsorted``
+crashes                                                             ``every_file``
 weights are loaded with ``strict=False``                            ``loose_weights``
 merging asks on the terminal and can overwrite silently             ``ldm embeddings merge --compat``
 ==================================================================  ====================================
 
 And AdamW's default weight decay, ``weight_decay``. Nothing of it asks on the terminal in a training: where
 the official code would ask or crash, the run is refused in one line.
+
+A switch that is only another value of an ordinary setting becomes that value (``AS_SETTINGS``). Two more
+quirks change nothing that is learned and have no switch: vectors of K > 1 are written into the ids that came
+in, and pictures come in the order in which the file system lists them.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 #: decay of torch's AdamW when nothing else is said, as in the official code
 WEIGHT_DECAY = 0.01
@@ -51,8 +55,6 @@ class CompatConfig:
         takes_word: a placeholder that is not exactly one token of the vocabulary is refused; one that
             is stands for v* wherever the tokenizer gives that token, and means nothing else any more.
         end_falls_off: the end token falls off a prompt that K vectors make too long.
-        edits_ids: K > 1 vectors write the prompt's new ids into the tensor that came in. Nothing that is
-            learned depends on it.
         encoder_calls: ``progressive`` counts calls of the text encoder, validation and image logs
             included (see ``encoder_calls``), not optimiser steps. The count of a resumed run goes on,
             unless ``vectors_only`` has it begin at 0.
@@ -70,7 +72,6 @@ class CompatConfig:
         ignore_orientation: the EXIF orientation and the colour profile of photos are ignored.
         every_file: everything in the folder, hidden files and captions too, is opened as a picture, and
             the first one that is none stops the run.
-        unsorted: pictures come in the order in which the file system lists them.
         loose_weights: weights that a checkpoint lacks or has too many are warned of, not refused, and
             the missing ones are random; so is a loss at the start that looks untrained.
     """
@@ -81,7 +82,6 @@ class CompatConfig:
     uniform: bool = False
     takes_word: bool = False
     end_falls_off: bool = False
-    edits_ids: bool = False
     encoder_calls: bool = False
     summed_drift: bool = False
     star_prompts: bool = False
@@ -91,9 +91,18 @@ class CompatConfig:
     squash: bool = False
     ignore_orientation: bool = False
     every_file: bool = False
-    unsorted: bool = False
     loose_weights: bool = False
 
+
+#: switch -> the setting that it stands for, and its value; one that is given another value keeps it
+AS_SETTINGS: dict[str, tuple[str, Any]] = {
+    "weight_decay": ("optim.weight_decay", WEIGHT_DECAY),
+    "squash": ("pictures.fit", "squash"),
+    "ignore_orientation": ("pictures.upright", False),
+    "every_file": ("pictures.every_file", True),
+    "ignore_checkpointing": ("compute.checkpointing", False),
+    "loose_weights": ("strict", False),
+}
 
 FIXED = CompatConfig()
 OFFICIAL = CompatConfig(**{field.name: True for field in fields(CompatConfig)})
@@ -102,6 +111,12 @@ OFFICIAL = CompatConfig(**{field.name: True for field in fields(CompatConfig)})
 def switches(compat: Literal["official"] | CompatConfig) -> CompatConfig:
     """The switches of a config's ``compat`` key."""
     return OFFICIAL if compat == "official" else compat  # type: ignore[return-value]
+
+
+def settings_of(compat: Literal["official"] | CompatConfig) -> dict[str, Any]:
+    """Dotted names and values of the settings that the switches of ``compat`` stand for."""
+    quirks = switches(compat)
+    return {name: value for switch, (name, value) in AS_SETTINGS.items() if getattr(quirks, switch)}
 
 
 def encoder_calls(

@@ -62,9 +62,6 @@ class EmbeddingManager(nn.Module):
         keep_end: where vectors push the end token over the context length, keep it as the last
             position. ``False`` lets it fall off, as the official code does (``CompatConfig``).
         layers: n, layers of the denoiser for which a placeholder may have vectors of its own.
-
-    Attributes:
-        edits_ids: write the ids that ``forward`` returns into its argument, as the official code does.
     """
 
     def __init__(
@@ -73,7 +70,7 @@ class EmbeddingManager(nn.Module):
         super().__init__()
         self.layers = layers
         self.width, self.vocab_size = width, vocab_size
-        self.end_id, self.keep_end, self.edits_ids = end_id, keep_end, False
+        self.end_id, self.keep_end = end_id, keep_end
         self._entries: dict[str, _Entry] = {}
         self.v_star = nn.ParameterDict()  # _key(placeholder) -> (K, D) or (n, K, D)
         self.init = nn.Module()  # buffers of the same keys and shapes: where v* started
@@ -267,10 +264,7 @@ class EmbeddingManager(nn.Module):
         else:
             v_star = F.embedding(rows.clamp(min=0), torch.cat(tables))[:, None]
         moved, rows = moved[:, None], rows[:, None]
-        placed = ids.gather(1, source)
-        if self.edits_ids:
-            placed = ids.copy_(placed)
-        return placed, torch.where(rows[..., None] >= 0, v_star.to(embeds.dtype), moved)
+        return ids.gather(1, source), torch.where(rows[..., None] >= 0, v_star.to(embeds.dtype), moved)
 
     def _at_hand(self, ids: Tensor) -> tuple[str, ...]:
         """Placeholders that occur in ``ids``, and those that train (their gradient is 0 where they do

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,21 @@ from ldm.backbone.model import LatentDiffusion, ModelConfig, build
 from ldm.config import resolve, to_plain
 from ldm.errors import UserError
 from ldm.inversion.concept import Concept, concept_of
-from ldm.inversion.config import InversionConfig, as_official
+from ldm.inversion.config import InversionConfig, as_official, settle
 from ldm.inversion.run import learn, run_inversion
 from ldm.inversion.sections import CaptionsConfig, ComputeConfig, PicturesConfig, StopConfig
 from ldm.io.checkpoints import collect
 from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.runs import create_run
-from ldm.official.quirks import FIXED, OFFICIAL, CompatConfig, encoder_calls, growth_steps, switches
+from ldm.official.quirks import (
+    AS_SETTINGS,
+    FIXED,
+    OFFICIAL,
+    CompatConfig,
+    encoder_calls,
+    growth_steps,
+    switches,
+)
 from ldm.text.bert import BertConditioner
 from ldm.text.bpe import ClipTokenizer
 from ldm.training import optim
@@ -247,17 +256,6 @@ def test_every_file(tmp_path: Path) -> None:
         (tmp_path / other).unlink()
 
 
-def test_unsorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["c.png", "a.png", "b.png"]
-    for name in names:
-        Image.new("RGB", (16, 16)).save(tmp_path / name)
-    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / name for name in names]))
-    for quirk, order in ((CompatConfig(unsorted=True), names), (FIXED, sorted(names))):
-        framing = replace(BASE, compat=quirk).framing()
-        assert [p.name for p in concept_of(tmp_path, 16, framing).paths] == order
-        assert [p.name for p in concept_of(tmp_path, 16, framing).paths] == order
-
-
 # ------------------------------------------------------------------ the placeholder and its prompts
 def test_takes_word(tiny_model: LatentDiffusion, concept: Concept) -> None:
     text, quirk = tiny_model.text, CompatConfig(takes_word=True)
@@ -287,20 +285,6 @@ def test_a_taken_word_is_not_a_part_of_another_token() -> None:
     assert text.words("*") == [star] and twin.words("*") == [own]
 
 
-def test_edits_ids(tiny_model: LatentDiffusion, concept: Concept) -> None:
-    text = tiny_model.text
-    results = []
-    for edits in (False, True):
-        config = replace(BASE, num_vectors=3, compat=CompatConfig(edits_ids=edits))
-        learn(tiny_model, concept, config, progress=False)
-        given = text.tokenize(["a <toy> on the beach"])
-        before = given.clone()
-        ids, embeds = tiny_model.manager(given, text.embed(given))
-        assert given.equal(ids if edits else before) and not ids.equal(before)
-        results.append((ids, embeds))
-    assert all(map(torch.equal, *results))  # of no consequence for what is learned
-
-
 def test_star_prompts(
     tiny_model: LatentDiffusion, concept: Concept, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,10 +306,7 @@ def test_ignore_checkpointing(tiny_config: ModelConfig, concept: Concept) -> Non
     for config, passes in (
         (BASE, 2),
         (replace(BASE, compat=quirk), 1),
-        (
-            replace(BASE, compat=quirk, compute=ComputeConfig(checkpointing=True)),
-            2,
-        ),  # our own key is no quirk
+        (replace(BASE, compat=quirk, compute=ComputeConfig(checkpointing=True)), 2),  # what is given wins
     ):
         calls.clear()
         learn(model, concept, config, progress=False)
@@ -408,3 +389,18 @@ def test_loose_weights(
     torch.save({"state_dict": state}, tmp_path / "m.ckpt")
     with pytest.raises(UserError, match="1 of another shape"):
         load(config.model, config.checkpoint, strict=False)
+
+
+# ------------------------------------------------------------------ switches that are settings
+def test_switches_become_the_settings_that_they_stand_for() -> None:
+    config = replace(BASE, compat="official")
+    for name, value in AS_SETTINGS.values():
+        assert attrgetter(name)(config) == value != attrgetter(name)(BASE), name
+    assert replace(config, seed=BASE.seed) == config
+
+
+def test_a_setting_that_is_given_wins_over_its_switch() -> None:
+    given = {"optim.weight_decay": 0.1, "pictures.fit": "pad", "compute.checkpointing": True}
+    config = settle({"images": "", "placeholder": "*", "compat": "official", **given})
+    assert all(attrgetter(name)(config) == value for name, value in given.items())
+    assert not config.strict and not config.pictures.upright and config.pictures.every_file

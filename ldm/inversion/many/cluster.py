@@ -27,7 +27,6 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.inversion.many.jobs import Job, Result, check_together
 from ldm.inversion.many.pack import learn_many
-from ldm.official.quirks import switches
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +140,7 @@ def learn_task(jobs: Sequence[Job], home: Path, out: Path, pack: int | Literal["
     """
     os.chdir(home)
     config = jobs[0].config
-    strict = not switches(config.compat).loose_weights
-    model = _model(json.dumps(config.model), config.checkpoint, strict)
+    model = _model(json.dumps(config.model), config.checkpoint, config.strict)
     return learn_many(model, jobs, out, pack=pack, resume=True, progress=False)
 
 

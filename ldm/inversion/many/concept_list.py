@@ -26,7 +26,6 @@ from ldm.inversion.resume import OF_INVERSIONS, changes
 from ldm.io.atomic import write_text
 from ldm.io.runs import CONFIG_NAME, LIST_NAME, holds_something, slug
 from ldm.io.secrets import redacted_values, refuse_hidden
-from ldm.official.quirks import switches
 from ldm.shorthand import spelled
 
 log = logging.getLogger(__name__)
@@ -184,8 +183,7 @@ def learn_here(
     from ldm.inversion.many.pack import learn_many
 
     shared = jobs[0].config
-    strict = not switches(shared.compat).loose_weights
-    model = loading.load(shared.model, shared.checkpoint, strict=strict)
+    model = loading.load(shared.model, shared.checkpoint, strict=shared.strict)
     return learn_many(model, jobs, out, pack=pack, resume=resume)
 
 

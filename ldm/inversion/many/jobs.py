@@ -16,12 +16,12 @@ from ldm.io.atomic import write_json
 from ldm.io.embeddings import load_embeddings, save_embeddings
 from ldm.io.runs import now
 from ldm.io.secrets import redacted_values
-from ldm.official.quirks import switches
 
 #: keys that all concepts of a pack have in common
 SHARED = (
     "model",
     "checkpoint",
+    "strict",
     "clip_skip",
     "compute.checkpointing",
     "trainer.precision",
@@ -29,8 +29,6 @@ SHARED = (
     "trainer.attention",
     "trainer.threads",
 )
-#: quirks of ``compat`` that they have in common too
-OF_THE_MODEL = ("ignore_checkpointing", "loose_weights")
 SUMMARY = "concepts.json"
 
 
@@ -80,12 +78,6 @@ def check_together(jobs: Sequence[Job], *, same_words: bool = False) -> None:
             raise UserError(f"two concepts have the {what} {twice[0]!r}: every one needs its own")
     first = jobs[0]
     for job in jobs:
-        for quirk in map(attrgetter, OF_THE_MODEL):
-            if quirk(switches(job.config.compat)) != quirk(switches(first.config.compat)):
-                raise UserError(
-                    f"{job.name}: the quirks {' and '.join(OF_THE_MODEL)} are of the model that "
-                    f"a pack shares and differ from those of {first.name}; set them alike"
-                )
         for key in SHARED:
             own, common = attrgetter(key)(job.config), attrgetter(key)(first.config)
             if own != common:

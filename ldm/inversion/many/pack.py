@@ -33,7 +33,6 @@ from ldm.inversion.report import on_the_way
 from ldm.inversion.run import as_trained
 from ldm.inversion.snapshot import Snapshot, SnapshotFile
 from ldm.io.runs import RunFolder
-from ldm.official.quirks import switches
 from ldm.sampling.together import draw_together
 from ldm.training.fit import attention_kernel
 from ldm.training.memory import USABLE, free_bytes, freed_memory_kept, in_one_line, step_bytes, too_large
@@ -118,7 +117,6 @@ def learn_many(
                 model,
                 trainer.compute_precision,
                 checkpointing=jobs[0].config.compute.checkpointing,
-                ignore_checkpointing=switches(jobs[0].config.compat).ignore_checkpointing,
             )
             with attention_kernel(trainer.attention), form:
                 left = members.train(bar)

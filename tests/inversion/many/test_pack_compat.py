@@ -83,13 +83,13 @@ def test_ignore_checkpointing(
     calls: list[bool] = []
     layers = model.unet.middle_block[0].out_layers
     handle = layers.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    config = replace(config, compat=CompatConfig(ignore_checkpointing=ignored))
-    learn_many(model, [Job("a", config)], tmp_path / "runs", pack=1, progress=False)
+    job = Job("a", replace(config, compat=CompatConfig(ignore_checkpointing=ignored)))
+    learn_many(model, [job], tmp_path / "runs", pack=1, progress=False)
     handle.remove()
     assert sum(calls) == (3 if ignored else 6)
-    with pytest.raises(UserError, match="set them alike"):
+    with pytest.raises(UserError, match="one compute.checkpointing"):
         other = replace(config, placeholder="<b>", compat=CompatConfig(ignore_checkpointing=not ignored))
-        check_together([Job("a", config), Job("b", other)])
+        check_together([job, Job("b", other)])
 
 
 @pytest.mark.parametrize("quirk", [FIXED, CompatConfig(vectors_only=True)])
