@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.inversion.checkpoint import VECTORS_ONLY
-from ldm.inversion.latents import ConceptBatches
 from ldm.inversion.step import Draw, Objective, Part, losses
 from ldm.io import checkpoints
 from ldm.io.checkpoints import read_torch
@@ -24,7 +23,6 @@ from ldm.training import optim
 from ldm.training.callbacks import StepProgressBar
 from ldm.training.scalars import LateLosses
 from ldm.training.stream import StepStream
-from ldm.training.timesteps import TimestepConfig
 from ldm.words.manager import EmbeddingManager
 
 log = logging.getLogger(__name__)
@@ -34,46 +32,33 @@ class TextualInversion(pl.LightningModule):
     """Learns the vectors of one concept's placeholder(s).
 
     Args:
-        model: autoencoder, UNet and text conditioner, which are frozen here, and the manager, whose
-            v* must have been added.
-        batches: latents and prompts of the concept, a pure function of the step.
+        objective: what is minimised. All of its model is frozen here but the manager, whose v* must have been
+            added.
         optim_config: the optimiser; its ``lr`` is the base rate,
         lr: the effective one.
         max_steps: optimiser steps, for the schedule.
         model_lr: learning rate of UNet and text conditioner, which then train as well (pivotal tuning,
             appendix A): these two are what ``unfreeze_model`` trains in the official code. 0: frozen.
         vectors_only: keep nothing but the vectors in checkpoints (``CompatConfig``).
-        timesteps, regularization, summed_drift, shared_steps: of the concept's :class:`Objective`.
     """
 
     def __init__(
         self,
-        model: LatentDiffusion,
-        batches: ConceptBatches,
+        objective: Objective,
         optim_config: optim.OptimConfig,
         *,
         lr: float,
         max_steps: int,
-        regularization: float = 0.0,
-        summed_drift: bool = False,
-        timesteps: TimestepConfig | None = None,
         model_lr: float = 0.0,
         vectors_only: bool = False,
-        shared_steps: int = 0,
     ) -> None:
         super().__init__()
+        model = objective.model
         self.base_fingerprint = model.fingerprint()  # before a cast loses bits
         self.model = model.freeze()
         if model_lr:
             model.unfreeze()
-        self.objective = Objective(
-            model,
-            batches,
-            timesteps=timesteps,
-            regularization=regularization,
-            summed_drift=summed_drift,
-            shared_steps=shared_steps,
-        )
+        self.objective = objective
         self.optim_config, self.lr, self.max_steps = optim_config, lr, max_steps
         self.model_lr, self.vectors_only = model_lr, vectors_only
         self.losses = LateLosses()

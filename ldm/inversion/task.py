@@ -28,6 +28,7 @@ from ldm.inversion.placeholders import (
     warn_of_template_words,
 )
 from ldm.inversion.report import on_the_way
+from ldm.inversion.step import Objective
 from ldm.inversion.stopping import stop_rule
 from ldm.inversion.templates import described
 from ldm.io.atomic import write_text
@@ -229,20 +230,22 @@ def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionCo
             batch_size=config.batch_size,
         )
     log.info("learning rate: base %g, effective %g", config.optim.lr, lr)
-    module = TextualInversion(
+    objective = Objective(
         model,
         batches,
+        timesteps=config.timesteps,
+        regularization=config.regularization,
+        summed_drift=quirks.summed_drift,
+        shared_steps=config.shared_steps,
+    )
+    return TextualInversion(
+        objective,
         config.optim,
         lr=lr,
         max_steps=config.trainer.max_steps,
-        regularization=config.regularization,
-        summed_drift=quirks.summed_drift,
-        timesteps=config.timesteps,
         model_lr=config.model_lr,
         vectors_only=quirks.vectors_only and not config.model_lr,
-        shared_steps=config.shared_steps,
     )
-    return module
 
 
 def _score_logger(

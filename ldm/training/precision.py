@@ -23,11 +23,12 @@ def precision_plugin(name: str, device: torch.device) -> Precision:
 
 def scaled(loss: Tensor, precision: Precision) -> Tensor:
     """The loss as its gradient is taken: times the plugin's scale, where it has one (16-mixed)."""
-    return precision.scaler.scale(loss) if _scales(precision) else loss
+    scaler = _scaler(precision)
+    return loss if scaler is None else scaler.scale(loss)
 
 
-def _scales(precision: Precision) -> bool:
-    return isinstance(precision, MixedPrecision) and precision.scaler is not None
+def _scaler(precision: Precision) -> torch.amp.GradScaler | None:
+    return precision.scaler if isinstance(precision, MixedPrecision) else None
 
 
 def optimizer_step(
@@ -35,12 +36,12 @@ def optimizer_step(
 ) -> None:
     """A step as Lightning makes it: unscaled gradients, ``before``, clipping, the step. With a scale, a step
     whose gradients are not finite is left out, and the scale made smaller."""
-    if not _scales(precision):
+    scaler = _scaler(precision)
+    if scaler is None:
         before()
         precision.clip_gradients(optimizer, clip_norm)
         optimizer.step()
         return
-    scaler = precision.scaler
     if not getattr(optimizer, "_step_supports_amp_scaling", False):  # else it unscales by itself
         scaler.unscale_(optimizer)
     before()

@@ -16,6 +16,7 @@ from ldm.inversion.latents import ConceptBatches, encode_latents
 from ldm.inversion.module import TextualInversion
 from ldm.inversion.run import learn
 from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
+from ldm.inversion.step import Objective
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 
@@ -45,4 +46,5 @@ def _module(model: LatentDiffusion, concept: Concept, **settings: Any) -> Textua
         model.add_placeholder("<toy>", init="cat")
     cache = encode_latents(model.encode, concept.images, scale_factor=0.5, mirror=True)
     batches = ConceptBatches(cache, PromptSource("<toy>"), batch_size=2, seed=0, concept="<toy>")
-    return TextualInversion(model, batches, OptimConfig(lr=1e-3), lr=1e-3, max_steps=9, **settings)
+    objective = Objective(model, batches, **settings)
+    return TextualInversion(objective, OptimConfig(lr=1e-3), lr=1e-3, max_steps=9)

@@ -12,7 +12,8 @@ import wandb
 
 from ldm.errors import UserError
 from ldm.training import wandb_run
-from ldm.training.fit import LoggingConfig, make_loggers
+from ldm.training.fit import LoggingConfig
+from ldm.training.loggers import make_loggers
 
 pytestmark = pytest.mark.slow
 

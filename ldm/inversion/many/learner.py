@@ -20,8 +20,9 @@ from ldm.inversion.task import Inversion
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.sampling.sample import BrokenPictures
-from ldm.training.fit import LAST, close_loggers, pack_loggers
+from ldm.training.fit import LAST
 from ldm.training.limits import TimeLimit, due, saves, too_late
+from ldm.training.loggers import close_loggers, pack_loggers
 from ldm.training.precision import optimizer_step, precision_plugin, scaled
 
 #: by which a checkpoint knows the callback that counts the seconds of a run of its own

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ldm import interrupt
@@ -28,7 +27,7 @@ from ldm.device import device_of, out_of_memory
 from ldm.errors import UserError
 from ldm.inversion.many.folders import failed, finish, is_finished, kept, prepared
 from ldm.inversion.many.jobs import Job, Result, check_together
-from ldm.inversion.many.learner import Learner, joint_gradients
+from ldm.inversion.many.learner import Gradients, Learner, joint_gradients
 from ldm.inversion.report import on_the_way
 from ldm.inversion.run import as_trained
 from ldm.inversion.snapshot import Snapshot, SnapshotFile
@@ -290,7 +289,7 @@ class Pack:
             self.members.remove(one)
         return left
 
-    def _gradients(self) -> list[tuple[Tensor, ...]] | None:
+    def _gradients(self) -> list[Gradients] | None:
         """None if there was not enough memory."""
         try:
             return joint_gradients(self.model, self.members)

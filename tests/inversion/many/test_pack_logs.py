@@ -19,7 +19,8 @@ from ldm.inversion.run import learn
 from ldm.inversion.sections import CaptionsConfig, ShowConfig, StopConfig
 from ldm.inversion.task import read_pictures
 from ldm.io.runs import create_run
-from ldm.training.fit import LoggingConfig, TrainerConfig, make_loggers
+from ldm.training.fit import LoggingConfig, TrainerConfig
+from ldm.training.loggers import make_loggers
 from ldm.training.optim import OptimConfig
 from ldm.training.wandb_run import RUN_ID
 
