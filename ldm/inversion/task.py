@@ -137,60 +137,98 @@ def prepare(
     run: RunFolder | None = None,
 ) -> Inversion:
     """Give ``model`` the word and encode the pictures; arguments as :func:`learn`."""
-    word, base_model = config.placeholder, model.fingerprint()
-    show, stop = config.show, config.stop
-    Sampling.of(
-        model, steps=show.steps, sampler=show.sampler, scale=show.scale
-    )  # what is wrong with it is said now, not at the end
+    base_model = model.fingerprint()
     config = as_official(config, len(concept))
-    quirks = switches(config.compat)
-    model.manager.keep_end = not quirks.end_falls_off
+    _set_up(model, config)
+    add_words(model, config)
+    image_words = add_image_words(model, config, len(concept)) if config.captions.per_image_tokens else ()
+    prompts = _prompts(config, captions, image_words)
+    warn_of_template_words(config, prompts)
+    words = held_words(model, config, prompts)
+    model.manager.train_only([*words, *image_words])
+    batches = _batches(model, concept, config, prompts, run, base_model)
+    refuse_cut_prompts(model, batches, words)
+    details = _details(model, config, words, base_model, concept.hashes, captioned=bool(captions))
+    keeper = pictures = scores = None
+    if run is not None:
+        _write_inputs(run, concept, config, base_model)
+        keeper = EmbeddingCheckpoint(run, words, details, config.trainer.checkpoint_every, config.formats)
+        if config.trainer.image_every and config.show.prompts:
+            pictures = _image_logger(run, model, config)
+        if config.stop.score_every:
+            scores = _score_logger(run, model, concept, config, keeper)
+    module, monitor = _module(model, batches, config), _monitor(config)
+    return Inversion(config, module, monitor, keeper, pictures, scores, run, words, details, image_words)
+
+
+def _set_up(model: LatentDiffusion, config: InversionConfig) -> None:
+    """Set what the model does with prompts, and refuse what it could not draw at the end."""
+    show = config.show
+    Sampling.of(model, steps=show.steps, sampler=show.sampler, scale=show.scale)
+    model.manager.keep_end = not switches(config.compat).end_falls_off
     if config.clip_skip is not None:
         model.text.use_clip_skip(config.clip_skip)
-    add_words(model, config)
-    image_words = add_image_words(model, config, len(concept)) if config.captions.per_image_tokens else None
+
+
+def _prompts(
+    config: InversionConfig, captions: Sequence[Sequence[str]] | None, image_words: tuple[str, ...]
+) -> PromptSource:
+    """Where the prompts of a step come from: templates or caption files, with image words or without."""
     kind = config.captions.templates
     if image_words and isinstance(kind, str):
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
-    prompts = PromptSource(
-        config.subject or ("*" if quirks.star_prompts else word),
+    return PromptSource(
+        config.subject or ("*" if switches(config.compat).star_prompts else config.placeholder),
         kind=kind,
         captions=captions,
-        image_tokens=image_words,
+        image_tokens=image_words or None,
         mixing_prob=config.captions.mixing_prob,
         coarse_class=config.captions.coarse_class,
     )
-    warn_of_template_words(config, prompts)
-    words = held_words(model, config, prompts)
-    model.manager.train_only([*words, *(image_words or ())])
+
+
+def _batches(
+    model: LatentDiffusion,
+    concept: Concept,
+    config: InversionConfig,
+    prompts: PromptSource,
+    run: RunFolder | None,
+    base_model: str,
+) -> ConceptBatches:
+    """The pictures, encoded, and the prompts as batches; a run keeps its latents and encodes them once."""
     encode = partial(
-        encode_latents if run is None else cached_latents,  # a resumed run encodes nothing again
+        encode_latents if run is None else cached_latents,
         scale_factor=model.scale_factor,
         mirror=config.pictures.flip_p > 0,
     )
     kept = {} if run is None else {"folder": run.path / "latents", "fingerprint": base_model}
-    cache = encode(model.encode, concept.images, **kept)
-    batches = ConceptBatches(
-        cache,
+    return ConceptBatches(
+        encode(model.encode, concept.images, **kept),
         prompts,
         batch_size=config.batch_size * config.trainer.processes,  # each takes its share of the whole one
         seed=config.seed,
-        concept=word,
+        concept=config.placeholder,
         flip_p=config.pictures.flip_p,
     )
-    refuse_cut_prompts(model, batches, words)
-    module = _module(model, batches, config)
-    monitor = FixedBatchMonitor(
-        stop.monitor_every,
-        allow_untrained=stop.allow_untrained,
-        stop=stop_rule(stop),
-        warn_untrained=not config.strict,
-    )
+
+
+def _details(
+    model: LatentDiffusion,
+    config: InversionConfig,
+    words: Sequence[str],
+    base_model: str,
+    image_hashes: Sequence[str],
+    *,
+    captioned: bool,
+) -> Callable[..., dict[str, str]]:
+    """What makes the metadata of an embedding from its word, its step and the model that it belongs to.
+
+    It holds hashes and not the pictures: many inversions may wait for their turn.
+    """
     vocabulary_id = model.text.tokenizer.vocabulary_id
     token_ids = {name: vocabulary_id(name) for name in words}
-    if token_ids == {word: None}:  # the official code can only call it by another token
-        token_ids[word] = vocabulary_id("*")
-    hashes = concept.hashes  # not the pictures: many inversions may wait for their turn
+    if token_ids == {config.placeholder: None}:  # the official code can only call it by another token
+        token_ids[config.placeholder] = vocabulary_id("*")
 
     def details(name: str, step: int, learned_on: str = base_model) -> dict[str, str]:
         return provenance(
@@ -198,25 +236,28 @@ def prepare(
             step=step,
             seed=config.seed,
             init=config.words[name],
-            templates="captions" if captions else described(config.captions.templates),
-            image_hashes=hashes,
+            templates="captions" if captioned else described(config.captions.templates),
+            image_hashes=image_hashes,
             token_id=token_ids[name],
             clip_skip=model.text.other_clip_skip,
         )
 
-    keeper = pictures = scores = None
-    if run is not None:
-        run.write_manifest(seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model)
-        for i, image in enumerate(concept.images):
-            save_png(image, run.file("images", f"training_{i:02d}.png"))
-        every = config.trainer.checkpoint_every
-        keeper = EmbeddingCheckpoint(run, words, details, every, config.formats)
-        if config.trainer.image_every and show.prompts:
-            pictures = _image_logger(run, model, config)
-        if config.stop.score_every:
-            scores = _score_logger(run, model, concept, config, keeper)
-    return Inversion(
-        config, module, monitor, keeper, pictures, scores, run, words, details, tuple(image_words or ())
+    return details
+
+
+def _write_inputs(run: RunFolder, concept: Concept, config: InversionConfig, base_model: str) -> None:
+    """Write the manifest and the training pictures, as the model sees them."""
+    run.write_manifest(seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model)
+    for i, image in enumerate(concept.images):
+        save_png(image, run.file("images", f"training_{i:02d}.png"))
+
+
+def _monitor(config: InversionConfig) -> FixedBatchMonitor:
+    return FixedBatchMonitor(
+        config.stop.monitor_every,
+        allow_untrained=config.stop.allow_untrained,
+        stop=stop_rule(config.stop),
+        warn_untrained=not config.strict,
     )
 
 
