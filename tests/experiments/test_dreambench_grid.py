@@ -19,6 +19,7 @@ def test_the_dreambench_experiment_from_data_to_report(
     clip, dino = tiny_scorers
     values = {
         "base.model": world.path / "tiny",
+        "base.templates": "plain",  # the model reads 12 tokens
         "grid.concepts.dreambench.root": data,
         "score.scorers": f'["{clip}", "{dino}"]',
         "score.scale": 3.0,
