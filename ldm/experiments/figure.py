@@ -11,6 +11,7 @@ from ldm.report.curves import ticks
 
 WIDTH, HEIGHT = 640, 420
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 16, 48
+LABEL, LINE = 130, 14  # a name is about so wide and so high
 #: Hues that stay apart for people who see few colours (Okabe and Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6f6f6f")
 
@@ -62,12 +63,17 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
         f'<text x="14" y="{half}" text-anchor="middle" transform="rotate(-90 14 {half})">'
         f"{escape(y_label)}</text>"
     )
+    labels: list[tuple[float, float]] = []
     for number, point in enumerate(points):
         colour = COLOURS[number % len(COLOURS)]
         x, y = px(point.x.value), py(point.y.value)
         lines = f"M{px(point.x.low)} {y}H{px(point.x.high)}M{x} {py(point.y.low)}V{py(point.y.high)}"
         right = x < WIDTH * 0.7
         at, anchor = (x + 8, "start") if right else (x - 8, "end")
+        height = y - 7
+        while any(abs(at - a) < LABEL and abs(height - h) < LINE for a, h in labels):
+            height += LINE
+        labels.append((at, height))
         told = (
             f"{point.name}: {x_label} {point.x.value:.4f} ({point.x.low:.4f} to {point.x.high:.4f}), "
             f"{y_label} {point.y.value:.4f} ({point.y.low:.4f} to {point.y.high:.4f})"
@@ -76,7 +82,7 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
             f'<a href="{escape(point.link)}"><title>{escape(told)}</title>'
             f'<path d="{lines}" style="stroke:{colour};stroke-width:1.5;fill:none"/>'
             f'<circle cx="{x}" cy="{y}" r="5" style="fill:{colour}"/>'
-            f'<text x="{at}" y="{y - 7}" text-anchor="{anchor}" style="fill:{colour};font-weight:600">'
+            f'<text x="{at}" y="{height}" text-anchor="{anchor}" style="fill:{colour};font-weight:600">'
             f"{escape(point.name)}</text></a>"
         )
     parts.append("</svg>")

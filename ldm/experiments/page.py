@@ -39,12 +39,14 @@ lies below. Undecided: neither.</p>
 {% for one in verdicts %}<tr><td><b>{{ one.verdict }}</b></td>
 <td>{{ one.expectation.metric }}<br><span class="soft">{{ one.scorer }}</span></td><td>{{ one.order }}</td>
 <td>{{ one.detail }}</td></tr>{% endfor %}</table></div></section>{% endif %}
-{% for scorer, rows in tables %}<section><h2>{{ scorer }}</h2>
-<div class="scroll"><table><tr><th>figure</th><th>setup</th><th class="number">mean</th><th>95 %</th>
+{% for scorer, rows in tables %}{% set seen = namespace(figure="") %}<section><h2>{{ scorer }}</h2>
+<div class="scroll"><table style="white-space: nowrap"><tr><th>figure</th><th>setup</th>
+<th class="number">mean</th><th>95 %</th>
 <th class="number">to {{ baseline }}</th><th>95 %</th><th class="number">ceiling</th>
 <th class="number">concepts</th><th class="number">pictures</th></tr>
-{% for row in rows %}<tr><td>{{ row.metric }}{% if row.references %}
-<span class="soft">({{ row.references }})</span>{% endif %}</td><td>{{ row.setup }}</td>
+{% for row in rows %}<tr><td>{% if row.metric != seen.figure %}{{ row.metric }}{% if row.references %}
+<br><span class="soft">against {{ row.references }}</span>{% endif %}{% endif %}
+{%- set seen.figure = row.metric %}</td><td>{{ row.setup }}</td>
 <td class="number">{{ "%.4f"|format(row.figure) }}</td>
 <td>{{ "%.4f"|format(row.low) }} to {{ "%.4f"|format(row.high) }}</td>
 <td class="number">{% if row.difference is not none %}{{ "%+.4f"|format(row.difference) }}{% endif %}</td>
@@ -55,14 +57,15 @@ lies below. Undecided: neither.</p>
 <details><summary>how it measures</summary>{{ pairs(identity[scorer]) }}</details></section>{% endfor %}
 {% if budget %}<section><h2>What it took</h2><p class="soft">Means over the cells of a setup; memory
 is the most that the process had, with all cells that shared its pack.</p>
-<div class="scroll"><table><tr><th>setup</th><th class="number">steps</th>
+<div class="scroll"><table style="white-space: nowrap"><tr><th>setup</th><th class="number">steps</th>
 <th class="number">pictures seen</th>
 <th class="number">seconds</th><th class="number">peak memory, MB</th><th>machine</th><th>threads</th>
 <th>commit</th></tr>{% for row in budget %}<tr><td>{{ row.setup }}</td>
 <td class="number">{{ "%.0f"|format(row.steps) }}</td>
 <td class="number">{{ "%.0f"|format(row.pictures_seen) }}</td>
 <td class="number">{{ "%.1f"|format(row.seconds) }}</td><td class="number">{{ row.peak_memory_mb }}</td>
-<td>{{ row.machine }}</td><td>{{ row.threads }}</td><td><code>{{ row.commit[:12] }}</code></td></tr>
+<td>{{ row.machine }}</td><td>{{ row.threads }}</td>
+<td><code>{{ row.commit if " " in row.commit else row.commit[:12] }}</code></td></tr>
 {% endfor %}</table></div></section>{% endif %}
 {% if unfinished %}<section><h2>Not finished</h2>
 <div class="scroll"><table>{% for one in unfinished %}<tr><td>{{ one.state }}</td>
