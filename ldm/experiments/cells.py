@@ -162,6 +162,6 @@ def _pictures_a_step(config: InversionConfig) -> int:
     return config.batch_size * config.trainer.accumulate * config.trainer.processes
 
 
-def _hash(*parts: Any) -> str:
+def _hash(*parts: object) -> str:
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

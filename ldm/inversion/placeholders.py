@@ -72,11 +72,13 @@ def add_image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> 
 
 
 def held_words(model: LatentDiffusion, config: InversionConfig, prompts: PromptSource) -> tuple[str, ...]:
-    """The words that prompts hold, the placeholder first; the model forgets the others, whose v* no loss
-    would ever reach. With ``star_prompts`` it keeps them, as the official code does.
+    """The words that occur in at least one training prompt, the placeholder first.
+
+    A word that occurs in none would get no gradient: the model forgets it, with a warning. With the quirk
+    ``star_prompts`` such words are kept and stay where they start, as in the official code.
 
     Raises:
-        UserError: the placeholder is among the others.
+        UserError: the placeholder itself occurs in no prompt.
     """
     ids = {token for text in prompts.naming for token in model.text.tokenizer.words(text)}
     lost = [word for word in config.words if model.manager.placeholders[word] not in ids]

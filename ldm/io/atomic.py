@@ -13,7 +13,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ldm.errors import UserError
 from ldm.io.files import opened, unreadable
@@ -193,7 +192,7 @@ def write_text(path: Path | str, text: str) -> Path:
     return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: Path | str, value: Any) -> Path:
+def write_json(path: Path | str, value: object) -> Path:
     """Writes ``value`` as indented JSON to ``path`` atomically. Errors as :func:`atomic_write`."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

@@ -71,10 +71,16 @@ def provenance(
 ) -> dict[str, str]:
     """The metadata of an embedding that this project learned, as strings.
 
-    base_model: the fingerprint (hex). step: optimiser steps done. init: the phrase it started
-    from. templates: name of the template set. image_hashes: sha256 of every training picture.
-    token_id: by which the official code finds the word in a prompt, where the model's vocabulary has one.
-    clip_skip: which of the text encoder's last blocks was used, where that is not the model's own choice.
+    Args:
+        base_model: the fingerprint of the model that the word belongs to, in hexadecimal digits.
+        step: the number of optimiser steps done.
+        seed: the run's seed.
+        init: the phrase that the word started from.
+        templates: the name of the template set, or "captions".
+        image_hashes: the SHA-256 of every training picture.
+        token_id: the token by which the official code finds the word in a prompt, if the model's vocabulary
+            has one.
+        clip_skip: which of the text encoder's last blocks was used, if it is not the model's own choice.
     """
     known = {} if token_id is None else {"token_id": str(token_id)}
     known |= {} if clip_skip is None else {"clip_skip": str(clip_skip)}

@@ -27,7 +27,13 @@ MOST = 1e4
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn: exactly so many steps, of which sampler, and the guidance scale."""
+    """How pictures are drawn.
+
+    Attributes:
+        steps: The number of sampling steps, which are made exactly.
+        sampler: The sampler's name, one of ``ldm.diffusion.samplers.SAMPLERS``.
+        scale: The scale of classifier-free guidance; 1 is no guidance.
+    """
 
     steps: Positive = 50
     sampler: str = "ddim"

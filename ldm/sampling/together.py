@@ -28,8 +28,12 @@ class Order:
     """Pictures to draw, one a prompt; picture i is that of (seed, i).
 
     Attributes:
-        model: knows the words of the prompts.
-        sampler, steps, scale, seed: as of :func:`ldm.sample`.
+        model: The model, which knows the words of the prompts.
+        prompts: The prompts, one for each picture.
+        sampler: The sampler's name.
+        steps: The number of sampling steps.
+        scale: The scale of classifier-free guidance.
+        seed: The seed that the noise of every picture is made from, together with its number.
     """
 
     model: LatentDiffusion

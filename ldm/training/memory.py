@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -82,7 +81,7 @@ def freed_memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def step_bytes(step: Callable[[], Any], device: torch.device, weights: Iterable[Tensor] = ()) -> int:
+def step_bytes(step: Callable[[], object], device: torch.device, weights: Iterable[Tensor] = ()) -> int:
     """Bytes that ``step()`` takes at its peak beyond what it finds; ``weights`` are there already.
 
     On a GPU measured by its allocator; on a CPU what autograd saves for the backward pass, times

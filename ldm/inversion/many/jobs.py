@@ -45,13 +45,14 @@ class Result:
     """What became of a job.
 
     Attributes:
-        name, word: of the run folder, and the placeholder.
-        status: learned; kept, if it had been finished before; or failed,
-        error: for this reason.
-        steps: optimiser steps done.
-        loss: on the concept's fixed batch at the end.
-        seconds: its share of the time that its packs took.
-        path: of the run folder.
+        name: The name of the run folder.
+        word: The placeholder.
+        status: "learned", "kept" if it had been finished by an earlier command, or "failed".
+        path: The run folder.
+        steps: The number of optimiser steps that were done.
+        loss: The loss on the concept's fixed batch at the end, or ``None`` if it failed.
+        seconds: The concept's share of the time that its packs took.
+        error: The reason why it failed, in one line.
     """
 
     name: str
