@@ -42,7 +42,7 @@ def invert(
         seed: Everything random is a function of it; by default the model's own.
         progress: Show a progress bar.
         **settings: Any other setting (``num_vectors=2``, ``optim={"weight_decay": 0.01}`` ...), named as for
-            ``--set``, in a YAML file or in a list of concepts.
+            ``--set``, in a YAML file or in a list of concepts; ``preset="paper"`` for those of a preset.
 
     Returns:
         The embedding: ``.placeholder``, ``.vectors`` (K, D) or, with ``per_layer``, (n, K, D) float32,

@@ -221,6 +221,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None
     from ldm.emoji.heldout import evaluate_inversion
     from ldm.emoji.sprites import EmojiSprites
     from ldm.inversion.config import settle
+    from ldm.inversion.presets import layered
     from ldm.shorthand import spelled
 
     given = spelled(load_yaml([], args.set))
@@ -231,7 +232,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None
     out = args.out or Path("runs/evaluation/inversion")
     judge, sampling = _judge_and_sampling(args, model)
     sprites, holdout = EmojiSprites.load(args.data), _holdout(args.holdout)
-    settings = merge(spelled(model.inversion_defaults), given) if given else None
+    settings = merge({}, *layered([spelled(model.inversion_defaults), given])) if given else None
     with common.output(out, out, deep=True):
         result = evaluate_inversion(
             model,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common, concepts
 from ldm.errors import UserError
+from ldm.inversion.presets import names
 from ldm.io.runs import CONFIG_NAME, slug, stamp
 from ldm.io.secrets import refuse_hidden
 
@@ -27,6 +28,7 @@ EXAMPLE = """\
 KEYS = {
     "model": "model",
     "checkpoint": "checkpoint",
+    "preset": "preset",
     "images": "images",
     "train_pictures": "train_pictures",
     "name": "placeholder",
@@ -62,6 +64,12 @@ def register(subparsers: common.Subparsers) -> None:
     )
     common.add_model(parser, default=None)
     add = parser.add_argument
+    add(
+        "--preset",
+        metavar="NAME|YAML",
+        help=f"settings that stand between the model's own and what you give: {', '.join(names())}, or a "
+        "YAML file; ldm presets says what each one is",
+    )
     add("--images", type=Path, metavar="DIR", help="folder with the pictures")
     add(
         "--train-pictures",
@@ -119,7 +127,7 @@ def register(subparsers: common.Subparsers) -> None:
 
 
 def config_of(args: argparse.Namespace) -> InversionConfig:
-    """The run's config: the model's own settings <- the options <- ``--set``.
+    """The run's config: the model's own settings <- the preset <- the options <- ``--set``.
 
     With ``--resume``, the settings of the run that is continued take the place of the model's, if it has
     been begun.

@@ -26,6 +26,7 @@ from ldm.cli import (
     experiment,
     inspect,
     invert,
+    presets,
     runs,
     sample,
     train,
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_verbose(parser)
     subparsers = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
     for module in (
-        invert, cluster, sample, edit, evaluate, experiment, runs, inspect, embeddings, train, data,
+        invert, cluster, sample, edit, evaluate, experiment, presets, runs, inspect, embeddings, train, data,
     ):  # fmt: skip
         module.register(subparsers)
     return parser

@@ -11,6 +11,7 @@ from ldm.config import merge, recheck, resolve
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.captions import contains_placeholder
+from ldm.inversion.presets import layered
 from ldm.inversion.sections import CaptionsConfig, ComputeConfig, PicturesConfig, ShowConfig, StopConfig
 from ldm.io.embeddings import check_names
 from ldm.io.pictures import Framing
@@ -150,17 +151,18 @@ class InversionConfig:
 
 
 def settle(*layers: Mapping[str, Any]) -> InversionConfig:
-    """The one way from settings to a config: the model's own <- file <- options <- overrides.
+    """The one way from settings to a config: the model's own <- preset <- file <- options <- overrides.
 
     Args:
-        layers: nested mappings, the later one wins, key by key and level by level. A key may be written
-            ``trainer.max_steps``, or by its short name (``ldm.shorthand``).
+        layers: nested mappings, the later one wins, key by key and level by level; the first one is the
+            model's own. A key may be written ``trainer.max_steps``, or by its short name (``ldm.shorthand``).
+            ``preset`` names a preset (``ldm.inversion.presets``), which any layer but the first wins over.
 
     Raises:
         UserError: an unknown key, a value of another type or out of its range, or settings that do not
             go together.
     """
-    config = resolve(InversionConfig, merge({}, *map(spelled, layers)))
+    config = resolve(InversionConfig, merge({}, *map(spelled, layered(layers))))
     _check_together(config)
     return config
 
