@@ -186,7 +186,7 @@ def _status(args: argparse.Namespace, plan: Plan) -> None:
     from ldm.experiments.runner import standing
 
     found = [standing(plan, cell) for cell in plan.cells]
-    counts = Counter(one.state for one in found)
+    counts: Counter[str] = Counter(one.state for one in found)
     states = ("finished", "begun", "waiting", "failed")
     common.heading(f"{len(found)} cells in {plan.out}: " + ", ".join(f"{counts[s]} {s}" for s in states))
     for one in found:

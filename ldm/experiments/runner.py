@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -69,7 +70,7 @@ def run(
     scorers: Sequence[Scorer],
     *,
     only: Sequence[str] = (),
-    workers: Callable[[], object] | None = None,
+    workers: Callable[[], AbstractContextManager[Executor]] | None = None,
     retries: int = 1,
     progress: bool = True,
 ) -> list[Standing]:
@@ -116,7 +117,7 @@ def _todo(plan: Plan, cell: Cell) -> Todo:
 
 def _outcomes(
     todo: Sequence[tuple[Todo, ...]],
-    workers: Callable[[], object] | None,
+    workers: Callable[[], AbstractContextManager[Executor]] | None,
     retries: int,
     progress: bool,
 ) -> Iterator[Outcome]:
@@ -125,7 +126,7 @@ def _outcomes(
             yield from _collected(hand_out([Task(group)], Here(), partial(work, progress=progress), 0))
         return
     with ExitStack() as stack:
-        executor = stack.enter_context(workers())  # type: ignore[type-var]
+        executor = stack.enter_context(workers())
         at_home = partial(work, home=Path.cwd())
         yield from _collected(hand_out([Task(group) for group in todo], executor, at_home, retries))
 

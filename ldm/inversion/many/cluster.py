@@ -30,7 +30,8 @@ from ldm.inversion.many.pack import learn_many
 
 log = logging.getLogger(__name__)
 
-J, R = TypeVar("J"), TypeVar("R")
+J = TypeVar("J")
+R = TypeVar("R")
 #: tasks handed out at a time: enough for any number of workers, little memory here
 IN_FLIGHT = 2048
 #: failures without a single success that mean that the workers cannot work
