@@ -45,8 +45,8 @@ def invert(
             ``--set``, in a YAML file or in a list of concepts; ``preset="paper"`` for those of a preset.
 
     Returns:
-        The embedding: ``.placeholder``, ``.vectors`` (K, D) or, with ``per_layer``, (n, K, D) float32,
-        ``.metadata``; write it with ``ldm.embeddings.save_embeddings``.
+        The embedding: ``.placeholder``, ``.vectors`` (K, D) float32, or (m, K, D) where its kind
+        has several sets of them, ``.metadata``; write it with ``ldm.embeddings.save_embeddings``.
 
     Raises:
         UserError: unusable pictures, an unknown init word, an unknown setting.

@@ -44,6 +44,7 @@ OLD = {
     "checkpointing": "compute.checkpointing",
     "compiled": "compute.compiled",
     "cuda_graphs": "compute.cuda_graphs",
+    "shared_steps": "word.shared_steps",
 }
 #: switches of ``compat`` that files of older runs may hold; they changed nothing that is learned
 GONE = ("edits_ids", "unsorted")
@@ -64,8 +65,10 @@ def spelled(values: Mapping[str, Any], *, tell: bool = True) -> dict[str, Any]:
     full: dict[str, Any] = {}
     for key, value in values.items():
         name = _full_name(key, value)
-        if tell and name != key and key not in SHORT and "." not in str(key):
+        if tell and name != key and key in (*OLD, "captions"):
             _tell(str(key), name)
+        if name == "per_layer" and isinstance(value, bool):
+            name, value = "word.kind", "per_layer" if value else "plain"
         if name == "show.prompts" and isinstance(value, str):
             value = [value]
         for part in reversed(name.split(".")):
@@ -81,6 +84,8 @@ def spelled(values: Mapping[str, Any], *, tell: bool = True) -> dict[str, Any]:
 def _full_name(key: Any, value: Any) -> str:
     if key == "captions" and not isinstance(value, Mapping):  # whether to use files, before it was a section
         return "captions.files"
+    if key == "word" and isinstance(value, str):  # a kind by its defaults
+        return "word.kind"
     return SHORT.get(key) or OLD.get(key) or str(key)  # YAML has keys of any kind
 
 

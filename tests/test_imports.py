@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "io", "paths", "yaml_text"},
     "text": {"errors", "io", "device", "names", "paths", "ranges"},
     "official": {"errors", "config", "shorthand"},
-    "words": {"errors", "config", "device", "io", "names", "official", "text"},
+    "words": {"errors", "config", "device", "io", "names", "official", "ranges", "text"},
 }
 ALLOWED["backbone"] = set(ALLOWED) - {"report"}
 ALLOWED["sampling"] = {*ALLOWED["backbone"], "backbone"}

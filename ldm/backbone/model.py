@@ -7,6 +7,7 @@ through the embedding manager, noisy latents to the noise in them. It owns no tr
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -123,7 +124,11 @@ class LatentDiffusion(nn.Module):
         schedule, loss = schedule or ScheduleConfig(), loss or LossConfig()
         self.autoencoder, self.unet, self.text = autoencoder, unet, text
         self.manager = EmbeddingManager(
-            text.width, len(text.token_table), text.tokenizer.end_id, layers=unet.num_transformers
+            text.width,
+            len(text.token_table),
+            text.tokenizer.end_id,
+            layers=unet.num_transformers,
+            timesteps=schedule.timesteps,
         )
         self.schedule = Schedule(**vars(schedule))
         self.diffusion_loss = DiffusionLoss(
@@ -223,7 +228,8 @@ class LatentDiffusion(nn.Module):
         init: str | None = None,
         init_scale: float = 1.0,
         num_vectors: int = 1,
-        per_layer: bool = False,
+        word: Mapping[str, Any] | str = "plain",
+        parts: Mapping[str, Tensor] | None = None,
         progressive: tuple[int, ...] | None = None,
         generator: torch.Generator | None = None,
         compat: CompatConfig = FIXED,
@@ -232,11 +238,13 @@ class LatentDiffusion(nn.Module):
 
         Args:
             placeholder: any string.
-            vectors: (K, D) or (n, K, D) to use as they are; else they start from
+            vectors: (K, D) to use as they are, or in the shape of the kind's files; else they start from
             init: a phrase (its tokens' embeddings), or ``None`` for the vocabulary's mean.
             init_scale: factor on the start; below 1 the first steps turn the vector further.
             num_vectors: K, when ``vectors`` is not given.
-            per_layer: (K, D) vectors are where each of the UNet's n transformers has its own start.
+            word: the kind of word (``ldm.words.kinds``), or a mapping ``{kind: ..., setting: ...}``; one
+                with several sets of vectors starts all of them from (K, D).
+            parts: what the word's file holds beside its vectors.
             progressive: optimiser steps at which the second, third, ... vector comes into use.
             generator: of the initial noise (default: seed 0).
             compat: quirks of the official code's start and placeholder.
@@ -261,10 +269,8 @@ class LatentDiffusion(nn.Module):
                 compat=compat,
                 position=self.text.init_position,
             )
-        if per_layer and vectors.ndim < 3:
-            vectors = torch.atleast_2d(vectors).expand(self.unet.num_transformers, -1, -1)
-        room = room_of(tokenizer, self.manager)
-        if vectors.ndim > 1 and vectors.shape[-2] > room:
+        vectors, room = torch.atleast_2d(vectors), room_of(tokenizer, self.manager)
+        if vectors.shape[-2] > room:
             raise UserError(
                 f"{placeholder!r} has {vectors.shape[-2]} vectors, and a prompt of this model holds {room}: "
                 "use fewer"
@@ -272,7 +278,9 @@ class LatentDiffusion(nn.Module):
         token_id = tokenizer.add_placeholder(placeholder, takes_word=compat.takes_word)
         name = tokenizer.decode_id(token_id)
         try:
-            self.manager.add(name, token_id, vectors, progressive)
+            self.manager.add(
+                name, token_id, vectors, progressive, word=word, parts=parts, vocabulary=self.text.token_table
+            )
         except ValueError:
             if name not in self.manager.placeholders:  # else it was there before, and stays
                 tokenizer.remove_placeholder(name)

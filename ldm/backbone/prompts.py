@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from ldm.device import carry
-from ldm.diffusion.condition import Condition, Context
+from ldm.diffusion.condition import Condition, Context, Varying, cat_contexts
 from ldm.text.conditioner import TextConditioner
 from ldm.words.manager import EmbeddingManager
+
+#: bytes of contexts that a condition which varies with time keeps for the next steps
+MOST_KEPT = 2**28
 
 
 def encode(
@@ -29,9 +32,64 @@ def encode(
     if isinstance(step, Tensor):
         step = torch.tensor([s for _, s in places])
     ids = text.tokenize([prompt for prompt, _ in places])  # stays on the host, which works out where v* goes
-    ids, embeds = manager(ids, text.embed(ids), step)
-    context = Context(text.contexts(embeds, ids))
-    if len(places) == len(prompts):
-        return context
     rows = torch.tensor([places[key] for key in zip(prompts, steps, strict=True)])
-    return context[carry(rows, embeds.device)]
+    if manager.varies_with_time(ids):
+        return Varying(_AtEachTime(text, manager, ids, step), rows)
+    context = _context(text, manager, ids, step)
+    return context if len(places) == len(prompts) else context[carry(rows, context.tokens.device)]
+
+
+def _context(
+    text: TextConditioner,
+    manager: EmbeddingManager,
+    ids: Tensor,
+    step: int | Tensor | None,
+    t: Tensor | None = None,
+) -> Context:
+    """The context of looked-up ids (B, L), at timesteps t (B,)."""
+    ids, embeds = manager(ids, text.embed(ids), step, t)
+    return Context(text.contexts(embeds, ids))
+
+
+class _AtEachTime:
+    """Encodes prompts for the timesteps that it is asked about, each different one once.
+
+    Without gradients, what was found is kept: sampling asks for a stage of the schedule, or for a timestep,
+    more than once. What is kept of long prompts and many timesteps is bounded by ``MOST_KEPT``.
+
+    Args:
+        ids: (U, L) tokens of the different prompts.
+        step: as of :func:`encode`, one for all or (U,).
+    """
+
+    def __init__(
+        self, text: TextConditioner, manager: EmbeddingManager, ids: Tensor, step: int | Tensor | None
+    ) -> None:
+        self.text, self.manager, self.ids, self.step = text, manager, ids, step
+        self.clip_skip = text.clip_skip  # the one of this moment, whenever it is asked
+        self._kept: dict[tuple[int, ...], Context] = {}
+
+    def __call__(self, rows: Tensor, t: Tensor) -> Context:
+        asked = list(zip(rows.tolist(), t.tolist(), strict=True))
+        keys = [(row, *self.manager.moments(self.ids[row], time)) for row, time in asked]
+        different = dict(zip(keys, asked, strict=True))
+        kept = {} if torch.is_grad_enabled() else self._kept
+        missing = [key for key in different if key not in kept]
+        if missing:
+            found = self._encoded([different[key] for key in missing])
+            if len(kept) * _size(found[:1]) > MOST_KEPT:
+                kept = self._kept = {key: kept[key] for key in different if key in kept}
+            kept.update((key, found[i : i + 1]) for i, key in enumerate(missing))
+        places = {key: i for i, key in enumerate(different)}
+        together = cat_contexts([kept[key] for key in different])
+        return together[carry(torch.tensor([places[key] for key in keys]), together.tokens.device)]
+
+    def _encoded(self, asked: Sequence[tuple[int, int]]) -> Context:
+        rows, t = torch.tensor(asked).T
+        step = self.step[rows] if isinstance(self.step, Tensor) else self.step
+        with self.text.skipping(self.clip_skip):
+            return _context(self.text, self.manager, self.ids[rows], step, t)
+
+
+def _size(context: Context) -> int:
+    return context.tokens.nbytes + (0 if context.values is None else context.values.nbytes)

@@ -33,6 +33,7 @@ from ldm.io.images import save_grid
 from ldm.io.runs import now, versions
 from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling.sample import Sampling
+from ldm.words.files import form_of
 
 RECONSTRUCTION_PROMPT = "a photo of {}"
 EDIT_PROMPTS = (
@@ -86,7 +87,7 @@ def evaluate_embedding(
     word = embedding.placeholder
     if word in model.manager.placeholders:
         model.remove_placeholder(word)
-    model.add_placeholder(word, embedding.vectors)
+    model.add_placeholder(word, embedding.vectors, **form_of(embedding))
     rows = [t.replace("{}", word) for t in (RECONSTRUCTION_PROMPT, *prompts) for _ in range(n)]
     rows += [colour_prompt(colour).replace("{}", word) for colour in colours]
     clip_skip = learned_clip_skip([embedding])

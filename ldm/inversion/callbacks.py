@@ -18,9 +18,10 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.inversion.step import Draw, Part, measure
 from ldm.inversion.stopping import StopRule
-from ldm.io.embeddings import Embedding, save_embeddings
+from ldm.io.embeddings import save_embeddings
 from ldm.io.runs import RunFolder
 from ldm.training.limits import due, saves
+from ldm.words.files import embedding_of
 from ldm.words.start import nearest_words
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ class EmbeddingCheckpoint(Callback):
 
     def _save(self, name: str, step: int, module: pl.LightningModule) -> None:
         embeddings = [
-            Embedding(word, module.manager.vectors(word, step), self.details(word, step))  # type: ignore[union-attr]
+            embedding_of(module.manager, word, self.details(word, step), step)  # type: ignore[arg-type]
             for word in self.words
         ]
         save_embeddings(embeddings, self.run.file("checkpoints", name))

@@ -22,6 +22,7 @@ from ldm.shorthand import spelled
 from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 from ldm.training.timesteps import TimestepConfig
+from ldm.words.kinds import KINDS, choose
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,9 @@ class InversionConfig:
             ``num_vectors`` of them.
         num_vectors: Number K of vectors of each word. More come nearer to the pictures and obey prompts
             less.
-        per_layer: Give each of the UNet's n cross-attention layers vectors of its own, n x K in all
-            (extended Textual Inversion, Voynov et al. 2023). An ``init_embedding`` without layers starts all
-            of them alike.
-        shared_steps: With ``per_layer``, the number of first steps in which the vectors of all layers move
-            alike, as one.
+        word: The kind of word that is learned, and the kind's own settings, as in ``{kind: per_layer,
+            shared_steps: 100}`` (``ldm.words.kinds`` has them all). A name alone, ``word: per_layer``, takes
+            the kind's defaults, and so does ``per_layer: true``.
         progressive: The K - 1 optimiser steps at which the second, third ... vector of a word comes into
             use. Empty: all are used from the start.
         captions: The sentences that the word is learned in.
@@ -94,9 +93,8 @@ class InversionConfig:
     subject: str | None = None
     init_embedding: Path | None = None
     num_vectors: Annotated[int, Range(1, 1024)] = 1
+    word: dict = field(default_factory=dict)
     progressive: tuple[Count, ...] = ()
-    per_layer: bool = False
-    shared_steps: Count = 0
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     regularization: Amount = 0.0
@@ -118,6 +116,7 @@ class InversionConfig:
         object.__setattr__(self, "placeholder", normal(self.placeholder))  # by its one spelling, as all names
         words = {normal(w) if isinstance(w, str) else w: init for w, init in self.more_words.items()}
         object.__setattr__(self, "more_words", words)
+        object.__setattr__(self, "word", choose(self.word).plain())  # every setting of its kind
         if self.subject is not None:
             object.__setattr__(self, "subject", normal(self.subject))
         for name, value in settings_of(self.compat).items():
@@ -180,17 +179,16 @@ def _check_together(config: InversionConfig) -> None:
     for word, init in config.more_words.items():
         if not (isinstance(word, str) and word.strip() and isinstance(init, str | None)):
             raise UserError(f"config more_words has {word!r}: {init!r}; give a name: init phrase, or null")
-    if config.per_layer and "pt" in config.formats:
+    kind = config.word["kind"]
+    if "pt" in config.formats and not KINDS[kind].other_tools:
         raise UserError(
-            "the official .pt has no place for vectors of each layer; use formats=[safetensors], or "
-            "per_layer=false"
+            f"the official .pt has no place for a word of kind {kind}; use formats=[safetensors], or "
+            "word=plain"
         )
     if config.stop.score_every and config.model_lr:
         raise UserError(
             "stop.score_every keeps the best word, but model_lr changes its model as well; use one of them"
         )
-    if config.shared_steps and not config.per_layer:
-        raise UserError("shared_steps is of words with vectors for each layer; add per_layer=true or omit it")
     if config.placeholder in config.more_words:
         raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
     check_names(tuple(config.words), config.formats)

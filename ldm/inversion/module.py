@@ -85,13 +85,12 @@ class TextualInversion(pl.LightningModule):
         return StepStream(lambda number: self.objective.draw(number).part(self.share), first).loader()
 
     def configure_optimizers(self) -> Any:
-        groups: list[dict[str, Any]] = [
-            {"params": [self.manager.parameter(name) for name in self.manager.trained]}
-        ]
+        words = self.manager.trained_words()
+        groups: list[dict[str, Any]] = [{"params": [p for word in words for p in word.parameters()]}]
         if self.model_lr:
             tuned = [*self.unet.parameters(), *self.text.parameters()]
             groups.append({"params": tuned, "lr": self.model_lr})
-        return optim.configure(groups, self.optim_config, self.max_steps, self.lr)
+        return optim.configure(groups, self.optim_config, self.max_steps, self.lr, words=words)
 
     @property
     def share(self) -> slice:
@@ -121,7 +120,7 @@ class TextualInversion(pl.LightningModule):
             bar.shown = shown
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.objective.share_gradients(self.global_step)
+        self.manager.prepare_gradients(self.global_step)
 
     def on_train_end(self) -> None:
         self.report_losses(wait=True)

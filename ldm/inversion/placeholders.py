@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource, contains_placeholder
 from ldm.inversion.config import InversionConfig
 from ldm.inversion.latents import ConceptBatches
-from ldm.io.embeddings import check_width, load_embeddings
+from ldm.io.embeddings import Embedding, check_width, load_embeddings
 from ldm.official.quirks import switches
 from ldm.seeding import generator
 from ldm.words.room import seen, what_is_cut
@@ -26,25 +24,26 @@ def add_words(model: LatentDiffusion, config: InversionConfig) -> None:
     for word, init in config.words.items():
         if word in model.manager.placeholders:
             model.remove_placeholder(word)
+        start = _start(config, model, word)
         model.add_placeholder(
             word,
-            _start(config, model, word),
+            None if start is None else start.vectors,
             init=init,
             init_scale=config.init_scale,
             num_vectors=config.num_vectors,
-            per_layer=config.per_layer,
+            word=config.word,
+            parts={} if start is None else start.parts,
             progressive=config.progressive or None,
             generator=generator(config.seed, word, "init"),
             compat=switches(config.compat),
         )
 
 
-def _start(config: InversionConfig, model: LatentDiffusion, word: str) -> Tensor | None:
-    """The vectors of ``init_embedding``: those of the word itself; for the placeholder else those of the
-    file's only one.
+def _start(config: InversionConfig, model: LatentDiffusion, word: str) -> Embedding | None:
+    """The word of ``init_embedding``: the one of that name; for the placeholder else the file's only one.
 
     Raises:
-        UserError: the config says another start, or another number of vectors, than the file.
+        UserError: the config says another start, another kind or another number of vectors than the file.
     """
     if config.init_embedding is None:
         return None
@@ -61,7 +60,11 @@ def _start(config: InversionConfig, model: LatentDiffusion, word: str) -> Tensor
     if start.K != config.num_vectors:
         raise UserError(f"{config.init_embedding} has {start.K} vectors for {word}, and num_vectors is "
                         f"{config.num_vectors}: give num_vectors={start.K}, or another file")  # fmt: skip
-    return start.vectors
+    kind = config.word["kind"]
+    if start.only_ours and start.kind != kind:
+        raise UserError(f"{config.init_embedding} holds a word of kind {start.kind}, and {word} is to be "
+                        f"{kind}: give word={start.kind}, or another file")  # fmt: skip
+    return start
 
 
 def add_image_words(model: LatentDiffusion, config: InversionConfig, n: int) -> tuple[str, ...]:

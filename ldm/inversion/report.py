@@ -78,11 +78,13 @@ def finish(
         prompts=prompts,
         curves=curves,
         nearest_words={
-            f"{word.placeholder}, layer {i}" if word.layers else word.placeholder: nearest_words(
+            f"{word.placeholder}, {one}" if one else word.placeholder: nearest_words(
                 vectors, model.text.token_table, decode, k=8
             )
             for word in words
-            for i, vectors in enumerate(word.vectors if word.layers else [word.vectors], start=1)
+            for one, vectors in zip(
+                word.set_names or [""], word.vectors if word.sets else [word.vectors], strict=True
+            )
         },
         manifest=run.read_manifest(),
     )

@@ -9,7 +9,7 @@ Lightning's Trainer (``module.py``) and packs (``many/``) both make their steps 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,7 +56,6 @@ class Objective:
         timesteps: which noise levels are looked at.
         regularization: weight of the words' squared distance to where they started (figure 10).
         summed_drift: the official form of that distance (``CompatConfig``).
-        shared_steps: optimiser steps in which the layers of a word with vectors for each move alike.
     """
 
     def __init__(
@@ -67,10 +66,9 @@ class Objective:
         timesteps: TimestepConfig | None = None,
         regularization: float = 0.0,
         summed_drift: bool = False,
-        shared_steps: int = 0,
     ) -> None:
         self.model, self.batches, self.timesteps = model, batches, timesteps or TimestepConfig()
-        self.regularization, self.summed_drift, self.shared_steps = regularization, summed_drift, shared_steps
+        self.regularization, self.summed_drift = regularization, summed_drift
         self._ids: dict[str, Tensor] = {}  # prompt -> (1, L), on the host
 
     def draw(self, number: int) -> Draw:
@@ -101,20 +99,19 @@ class Objective:
                 self._ids[prompt] = self.model.text.tokenize([prompt])
         return torch.cat([self._ids[prompt] for prompt in prompts])
 
+    def keys(self, draw: Draw) -> list[tuple[Any, ...]]:
+        """What the context of each sample depends on: its prompt, and its timestep as far as the words in the
+        prompt vary with it."""
+        manager = self.model.manager
+        return [
+            (prompt, *manager.moments(self.tokens([prompt]), t))
+            for prompt, t in zip(draw.prompts, draw.t.tolist(), strict=True)
+        ]
+
     def pull(self, step: int) -> Tensor:
         """Scalar: how far the words are from their start, before it is weighted."""
         manager = self.model.manager
         return regularization(manager, step, manager.trained, summed_drift=self.summed_drift)
-
-    def share_gradients(self, step: int) -> None:
-        """While layers are to move alike, give all of them the mean of their gradients. They start alike, so
-        that together they first learn what one vector learns."""
-        if step >= self.shared_steps:
-            return
-        for name in self.model.manager.trained:
-            v_star = self.model.manager.parameter(name)
-            if v_star.ndim == 3 and v_star.grad is not None:
-                v_star.grad = v_star.grad.mean(dim=0, keepdim=True).repeat(len(v_star), 1, 1)
 
 
 class Part(NamedTuple):
@@ -165,25 +162,24 @@ def _terms(model: LatentDiffusion, parts: Sequence[Part]) -> LossTerms:
 
 
 def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Context:
-    """The context of all samples, each different prompt of a concept encoded once.
+    """The context of all samples, each different prompt of a concept encoded once (and once a moment, where
+    words in it vary with time).
 
     Every concept puts in its own words, whose private ids may be another's too; the encoder then runs once.
     """
-    different = [list(dict.fromkeys(part.draw.prompts)) for part in parts]
-    ids = [part.objective.tokens(prompts) for part, prompts in zip(parts, different, strict=True)]
-    counts = [len(prompts) for prompts in different]
+    keys = [part.objective.keys(part.draw) for part in parts]
+    different = [dict(zip(own, part.draw.t, strict=True)) for own, part in zip(keys, parts, strict=True)]
+    ids = [part.objective.tokens([key[0] for key in own]) for part, own in zip(parts, different, strict=True)]
+    counts = [len(own) for own in different]
     looked_up = model.text.embed(torch.cat(ids)).split(counts)
     placed = [
-        part.objective.model.manager(own, embeds, part.step)
-        for part, own, embeds in zip(parts, ids, looked_up, strict=True)
+        part.objective.model.manager(own_ids, embeds, part.step, torch.stack(list(own.values())))
+        for part, own_ids, embeds, own in zip(parts, ids, looked_up, different, strict=True)
     ]
     joined, embeds = zip(*placed, strict=True)
     together = cat_contexts([Context(own) for own in embeds])  # one prompt for each layer, or one for all
-    first = [sum(counts[:i]) for i in range(len(parts))]
-    rows = [
-        above + prompts.index(prompt)
-        for part, prompts, above in zip(parts, different, first, strict=True)
-        for prompt in part.draw.prompts
-    ]
+    each = [(i, key) for i, own in enumerate(different) for key in own]
+    places = {key: row for row, key in enumerate(each)}
+    rows = torch.tensor([places[i, key] for i, own in enumerate(keys) for key in own])
     context = Context(model.text.contexts(together.tokens, torch.cat(joined)))
-    return context[carry(torch.tensor(rows), model.device)]
+    return context[carry(rows, model.device)]

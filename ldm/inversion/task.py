@@ -42,6 +42,7 @@ from ldm.sampling.sample import Sampling
 from ldm.sampling.together import draw
 from ldm.training.callbacks import ImageLogger
 from ldm.training.optim import scale_lr
+from ldm.words.files import embedding_of
 
 if TYPE_CHECKING:
     from ldm.inversion.scores import ScoreLogger
@@ -102,8 +103,7 @@ class Inversion:
             model.remove_placeholder(name)
         fingerprint = model.freeze().fingerprint()
         words = [
-            Embedding(word, model.manager.vectors(word), self.details(word, steps, fingerprint))
-            for word in self.words
+            embedding_of(model.manager, word, self.details(word, steps, fingerprint)) for word in self.words
         ]
         if self.run is not None:
             save_embeddings(words, self.run.file("embeddings.safetensors"))

@@ -169,7 +169,7 @@ def read_file(path: Path | str) -> EmbeddingFile:
         content = read_content(path, head)
         known = recognise(content)
         words = known.read(content, unicode_name(path.stem))
-        if any(word.layers for word in words) and not known.per_layer:
+        if any(word.only_ours for word in words) and not known.every_kind:
             raise UserError(f"it holds no (K, D) vectors, which is what {known.name} is for")
         return EmbeddingFile(path, known, words)
     except UserError as error:
@@ -237,12 +237,11 @@ def save_embeddings(
             f"cannot write {path} as {chosen.name}: that holds one embedding a file, "
             f"not {len(words)} ({', '.join(w.placeholder for w in words)})"
         )
-    layered = next((w for w in words if w.layers), None)
-    if layered and not chosen.per_layer:
+    own = next((w for w in words if w.only_ours), None)
+    if own and not chosen.every_kind:
         raise UserError(
-            f"cannot write {path} as {chosen.name}: {layered.placeholder} has vectors for each "
-            f"of {layered.layers} layers, which other tools do not know; write .safetensors, or "
-            "learn it with per_layer=false"
+            f"cannot write {path} as {chosen.name}: {own.placeholder} is {own.size}, a word of kind "
+            f"{own.kind}, which other tools do not know; write .safetensors, or learn it with word=plain"
         )
     ids = {normal(name): number for name, number in (token_ids or {}).items()}
     words = [

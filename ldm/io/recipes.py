@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.io.embeddings import Embedding
@@ -41,6 +42,8 @@ _PLAIN = (
     "prompt", "negative_prompt", "seed", "index", "sampler", "steps", "scale", "eta", "size", "model",
     "base_model", "batch_row", "batch_rows",
 )  # fmt: skip
+#: Notes of a word that say how its vectors are used.
+_OF_KIND = ("kind", "kind_settings")
 #: Chunks that do not change what the picture shows.
 _INCIDENTAL = {"batch_row", "batch_rows", "Software"}
 
@@ -122,10 +125,22 @@ def to_text(recipe: Recipe) -> dict[str, str]:
 
 
 def _word(word: Embedding) -> dict[str, Any]:
-    vectors = base64.b64encode(word.vectors.numpy().astype("<f4").tobytes()).decode()
     notes = {key: word.metadata.get(key, "") for key in ("file", "sha256")}
-    layers = {"layers": word.layers} if word.layers else {}
-    return {"name": word.placeholder, **notes, **layers, "K": word.K, "D": word.D, "float32": vectors}
+    more: dict[str, Any] = {"layers": word.sets} if word.sets else {}
+    more |= {key: word.metadata[key] for key in _OF_KIND if key in word.metadata}
+    if word.parts:
+        more["parts"] = {name: [*part.shape, _base64(part)] for name, part in word.parts.items()}
+    vectors = _base64(word.vectors)
+    return {"name": word.placeholder, **notes, **more, "K": word.K, "D": word.D, "float32": vectors}
+
+
+def _base64(tensor: Tensor) -> str:
+    return base64.b64encode(tensor.numpy().astype("<f4").tobytes()).decode()
+
+
+def _tensor(text: str, shape: Sequence[int]) -> Tensor:
+    data = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+    return torch.from_numpy(data.astype(np.float32)).reshape(*shape)
 
 
 def facts(recipe: Recipe) -> list[tuple[str, str]]:
@@ -222,11 +237,11 @@ def _finite(text: str | float) -> float:
 def _words(items: Sequence[Mapping[str, Any]]) -> list[Embedding]:
     words = []
     for item in items:
-        data = np.frombuffer(base64.b64decode(item["float32"], validate=True), dtype="<f4")
-        shape = [item[key] for key in ("layers", "K", "D") if key in item]
-        vectors = torch.from_numpy(data.astype(np.float32)).reshape(shape)
+        vectors = _tensor(item["float32"], [item[key] for key in ("layers", "K", "D") if key in item])
         notes = {key: str(item[key]) for key in ("file", "sha256")}
-        words.append(Embedding(str(item["name"]), vectors, notes))
+        notes |= {key: str(item[key]) for key in _OF_KIND if key in item}
+        parts = {str(k): _tensor(text, shape) for k, (*shape, text) in item.get("parts", {}).items()}
+        words.append(Embedding(str(item["name"]), vectors, notes, parts=parts))
     return words
 
 

@@ -53,12 +53,13 @@ def teach(
         UserError: a word that :func:`check_fits` refuses, two words of one name, or no such clip skip.
     """
     from ldm.io.embeddings import learned_clip_skip
+    from ldm.words.files import form_of
 
     for word in words:
         check_fits(model, word, force=force)
         if word.placeholder in model.manager.placeholders:
             raise UserError(f"two embeddings are called {word.placeholder!r}; give one of them")
-        model.add_placeholder(word.placeholder, word.vectors)
+        model.add_placeholder(word.placeholder, word.vectors, **form_of(word))
     model.text.use_clip_skip(learned_clip_skip(words) if clip_skip is None else clip_skip)
 
 

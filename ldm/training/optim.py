@@ -12,6 +12,8 @@ from torch import nn
 
 from ldm.ranges import Amount, Count, Factor, Range
 from ldm.training.muon import Muon, matrices_and_others
+from ldm.words.kind import Word
+from ldm.words.optimizer import WordOptimizer
 
 Beta = Annotated[float, Range(0, 1, below=True)]
 
@@ -66,19 +68,29 @@ def configure(
     config: OptimConfig,
     total_steps: int,
     lr: float | None = None,
+    *,
+    words: Sequence[Word] = (),
 ) -> dict[str, Any]:
-    """What ``LightningModule.configure_optimizers`` returns; ``lr`` overrides ``config.lr``.
+    """What ``LightningModule.configure_optimizers`` returns.
 
-    ``parameters`` may be groups ``{"params": ..., "lr": ...}``, which follow the same schedule.
+    Args:
+        parameters: what trains, or groups ``{"params": ..., "lr": ...}``, which follow the same schedule.
+        config: the optimiser and its schedule.
+        total_steps: optimiser steps, for the schedule.
+        lr: the peak rate instead of ``config.lr``.
+        words: learned words among the parameters, some of which may move by a rule of their own.
     """
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.lr if lr is None else lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=not config.clip_norm,  # Lightning cannot clip for an optimiser that unscales by itself
-    )
+    settings: dict[str, Any] = {
+        "lr": config.lr if lr is None else lr,
+        "betas": (config.betas[0], config.betas[1]),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    optimizer: torch.optim.Optimizer
+    if any(word.steps_itself for word in words):
+        optimizer = WordOptimizer(list(parameters), words, **settings)
+    else:  # fused: Lightning cannot clip for an optimiser that unscales by itself
+        optimizer = torch.optim.AdamW(parameters, **settings, fused=not config.clip_norm)
     return _scheduled(optimizer, config, total_steps)
 
 

@@ -62,7 +62,6 @@ def neighbours(word: Embedding, text: TextConditioner, k: int = 5) -> dict[str, 
     """
     found = nearest_words(word.vectors, text.token_table, text.tokenizer.decode_id, k)
     names = [f"vector {i + 1}" for i in range(word.K)] if word.K > 1 else [""]
-    if word.layers:
-        layers = [f"layer {i + 1}" for i in range(word.layers)]
-        names = [f"{name}, {layer}" if name else layer for layer in layers for name in names]
+    if word.sets:
+        names = [f"{name}, {one}" if name else one for one in word.set_names for name in names]
     return dict(zip(names, found, strict=True))

@@ -7,21 +7,25 @@ and puts them into looked-up prompts, before the text transformer:
     ids     [CLS] a photo of S*      [SEP] [PAD] [PAD]        S* has K = 3 vectors
     ->      [CLS] a photo of S* S* S* [SEP]                   cut at the context length L
 
-Where a placeholder has vectors of its own for each of the denoiser's n cross-attention layers (extended
-Textual Inversion, Voynov et al. 2023, arXiv 2303.09522), there are n such prompts: the same ids, other v*.
+What is learned of a placeholder, and what v* is in which of the denoiser's n cross-attention layers at which
+timestep, is for its kind of word to say (``ldm.words.kind``). Where a word at hand differs between layers
+there are n such prompts: the same ids, other v*.
 """
 
 import string
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.device import carry
 from ldm.errors import UserError
 from ldm.names import normal
+from ldm.words.kind import Fit, Word
+from ldm.words.kinds import Choice, choose
 
 NEVER = torch.iinfo(torch.int64).max
 MAX_INDICES = 64  # sets of placeholders whose index is kept
@@ -31,6 +35,7 @@ _PLAIN = frozenset(string.ascii_letters + string.digits)
 class _Entry(NamedTuple):
     token_id: int
     progressive: tuple[int, ...]
+    choice: Choice
 
 
 class _Index(NamedTuple):
@@ -48,9 +53,9 @@ def image_token(placeholder: str, index: int) -> str:
 
 
 class EmbeddingManager(nn.Module):
-    """Learned vectors of placeholders; an ``nn.Module`` whose only parameters are the v*.
+    """Learned words of placeholders; an ``nn.Module`` whose only parameters are theirs.
 
-    Vectors are float32 whatever ``.half()`` or ``.to(torch.bfloat16)`` is asked of the module or of
+    Parameters are float32 whatever ``.half()`` or ``.to(torch.bfloat16)`` is asked of the module or of
     one that holds it; device moves work as usual. ``state_dict`` holds all that restores a manager,
     placeholders included, so that loading it into an empty one recreates it.
 
@@ -61,24 +66,37 @@ class EmbeddingManager(nn.Module):
             also holds where a prompt is padded with the end token (CLIP).
         keep_end: where vectors push the end token over the context length, keep it as the last
             position. ``False`` lets it fall off, as the official code does (``CompatConfig``).
-        layers: n, layers of the denoiser for which a placeholder may have vectors of its own.
+        layers: n, the denoiser's layers that read the prompt.
+        timesteps: T of the noise schedule.
     """
 
     def __init__(
-        self, width: int, vocab_size: int, end_id: int, *, keep_end: bool = True, layers: int = 1
+        self,
+        width: int,
+        vocab_size: int,
+        end_id: int,
+        *,
+        keep_end: bool = True,
+        layers: int = 1,
+        timesteps: int = 1000,
     ) -> None:
         super().__init__()
-        self.layers = layers
-        self.width, self.vocab_size = width, vocab_size
+        self.fit = Fit(width, layers, timesteps)
+        self.vocab_size = vocab_size
         self.end_id, self.keep_end = end_id, keep_end
         self._entries: dict[str, _Entry] = {}
-        self.v_star = nn.ParameterDict()  # _key(placeholder) -> (K, D) or (n, K, D)
-        self.init = nn.Module()  # buffers of the same keys and shapes: where v* started
+        self.words = nn.ModuleDict()  # _key(placeholder) -> Word
         self._place: Tensor  # says where the manager is, also while it has no vectors
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self._by_id: dict[int, str] = {}
         self._trained: set[str] = set()
+        self._varying: set[str] = set()  # with time
         self._indices: dict[tuple[str, ...], _Index] = {}
+
+    @property
+    def width(self) -> int:
+        """D, the size of a token embedding."""
+        return self.fit.width
 
     @property
     def device(self) -> torch.device:
@@ -98,20 +116,28 @@ class EmbeddingManager(nn.Module):
         vectors: Tensor,
         progressive: Sequence[int] | None = None,
         init: Tensor | None = None,
+        *,
+        word: Mapping[str, Any] | str = "plain",
+        parts: Mapping[str, Tensor] | None = None,
+        vocabulary: Tensor | None = None,
     ) -> None:
-        """Give a placeholder its vectors.
+        """Give a placeholder its word.
 
         Args:
             placeholder: any string.
             token_id: its private id, at least ``vocab_size``.
-            vectors: (K, D) or (D,), where v* starts, or (n, K, D) for each layer; copied, as float32.
+            vectors: (K, D) or (D,), where v* starts, or in the shape that a file of this kind has; copied.
             progressive: K - 1 optimiser steps, the ones from which the second, third, ... vector is
                 used (2000, 4000 in the paper, figure 10). ``None``: all of them always.
-            init: of the same shape or (D,), what ``distance_to_init`` and the regulariser measure from;
-                ``vectors`` unless given.
+            init: of a shape like ``vectors``, what ``distance_to_init`` and the regulariser measure from;
+                where the word starts unless given.
+            word: the kind, or a mapping ``{kind: ..., setting: ...}``.
+            parts: what the word's file holds beside ``vectors``.
+            vocabulary: (V, D) the model's token embeddings, for kinds that measure themselves by them.
 
         Raises:
-            UserError: the placeholder exists already, or the vectors do not fit this model.
+            UserError: the placeholder exists already, there is no such kind or setting, or the vectors do
+                not fit this model.
             ValueError: the id is a vocabulary word's or another placeholder's, or the schedule does
                 not fit K.
         """
@@ -122,18 +148,24 @@ class EmbeddingManager(nn.Module):
             raise ValueError(f"id {token_id} is a vocabulary word's; ids start at vocab_size")
         if token_id in self._by_id:
             raise ValueError(f"id {token_id} is another placeholder's")
-        v_star = self._checked(placeholder, vectors)
-        start = v_star if init is None else self._checked(placeholder, init).expand_as(v_star)
+        choice, vectors = choose(word), self._checked(placeholder, vectors)
+        count = vectors.shape[-2]
         steps = tuple(int(step) for step in progressive or ())
-        if steps and (len(steps) != v_star.shape[-2] - 1 or list(steps) != sorted(steps)):
-            count = v_star.shape[-2]
+        if steps and (len(steps) != count - 1 or list(steps) != sorted(steps)):
             raise ValueError(f"{count} vectors grow at {count - 1} rising steps")
-        self._entries[placeholder] = _Entry(token_id, steps)
+        made = choice.make(self.fit, count).to(self.device)
+        try:
+            made.fill(vectors, parts or {}, vocabulary)
+            start = (
+                made.table() if init is None else made.fitting(self._checked(placeholder, init), made.shape)
+            )
+        except UserError as error:
+            raise UserError(f"the word {placeholder!r}: {error}") from None
+        made.start.copy_(start.detach())
+        self._entries[placeholder] = _Entry(token_id, steps, choice)
         self._by_id[token_id] = placeholder
         self._trained.add(placeholder)
-        key = _key(placeholder)
-        self.v_star[key] = nn.Parameter(v_star.clone())
-        self.init.register_buffer(key, start.clone())
+        self._put(placeholder, made)
         self._indices = {}
 
     def add_image_tokens(
@@ -158,45 +190,62 @@ class EmbeddingManager(nn.Module):
         """Forget a placeholder and its vectors."""
         placeholder = self._known(placeholder)
         key = _key(placeholder)
-        del self._by_id[self._entries.pop(placeholder).token_id], self.v_star[key]
-        delattr(self.init, key)
+        del self._by_id[self._entries.pop(placeholder).token_id], self.words[key]
         self._trained.discard(placeholder)
+        self._varying.discard(placeholder)
         self._indices = {}
 
     def train_only(self, placeholders: Sequence[str]) -> None:
-        """Let the vectors of these placeholders train and no others; new ones train until told otherwise."""
+        """Let the words of these placeholders train and no others; new ones train until told otherwise."""
         self._trained = {self._known(name) for name in placeholders}
         for name in self._entries:
-            self.parameter(name).requires_grad_(name in self._trained)
+            self.word(name).requires_grad_(name in self._trained)
 
     @property
     def trained(self) -> list[str]:
-        """Placeholders whose vectors train, in order of adding."""
+        """Placeholders whose words train, in order of adding."""
         return [name for name in self._entries if name in self._trained]
+
+    def trained_words(self) -> list[Word]:
+        """The words that train, in order of adding."""
+        return [self.word(name) for name in self.trained]
+
+    def prepare_gradients(self, step: int) -> None:
+        """What kinds do to their gradients before optimiser step number ``step``, and before clipping."""
+        for word in self.trained_words():
+            word.prepare_gradient(step)
 
     def count(self, placeholder: str, step: int | None = None) -> int:
         """Number of vectors in use at an optimiser step; ``None`` is fully grown."""
         steps = self._entries[self._known(placeholder)].progressive
         if step is None or not steps:
-            return self.parameter(placeholder).shape[-2]
+            return self.word(placeholder).count
         return 1 + sum(start <= step for start in steps)
 
+    def word(self, placeholder: str) -> Word:
+        """What is learned of a placeholder, all of its vectors in use yet or not."""
+        return cast(Word, self.words[_key(self._known(placeholder))])
+
     def parameter(self, placeholder: str) -> nn.Parameter:
-        """The trained parameter of a placeholder, (K, D) or (n, K, D) float32, in use yet or not."""
-        return self.v_star[_key(self._known(placeholder))]
+        """The parameter of a word that has a single one, such as a plain word's (K, D)."""
+        (parameter,) = self.word(placeholder).parameters()
+        return parameter
+
+    def choice(self, placeholder: str) -> Choice:
+        """The kind of a placeholder's word, and its settings."""
+        return self._entries[self._known(placeholder)].choice
 
     def vectors(self, placeholder: str, step: int | None = None) -> Tensor:
-        """The vectors in use, (k, D) or (n, k, D) float32, with their gradient."""
-        return self.parameter(placeholder)[..., : self.count(placeholder, step), :]
+        """The vectors in use, (k, D) or (m, k, D) float32 (``Word.table``), with their gradient."""
+        return self.word(placeholder).table()[..., : self.count(placeholder, step), :]
 
     def init_vectors(self, placeholder: str, step: int | None = None) -> Tensor:
-        """Where the vectors in use started, (k, D) or (n, k, D) float32, frozen."""
-        start: Tensor = getattr(self.init, _key(self._known(placeholder)))
-        return start[..., : self.count(placeholder, step), :]
+        """Where the vectors in use started, of the same shape, frozen."""
+        return self.word(placeholder).start[..., : self.count(placeholder, step), :]
 
     @torch.no_grad()
     def norms(self, step: int | None = None) -> dict[str, Tensor]:
-        """Euclidean norm of every vector in use, (k,) or (n, k) for each placeholder that trains."""
+        """Euclidean norm of every vector in use, (k,) or (m, k) for each placeholder that trains."""
         return {name: self.vectors(name, step).norm(dim=-1) for name in self.trained}
 
     @torch.no_grad()
@@ -209,7 +258,19 @@ class EmbeddingManager(nn.Module):
 
     # ------------------------------------------------------------------ the prompt
 
-    def forward(self, ids: Tensor, embeds: Tensor, step: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def varies_with_time(self, ids: Tensor) -> bool:
+        """Whether a word that ``ids`` hold is another one at other timesteps."""
+        return bool(self._varying) and not self._varying.isdisjoint(self._at_hand(ids))
+
+    def moments(self, ids: Tensor, t: int) -> tuple[int, ...]:
+        """What of timestep ``t`` matters to the words in ``ids``: timesteps of the same moments are alike."""
+        if not self._varying:
+            return ()
+        return tuple(self.word(name).moment(t) for name in self._at_hand(ids) if name in self._varying)
+
+    def forward(
+        self, ids: Tensor, embeds: Tensor, step: int | Tensor | None = None, t: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Put the v* into looked-up prompts. Pure: the arguments are left as they are.
 
         Every occurrence of a placeholder becomes its k vectors in use side by side; what follows
@@ -223,11 +284,15 @@ class EmbeddingManager(nn.Module):
             embeds: (B, L, D) token embeddings, without positions; anything at placeholders.
             step: optimiser step for progressive growth: one for all or a (B,) tensor; ``None`` is
                 fully grown.
+            t: (B,) int64 timesteps, one a row; only words that vary with time need them.
 
         Returns:
             ids (B, L) with the private id on all of its k positions, and embeds (B, n, L, D) in the
             dtype of ``embeds``; gradients reach v* through its own positions only. n is the number of
-            layers where a placeholder that occurs, or trains, has vectors for each of them, else 1.
+            layers where a word that occurs, or trains, differs between them, else 1.
+
+        Raises:
+            ValueError: there is no ``t``, and a word at hand varies with time.
         """
         names = self._at_hand(ids)
         if not names:
@@ -256,15 +321,22 @@ class EmbeddingManager(nn.Module):
 
         shown, rows = carry(torch.stack([source, row]), embeds.device)
         moved = embeds.take_along_dim(shown[..., None], dim=1)
-        tables: list[Tensor] = [self.parameter(name) for name in names]
-        if any(table.ndim == 3 for table in tables):
-            table = torch.cat([table.expand(self.layers, -1, -1) for table in tables], dim=1)  # (n, R, D)
-            first = table.shape[1] * torch.arange(self.layers, device=rows.device)
-            v_star = F.embedding(rows.clamp(min=0)[:, None] + first[:, None], table.flatten(0, 1))
-        else:
-            v_star = F.embedding(rows.clamp(min=0), torch.cat(tables))[:, None]
+        v_star = self._looked_up([self.word(name) for name in names], rows.clamp(min=0), t)
         moved, rows = moved[:, None], rows[:, None]
         return ids.gather(1, source), torch.where(rows[..., None] >= 0, v_star.to(embeds.dtype), moved)
+
+    @staticmethod
+    def _looked_up(words: Sequence[Word], rows: Tensor, t: Tensor | None) -> Tensor:
+        """The vectors (B, n, L, D) of these words that rows (B, L) of their joined tables name."""
+        if t is None and any(word.varies_with_time for word in words):
+            raise ValueError("a word that varies with time needs the timesteps t")
+        t = carry(t, rows.device) if t is not None and any(word.varies_with_time for word in words) else None
+        own = [word(t) for word in words]  # each (B or 1, n or 1, K, D)
+        times, layers = max(len(v) for v in own), max(v.shape[1] for v in own)
+        table = torch.cat([v.expand(times, layers, -1, -1) for v in own], dim=2)  # (B or 1, n, R, D)
+        first = table.shape[2] * torch.arange(times * layers, device=rows.device)
+        places = rearrange(first, "(b n) -> b n 1", n=layers) + rearrange(rows, "b l -> b 1 l")
+        return F.embedding(places, rearrange(table, "b n r d -> (b n r) d"))
 
     def _at_hand(self, ids: Tensor) -> tuple[str, ...]:
         """Placeholders that occur in ``ids``, and those that train (their gradient is 0 where they do
@@ -288,32 +360,32 @@ class EmbeddingManager(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Placeholders in order, with what their tensors do not say; plain Python values."""
         return {
-            name: {"token_id": entry.token_id, "progressive": list(entry.progressive)}
-            | {"vectors": self.parameter(name).shape[-2], "per_layer": self.parameter(name).ndim == 3}
+            name: {
+                "token_id": entry.token_id,
+                "progressive": list(entry.progressive),
+                "vectors": self.word(name).count,
+                "word": entry.choice.plain(),
+            }
             for name, entry in self._entries.items()
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over a saved set of placeholders; their tensors are loaded right after this.
 
-        A parameter whose shape agrees stays the same object, so that an optimiser that holds it
-        goes on training it.
+        A word of the same kind, settings and size stays the same object, so that an optimiser that holds its
+        parameters goes on training them.
         """
-        device = self.device
-        old = {name: self.parameter(name) for name in self._entries}
+        old = {name: (entry.choice, self.count(name)) for name, entry in self._entries.items()}
         for name in old:
             if name not in state:
                 self.remove(name)
         self._entries = {}
         for name, saved in state.items():
-            self._entries[name] = _Entry(int(saved["token_id"]), tuple(saved["progressive"]))
-            shape: tuple[int, ...] = (int(saved["vectors"]), self.width)
-            if saved.get("per_layer"):
-                shape = (self.layers, *shape)
-            if name not in old or old[name].shape != shape:
+            choice, count = choose(saved["word"]), int(saved["vectors"])
+            self._entries[name] = _Entry(int(saved["token_id"]), tuple(saved["progressive"]), choice)
+            if old.get(name) != (choice, count):
                 self._trained.add(name)
-                self.v_star[_key(name)] = nn.Parameter(torch.zeros(shape, device=device))
-                self.init.register_buffer(_key(name), torch.zeros(shape, device=device))
+                self._put(name, choice.make(self.fit, count).to(self.device))
         self._by_id = {entry.token_id: name for name, entry in self._entries.items()}
         self._indices = {}
 
@@ -331,7 +403,7 @@ class EmbeddingManager(nn.Module):
         """The index of these placeholders, kept for the next prompts with the same ones."""
         index = self._indices.get(names)
         if index is None or index.ids.device != device:
-            counts = [self.parameter(name).shape[-2] for name in names]
+            counts = [self.word(name).count for name in names]
             # NEVER for the vectors that do not exist
             starts_at = torch.full((len(names), max(counts)), NEVER)
             for i, (name, count) in enumerate(zip(names, counts, strict=True)):
@@ -345,6 +417,10 @@ class EmbeddingManager(nn.Module):
             self._indices[names] = index
         return index
 
+    def _put(self, placeholder: str, word: Word) -> None:
+        self.words[_key(placeholder)] = word
+        (self._varying.add if word.varies_with_time else self._varying.discard)(placeholder)
+
     def _known(self, placeholder: str) -> str:
         placeholder = normal(placeholder)
         if placeholder not in self._entries:
@@ -353,13 +429,12 @@ class EmbeddingManager(nn.Module):
         return placeholder
 
     def _checked(self, placeholder: str, vectors: Tensor) -> Tensor:
-        """(K, D) or (n, K, D) float32 on the manager's device, or an error that a user understands."""
+        """(..., K, D) float32 on the manager's device, or an error that a user understands."""
         vectors = torch.atleast_2d(vectors.detach()).to(self.device, torch.float32)
-        *layers, count, width = vectors.shape
-        if layers not in ([], [self.layers]) or count == 0 or width != self.width:
+        if 0 in vectors.shape or vectors.shape[-1] != self.width:
             raise UserError(
                 f"vectors of {placeholder!r} have shape {tuple(vectors.shape)}, this model wants "
-                f"(K, {self.width}) or ({self.layers}, K, {self.width}); they were made for another model"
+                f"(K, {self.width}); they were made for another model"
             )
         if not vectors.isfinite().all():
             raise UserError(f"vectors of {placeholder!r} hold NaN or infinity; train them again")

@@ -93,7 +93,7 @@ def test_equal_vectors_for_each_layer_are_a_word_without_layers(tiny_model: Late
     tiny_model.add_placeholder("S*", init="dog", num_vectors=2)
     n, prompts = tiny_model.unet.num_transformers, [PROMPT, "a S* and a cat"]
     plain = tiny_model.condition(prompts).tokens
-    tiny_model.add_placeholder("<layers>", init="dog", num_vectors=2, per_layer=True)
+    tiny_model.add_placeholder("<layers>", init="dog", num_vectors=2, word="per_layer")
     layers = tiny_model.condition([prompt.replace("S*", "<layers>") for prompt in prompts]).tokens
     assert n == 7 and layers.shape == (2, n, 12, 32)
     torch.testing.assert_close(layers, plain.expand_as(layers), rtol=1e-5, atol=1e-5)
@@ -157,7 +157,7 @@ def test_the_gradient_of_the_loss_reaches_v_star_and_nothing_else(
     z, _, t, noise = draw(tiny_model)
     tiny_model.loss(z, tiny_model.condition([PROMPT] * 3), t, noise).backward()
     moved = {name for name, p in tiny_model.named_parameters() if p.grad is not None}
-    assert len(moved) == 1 and next(iter(moved)).startswith("manager.v_star.")
+    assert len(moved) == 1 and next(iter(moved)).startswith("manager.words.")
     grad = tiny_model.manager.parameter("S*").grad
     assert grad is not None and grad.norm() > 1e-6
 

@@ -83,7 +83,7 @@ def test_a_word_of_the_negative_prompt_alone_is_used_by_the_api(tiny_model, embe
     if layers:
         n = tiny_model.unet.num_transformers
         vectors = torch.stack([vectors * (i + 1) for i in range(n)])
-    tiny_model.add_placeholder("<toy>", vectors)
+    tiny_model.add_placeholder("<toy>", vectors, word="per_layer" if layers else "plain")
     options = {"steps": 2, "seed": 0, "scale": 3.0}
     plain = ldm.sample(tiny_model, ["a cat", "a dog"], **options)
     away = ldm.sample(tiny_model, ["a cat", "a dog"], negative_prompt="<toy>", **options)

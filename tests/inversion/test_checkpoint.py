@@ -9,6 +9,7 @@ import pytest
 import torch
 from learning import BASE as LEARNED
 from PIL import Image
+from toy_kind import TwoHalves
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
@@ -23,6 +24,7 @@ from ldm.inversion.task import read_pictures
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
 from ldm.training.optim import OptimConfig
+from ldm.words.kind import KINDS
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +43,11 @@ def config(tmp_path: Path) -> InversionConfig:
         optim=OptimConfig(lr=1e-2, schedule="cosine", warmup_steps=3, clip_norm=0.05), regularization=0.1,
         trainer=replace(LEARNED.trainer, max_steps=8, checkpoint_every=3, image_every=0, accumulate=2),
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def toy_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "two_halves", TwoHalves)
 
 
 def alone(model: LatentDiffusion) -> Go:
@@ -90,7 +97,15 @@ def word_of(out: Path) -> torch.Tensor:
     return load_embedding(out / "embeddings.safetensors").vectors
 
 
-@pytest.mark.parametrize("own", [{}, {"per_layer": True, "shared_steps": 4, "num_vectors": 2}])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"word": {"kind": "per_layer", "shared_steps": 4}, "num_vectors": 2},
+        {"word": "two_halves"},
+    ],
+    ids=str,
+)
 def test_a_run_goes_on_in_a_pack_and_a_member_of_a_pack_alone_bit_for_bit(
     tiny_model: LatentDiffusion, config: InversionConfig, tmp_path: Path, own: dict[str, Any]
 ) -> None:

@@ -64,12 +64,12 @@ def test_the_same_seed_learns_the_same_vector_and_another_another(
     assert not torch.equal(first, learn_word(tiny_model, concept, seed=1))
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("word", ["plain", "per_layer"])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path, per_layer: bool
+    tiny_model: LatentDiffusion, concept: Concept, tmp_path: Path, word: str
 ) -> None:
     optim = OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=3)
-    config = replace(BASE, optim=optim, per_layer=per_layer)
+    config = replace(BASE, optim=optim, word=word)
     whole = learn(tiny_model, concept, config, run=create_run(tmp_path / "whole"))
     cut = create_run(tmp_path / "cut")
 
@@ -171,7 +171,7 @@ def test_the_regulariser_keeps_the_word_nearer_to_its_start(
 
 def test_each_layer_of_the_unet_learns_its_own_vectors(tiny_model: LatentDiffusion, concept: Concept) -> None:
     before = frozen_hash(tiny_model)
-    vectors = learn_word(tiny_model, concept, num_vectors=2, progressive=(30,), per_layer=True)
+    vectors = learn_word(tiny_model, concept, num_vectors=2, progressive=(30,), word="per_layer")
     start = tiny_model.manager.init_vectors("<toy>")
     assert frozen_hash(tiny_model) == before
     assert vectors.shape == start.shape == (tiny_model.unet.num_transformers, 2, 32)
@@ -187,11 +187,11 @@ def test_layers_that_move_alike_learn_what_one_vector_learns_and_then_part(
     tiny_model: LatentDiffusion, concept: Concept
 ) -> None:
     one = learn_word(tiny_model, concept)
-    alike = learn_word(tiny_model, concept, per_layer=True, shared_steps=20)
+    alike = learn_word(tiny_model, concept, word={"kind": "per_layer", "shared_steps": 20})
     assert alike.equal(alike[:1].expand_as(alike))
     start = tiny_model.manager.init_vectors("<toy>")[0]
     assert (alike[0] - one).norm() < 0.02 * (one - start).norm()
-    apart = learn_word(tiny_model, concept, per_layer=True, shared_steps=19)
+    apart = learn_word(tiny_model, concept, word={"kind": "per_layer", "shared_steps": 19})
     assert torch.pdist(apart[:, 0]).min() > 0
 
 
@@ -200,19 +200,21 @@ def test_a_word_without_layers_can_be_where_each_layer_starts(
 ) -> None:
     word = Embedding("<toy>", torch.randn(2, 32), {})
     path = save_embeddings(word, tmp_path / "start.safetensors")
-    learn_word(tiny_model, concept, init_embedding=path, init=None, num_vectors=2, per_layer=True)
+    learn_word(tiny_model, concept, init_embedding=path, init=None, num_vectors=2, word="per_layer")
     start = tiny_model.manager.init_vectors("<toy>")
     assert start.equal(word.vectors.expand(tiny_model.unet.num_transformers, -1, -1))
 
 
 def test_the_official_format_has_no_place_for_layers() -> None:
     with pytest.raises(UserError, match="formats=.safetensors."):
-        check(replace(BASE, per_layer=True, formats=("pt",)))
+        check(replace(BASE, word="per_layer", formats=("pt",)))
 
 
 def test_steps_that_layers_share_are_refused_where_there_are_no_layers() -> None:
-    with pytest.raises(UserError, match="per_layer=true"):
-        check(replace(BASE, shared_steps=15))
+    with pytest.raises(UserError, match="plain has no setting 'shared_steps'"):
+        replace(BASE, word={"shared_steps": 15})
+    with pytest.raises(UserError, match="no kind of word 'per-layer'; choose one of"):
+        replace(BASE, word="per-layer")
 
 
 def test_progressive_vectors_enter_at_their_steps(tiny_model: LatentDiffusion, concept: Concept) -> None:

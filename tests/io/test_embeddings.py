@@ -48,7 +48,10 @@ def test_vectors_for_each_layer_are_kept_in_our_file_alone(tmp_path):
     for a, b in zip(again, (layered, word("plain")), strict=True):
         assert_same(a, b)
     for name in ("b.pt", "b.bin", "b.png"):
-        with pytest.raises(UserError, match="<cat> has vectors for each of 4 layers.*safetensors"):
+        with pytest.raises(
+            UserError,
+            match="<cat> is 2 of width 8, for each of 4 layers, a word of kind per_layer.*safetensors",
+        ):
             save_embeddings([layered], tmp_path / name)
     save_file({"conv": torch.zeros(4, 2, 8)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="holds no embedding"):

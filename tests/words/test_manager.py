@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.words.kind import Word
 from ldm.words.manager import EmbeddingManager, image_token
 
 PAD, END, VOCAB, WIDTH, LAYERS = 0, 2, 20, 5, 3
@@ -28,7 +29,8 @@ def build(
     for i, count in enumerate(counts):
         shape = (LAYERS, count, WIDTH) if per_layer and per_layer[i] else (count, WIDTH)
         vectors = torch.randn(shape, generator=generator)
-        manager.add(NAMES[i], VOCAB + 7 - i, vectors, progressive[i] if progressive else None)
+        kind = "per_layer" if len(shape) == 3 else "plain"
+        manager.add(NAMES[i], VOCAB + 7 - i, vectors, progressive[i] if progressive else None, word=kind)
     return manager
 
 
@@ -132,7 +134,7 @@ def test_each_layer_has_its_own_gradient() -> None:
 
 def test_vectors_for_another_number_of_layers_are_refused() -> None:
     with pytest.raises(UserError, match=r"\(2, 1, 5\).*\(3, K, 5\)"):
-        build([1]).add("<new>", VOCAB + 9, torch.randn(LAYERS - 1, 1, WIDTH))
+        build([1]).add("<new>", VOCAB + 9, torch.randn(LAYERS - 1, 1, WIDTH), word="per_layer")
 
 
 def test_vectors_are_spliced_in_and_the_rest_moves_right() -> None:
@@ -191,7 +193,7 @@ def test_vectors_stay_float32_bit_for_bit_in_any_precision(dtype: torch.dtype) -
     before = copy.deepcopy(manager.state_dict())
     holder = nn.ModuleDict({"manager": manager, "linear": nn.Linear(2, 2)}).to(dtype)
     assert holder["linear"].weight.dtype == dtype
-    for tensor in (*manager.parameters(), *manager.init.buffers()):
+    for tensor in (*manager.parameters(), *manager.buffers()):
         assert tensor.dtype == torch.float32
     for key, tensor in manager.state_dict().items():
         if isinstance(tensor, Tensor):
@@ -340,12 +342,12 @@ def test_of_thousands_of_known_words_only_those_at_hand_are_touched(monkeypatch:
         manager.add(f"w{i}", VOCAB + i, torch.full((1, WIDTH), float(i)))
     manager.train_only(["w7"])
     touched: list[str] = []
-    parameter = EmbeddingManager.parameter
+    word = EmbeddingManager.word
 
-    def watched(self: EmbeddingManager, name: str) -> nn.Parameter:
+    def watched(self: EmbeddingManager, name: str) -> Word:
         touched.append(name)
-        return parameter(self, name)
+        return word(self, name)
 
-    monkeypatch.setattr(EmbeddingManager, "parameter", watched)
+    monkeypatch.setattr(EmbeddingManager, "word", watched)
     out = manager(torch.tensor([[1, VOCAB + 1500, END]]), torch.zeros(1, 3, WIDTH))[1]
     assert set(touched) == {"w7", "w1500"} and out[0, 0, 1, 0] == 1500

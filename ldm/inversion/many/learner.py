@@ -106,7 +106,7 @@ class Learner:
         self._micro += 1
         if self._micro < self.config.trainer.accumulate:
             return
-        share = partial(self.module.objective.share_gradients, self.step)
+        share = partial(self.module.manager.prepare_gradients, self.step)
         optimizer_step(self.optimizer, self.precision, self.config.optim.clip_norm, share)
         self.optimizer.zero_grad()
         self.scheduler.step()

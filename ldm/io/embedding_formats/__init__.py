@@ -22,7 +22,7 @@ from ldm.io.embedding_formats.layouts import Reader, Writer
 @dataclass(frozen=True)
 class Format:
     """One format. encoders: text encoders that its words have vectors for. several: words a file.
-    per_layer: its words may have vectors for each layer of the denoiser."""
+    every_kind: it has a place for words of every kind, not for (K, D) alone."""
 
     name: str
     suffix: str
@@ -32,7 +32,7 @@ class Format:
     write: Writer
     encoders: int = 1
     several: bool = False
-    per_layer: bool = False
+    every_kind: bool = False
 
 
 def _has(*names: str) -> Callable[[Content], bool]:
@@ -147,7 +147,7 @@ FORMATS = (
         layouts.read_named,
         layouts.write_named("safetensors"),
         several=True,
-        per_layer=True,
+        every_kind=True,
     ),
 )
 

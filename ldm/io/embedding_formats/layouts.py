@@ -142,15 +142,40 @@ def write_a1111(container: str) -> Writer:
 
 # ------------------------------------------------------------------- diffusers: by name
 def read_named(content: Content, stem: str) -> list[Embedding]:
-    """``{placeholder: (K, D) or (D,)}``: ours and diffusers'; in ours also (n, K, D)."""
+    """``{placeholder: (K, D) or (D,)}``: ours and diffusers'; in ours also (m, K, D), and parts."""
     _refuse_t5(content)
     values, most = content.values, 3 if content.ours else 2
+    notes, parts = {}, {}
+    if content.ours:
+        notes = _read_notes(content)
+        values, parts = _apart(values, notes)
     vectors = all(isinstance(v, Tensor) and 1 <= v.ndim <= most for v in values.values())
     if not values or not vectors or len(values) > _MAX_WORDS:
         raise UserError("it holds no embedding: give a file with learned vectors, not a model's checkpoint")
-    notes = _read_notes(content)
+    notes = notes or _read_notes(content)
     order = [n for n in notes if n in values] + [n for n in values if n not in notes]
-    return [Embedding(n, values[n], notes.get(n, {})) for n in order]
+    return [Embedding(n, values[n], notes.get(n, {}), parts=parts.get(n, {})) for n in order]
+
+
+def _apart(
+    values: Mapping[str, Any], notes: Mapping[str, dict[str, str]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The tensors that are words, and by word the parts that its note lists; the list leaves the notes."""
+    values, parts = dict(values), dict[str, dict[str, Tensor]]()
+    for name, note in notes.items():
+        listed = [part for part in note.pop("parts", "").split(",") if part]
+        try:
+            parts[name] = {part: values.pop(_key(name, part)) for part in listed}
+        except KeyError as error:
+            raise UserError(f"it lacks {error} of the word {name!r}: it is damaged") from None
+    if not all(isinstance(part, Tensor) for own in parts.values() for part in own.values()):
+        raise UserError("it holds parts of a word that are no tensors: it is damaged")
+    return values, parts
+
+
+def _key(name: str, part: str) -> str:
+    """What a word's part is called in a file."""
+    return f"{name}.{part}"
 
 
 def write_named(container: str) -> Writer:
@@ -159,7 +184,11 @@ def write_named(container: str) -> Writer:
     def write(words: Sequence[Embedding]) -> list[Content]:
         if any(w.placeholder == "__metadata__" for w in words):
             raise UserError("an embedding cannot be called __metadata__: rename it")
-        return [Content(container, {w.placeholder: w.vectors for w in words}, _notes(words))]
+        values = {w.placeholder: w.vectors for w in words}
+        parts = {_key(w.placeholder, name): part for w in words for name, part in w.parts.items()}
+        if len({*values, *parts}) < len(values) + sum(len(w.parts) for w in words):
+            raise UserError(f"one of {', '.join(values)} is called as a part of another: rename it")
+        return [Content(container, values | parts, _notes(words))]
 
     return write
 
@@ -278,6 +307,7 @@ def _notes(words: Sequence[Embedding]) -> dict[str, str]:
             "placeholder": w.placeholder,
             "K": str(w.K),
             "D": "+".join(map(str, w.widths)),
+            **({"parts": ",".join(w.parts)} if w.parts else {}),
         }
         for w in words
     }

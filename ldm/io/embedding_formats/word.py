@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -43,10 +44,12 @@ class Embedding:
 
     Attributes:
         placeholder: Its name, in the one spelling that names have.
-        vectors: (K, D) float32 on the CPU, or (n, K, D) where each of the UNet's n cross-attention layers has
-            vectors of its own.
-        metadata: Where the word came from: base model, step, seed, init, hashes of the pictures.
+        vectors: (K, D) float32 on the CPU; or (m, K, D), m sets of vectors, one for each of the UNet's
+            cross-attention layers or for whatever the kind of word says.
+        metadata: Where the word came from: base model, step, seed, init, hashes of the pictures; and its
+            ``kind``, if it is not plain.
         second: Of a word of SDXL the (K, D') vectors of the second text encoder, else ``None``.
+        parts: What a kind of word needs beside its vectors, float32 tensors by name.
         dtype: The type that the vectors were given in.
 
     Raises:
@@ -58,6 +61,7 @@ class Embedding:
     vectors: Tensor
     metadata: dict[str, str] = field(default_factory=dict)
     second: Tensor | None = None
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
     dtype: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +78,8 @@ class Embedding:
         object.__setattr__(self, "metadata", metadata)
         object.__setattr__(self, "dtype", self.vectors.dtype)
         object.__setattr__(self, "vectors", _rows(name, self.vectors))
+        parts = {name: _part(self.placeholder, part) for name, part in self.parts.items()}
+        object.__setattr__(self, "parts", parts)
         if self.second is not None:
             object.__setattr__(self, "second", _rows(name, self.second))
             if self.second.shape[:-1] != self.vectors.shape[:-1]:
@@ -93,9 +99,30 @@ class Embedding:
         return self.vectors.shape[-1]
 
     @property
+    def sets(self) -> int | None:
+        """m, how many sets of K vectors it has; ``None``: a single one, which any tool can use."""
+        return self.vectors.shape[0] if self.vectors.ndim == 3 else None
+
+    @property
+    def kind(self) -> str:
+        """The kind of word (``ldm.words.kinds``)."""
+        return self.metadata.get("kind") or ("per_layer" if self.sets else "plain")
+
+    @property
     def layers(self) -> int | None:
         """Layers of the denoiser that have vectors of their own; None: all read the same."""
-        return self.vectors.shape[0] if self.vectors.ndim == 3 else None
+        return self.sets if self.kind == "per_layer" else None
+
+    @property
+    def set_names(self) -> list[str]:
+        """What each set of vectors is called: "layer 3", or "per_stage 3"; empty for a single one."""
+        name = "layer" if self.kind == "per_layer" else self.kind
+        return [f"{name} {i + 1}" for i in range(self.sets or 0)]
+
+    @property
+    def only_ours(self) -> bool:
+        """Whether other tools have no place for what makes it a word."""
+        return self.sets is not None or bool(self.parts)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -106,12 +133,25 @@ class Embedding:
     def size(self) -> str:
         """How many vectors of which width, in words: ``2 of width 768 (Stable Diffusion v1)``."""
         each = f", for each of {self.layers} layers" if self.layers else ""
+        each = each or (f", {self.sets} times ({self.kind})" if self.sets else "")
         return f"{self.K} of width {width_in_words(*self.widths)}{each}"
 
 
 def _utf8(text: str) -> str:
     """``text`` with "?" for lone surrogates, which pickles and JSON can hold and files cannot."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _part(name: str, part: Tensor) -> Tensor:
+    """A float32 copy of finite numbers of any shape."""
+    part = part.detach()
+    plain = part.is_floating_point() and part.layout is torch.strided and not part.is_meta
+    if not plain or not 0 < part.numel() <= MAX_VALUES:
+        raise UserError(f"the embedding {name!r} holds a part of shape {tuple(part.shape)}, which is none")
+    part = part.to("cpu", torch.float32, copy=True).contiguous()
+    if not part.isfinite().all():
+        raise UserError(f"the embedding {name!r} holds parts that are not finite: use an earlier step")
+    return part
 
 
 def _rows(name: str, vectors: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ def steps(n: int) -> TrainerConfig:
 def jobs(pictures: Callable[[str], Path]) -> list[Job]:
     """Three that differ in all that a concept may have of its own."""
     many = replace(
-        BASE, placeholder="<a>", images=pictures("a"), num_vectors=2, per_layer=True, shared_steps=5,
-        trainer=steps(9),
+        BASE, placeholder="<a>", images=pictures("a"), num_vectors=2,
+        word={"kind": "per_layer", "shared_steps": 5}, trainer=steps(9),
     )  # fmt: skip
     few = replace(
         BASE, placeholder="<b>", images=pictures("b"), init="a red dog", trainer=steps(4),

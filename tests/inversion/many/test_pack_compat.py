@@ -106,6 +106,6 @@ def test_vectors_only(
     again = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
     # all of its steps are done once more from where it was, or none is left
     assert (
-        torch.equal(*(s["state_dict"]["model.manager.v_star.s__3c_a_3e_"] for s in (kept, again)))
+        torch.equal(*(s["state_dict"]["model.manager.words.s__3c_a_3e_.v_star"] for s in (kept, again)))
         != quirk.vectors_only
     )
