@@ -44,7 +44,6 @@ OLD = {
     "checkpointing": "compute.checkpointing",
     "compiled": "compute.compiled",
     "cuda_graphs": "compute.cuda_graphs",
-    "shared_steps": "word.shared_steps",
 }
 #: switches of ``compat`` that files of older runs may hold; they changed nothing that is learned
 GONE = ("edits_ids", "unsorted")
@@ -86,6 +85,8 @@ def _full_name(key: Any, value: Any) -> str:
         return "captions.files"
     if key == "word" and isinstance(value, str):  # a kind by its defaults
         return "word.kind"
+    if key == "shared_steps":  # before it was a setting of its kind
+        return "word.shared_steps"
     return SHORT.get(key) or OLD.get(key) or str(key)  # YAML has keys of any kind
 
 

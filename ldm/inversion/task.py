@@ -277,7 +277,6 @@ def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionCo
         timesteps=config.timesteps,
         regularization=config.regularization,
         summed_drift=quirks.summed_drift,
-        shared_steps=config.shared_steps,
     )
     return TextualInversion(
         objective,
