@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 from ldm.config import resolve
 from ldm.errors import UserError
-from ldm.words import per_layer, plain  # noqa: F401  one name a kind
+from ldm.words import (  # noqa: F401  a kind a line
+    directional,
+    per_layer,
+    per_stage,
+    plain,
+)
 from ldm.words.kind import KINDS, Fit, Word
 
 

@@ -103,6 +103,8 @@ def word_of(out: Path) -> torch.Tensor:
         {},
         {"word": {"kind": "per_layer", "shared_steps": 4}, "num_vectors": 2},
         {"word": "two_halves"},
+        {"word": {"kind": "directional", "decay": 0.5}},
+        {"word": "per_stage"},
     ],
     ids=str,
 )
