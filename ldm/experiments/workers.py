@@ -43,6 +43,7 @@ class Processes(Executor):
         self._compute = threads
         self._own = threading.local()
         self._pools: set[ProcessPoolExecutor] = set()
+        self._busy: set[ProcessPoolExecutor] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call it in the next process that is free."""
@@ -50,12 +51,15 @@ class Processes(Executor):
 
     def _call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         pool = getattr(self._own, "pool", None) or self._start()
+        self._busy.add(pool)
         try:
             return pool.submit(fn, *args, **kwargs).result()
         except BrokenProcessPool:
             self._pools.discard(pool)
             self._own.pool = None
             raise RuntimeError("the worker process died, most likely for want of memory") from None
+        finally:
+            self._busy.discard(pool)
 
     def _start(self) -> ProcessPoolExecutor:
         from multiprocessing import get_context
@@ -69,9 +73,9 @@ class Processes(Executor):
         """End the processes; those that still work are ended too, what they have finished is on the disk."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for pool in list(self._pools):
-            for process in list((pool._processes or {}).values()):
+            for process in list((pool._processes or {}).values()) if pool in self._busy else ():
                 process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(threads: int) -> None:
