@@ -44,7 +44,7 @@ def make_plan(config: ExperimentConfig, out: Path, scorers: Mapping[str, Identit
         UserError: a setting that no inversion takes, or pictures that cannot be used.
     """
     base = spelled(config.base)
-    model = base_model(base.get("model", "emoji"), base.get("checkpoint"))
+    model = base_model(base.get("model", "emoji"), base.get("checkpoint"), base.get("strict", True))
     concepts = collect(config.grid.concepts, out, model.image_size)
     how = {"steps": config.score.steps, "sampler": config.score.sampler, "scale": config.score.scale}
     sampling = Sampling.of(model, **how)
@@ -61,7 +61,8 @@ def make_plan(config: ExperimentConfig, out: Path, scorers: Mapping[str, Identit
                     raise UserError(f"{concept.name}/{setup}/{seed}: {error}") from None
                 source = _source(inversion.model, inversion.checkpoint)
                 if source not in prints:
-                    prints[source] = base_model(inversion.model, inversion.checkpoint).fingerprint()
+                    loaded = base_model(inversion.model, inversion.checkpoint, inversion.strict)
+                    prints[source] = loaded.fingerprint()
                 noise = noise_seed(config.score, concept.name, seed)
                 album = shots(config.score, concept)
                 wanted = [(shot.index, shot.prompt) for shot in album]
