@@ -88,7 +88,7 @@ def configure(
     }
     optimizer: torch.optim.Optimizer
     if any(word.steps_itself for word in words):
-        optimizer = WordOptimizer(list(parameters), words, **settings)
+        optimizer = WordOptimizer(parameters, words, **settings)
     else:  # fused: Lightning cannot clip for an optimiser that unscales by itself
         optimizer = torch.optim.AdamW(parameters, **settings, fused=not config.clip_norm)
     return _scheduled(optimizer, config, total_steps)

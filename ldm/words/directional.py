@@ -139,7 +139,7 @@ def slerp(a: Embedding, b: Embedding, share: float, placeholder: str | None = No
     sine = torch.where(near, 1.0, angle.sin())
     of_a = torch.where(near, 1 - share, ((1 - share) * angle).sin() / sine)
     of_b = torch.where(near, share, (share * angle).sin() / sine)
-    vectors = torch.lerp(*lengths, share) * F.normalize(of_a * u_a + of_b * u_b, dim=-1)
+    vectors = lengths[0].lerp(lengths[1], share) * F.normalize(of_a * u_a + of_b * u_b, dim=-1)
     notes = {
         "base_model": next(iter(models), ""),
         "between": f"{a.placeholder}, {b.placeholder} at {share:g}",

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -26,8 +25,8 @@ from ldm.errors import UserError
 from ldm.names import normal
 from ldm.words.kind import Fit, Word
 from ldm.words.kinds import Choice, choose
+from ldm.words.splice import Index, index_of, look_up, places
 
-NEVER = torch.iinfo(torch.int64).max
 MAX_INDICES = 64  # sets of placeholders whose index is kept
 _PLAIN = frozenset(string.ascii_letters + string.digits)
 
@@ -36,15 +35,6 @@ class _Entry(NamedTuple):
     token_id: int
     progressive: tuple[int, ...]
     choice: Choice
-
-
-class _Index(NamedTuple):
-    """Finds P placeholders in ids without a loop: their sorted ids (P,), the rows where their vectors
-    begin when all are one table (P,), and the step from which each vector is used (P, max K)."""
-
-    ids: Tensor
-    first_row: Tensor
-    starts_at: Tensor
 
 
 def image_token(placeholder: str, index: int) -> str:
@@ -91,7 +81,7 @@ class EmbeddingManager(nn.Module):
         self._by_id: dict[int, str] = {}
         self._trained: set[str] = set()
         self._varying: set[str] = set()  # with time
-        self._indices: dict[tuple[str, ...], _Index] = {}
+        self._indices: dict[tuple[str, ...], Index] = {}
 
     @property
     def width(self) -> int:
@@ -298,45 +288,13 @@ class EmbeddingManager(nn.Module):
         if not names:
             return ids, embeds[:, None]
         index = self._index(names, ids.device)
-        now = (
-            NEVER - 1
-            if step is None
-            else step.view(-1, 1, 1).to(ids.device)
-            if isinstance(step, Tensor)
-            else step
-        )
-        slot = torch.searchsorted(index.ids, ids.contiguous()).clamp(max=len(names) - 1)
-        is_ours = index.ids[slot] == ids
-        in_use = (index.starts_at[slot] <= now).sum(dim=2)
-        width = torch.where(is_ours, in_use, 1)  # (B, L) positions that an input token takes
-        begin = width.cumsum(dim=1) - width  # (B, L) its first one; rises strictly
-
-        # for every output position: the input token it shows, and which of its vectors
-        position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).contiguous()
-        source = torch.searchsorted(begin, position, right=True) - 1
-        if self.keep_end:
-            source = self._with_end(ids, begin, source)
-        vector = position - begin.gather(1, source)
-        row = torch.where(is_ours.gather(1, source), index.first_row[slot].gather(1, source) + vector, -1)
-
+        source, row = places(ids, index, step, self.end_id if self.keep_end else None)
         shown, rows = carry(torch.stack([source, row]), embeds.device)
         moved = embeds.take_along_dim(shown[..., None], dim=1)
-        v_star = self._looked_up([self.word(name) for name in names], rows.clamp(min=0), t)
-        moved, rows = moved[:, None], rows[:, None]
-        return ids.gather(1, source), torch.where(rows[..., None] >= 0, v_star.to(embeds.dtype), moved)
-
-    @staticmethod
-    def _looked_up(words: Sequence[Word], rows: Tensor, t: Tensor | None) -> Tensor:
-        """The vectors (B, n, L, D) of these words that rows (B, L) of their joined tables name."""
-        if t is None and any(word.varies_with_time for word in words):
-            raise ValueError("a word that varies with time needs the timesteps t")
-        t = carry(t, rows.device) if t is not None and any(word.varies_with_time for word in words) else None
-        own = [word(t) for word in words]  # each (B or 1, n or 1, K, D)
-        times, layers = max(len(v) for v in own), max(v.shape[1] for v in own)
-        table = torch.cat([v.expand(times, layers, -1, -1) for v in own], dim=2)  # (B or 1, n, R, D)
-        first = table.shape[2] * torch.arange(times * layers, device=rows.device)
-        places = rearrange(first, "(b n) -> b n 1", n=layers) + rearrange(rows, "b l -> b 1 l")
-        return F.embedding(places, rearrange(table, "b n r d -> (b n r) d"))
+        v_star = look_up([self.word(name) for name in names], rows.clamp(min=0), t)
+        is_ours = rearrange(rows >= 0, "b l -> b 1 l 1")
+        put_in = torch.where(is_ours, v_star.to(embeds.dtype), rearrange(moved, "b l d -> b 1 l d"))
+        return ids.gather(1, source), put_in
 
     def _at_hand(self, ids: Tensor) -> tuple[str, ...]:
         """Placeholders that occur in ``ids``, and those that train (their gradient is 0 where they do
@@ -346,14 +304,6 @@ class EmbeddingManager(nn.Module):
         if torch.is_grad_enabled():
             names |= self._trained
         return tuple(sorted(names, key=lambda name: self._entries[name].token_id))
-
-    def _with_end(self, ids: Tensor, begin: Tensor, source: Tensor) -> Tensor:
-        """Show the end token at the last position of the rows where it would fall off."""
-        is_end = ids == self.end_id
-        end = is_end.int().argmax(dim=1, keepdim=True)  # the first one
-        fell_off = is_end.any(dim=1, keepdim=True) & (begin.gather(1, end) >= ids.shape[1])
-        last = torch.where(fell_off, end, source[:, -1:])
-        return torch.cat([source[:, :-1], last], dim=1)
 
     # ------------------------------------------------------------------ state
 
@@ -399,19 +349,17 @@ class EmbeddingManager(nn.Module):
 
     # ------------------------------------------------------------------ inside
 
-    def _index(self, names: tuple[str, ...], device: torch.device) -> _Index:
+    def _index(self, names: tuple[str, ...], device: torch.device) -> Index:
         """The index of these placeholders, kept for the next prompts with the same ones."""
         index = self._indices.get(names)
         if index is None or index.ids.device != device:
-            counts = [self.word(name).count for name in names]
-            # NEVER for the vectors that do not exist
-            starts_at = torch.full((len(names), max(counts)), NEVER)
-            for i, (name, count) in enumerate(zip(names, counts, strict=True)):
-                growth = self._entries[name].progressive or (-NEVER,) * (count - 1)
-                starts_at[i, :count] = torch.tensor((-NEVER, *growth))
-            ids = torch.tensor([self._entries[name].token_id for name in names])
-            rows = torch.tensor([0, *counts]).cumsum(dim=0)[:-1]
-            index = _Index(ids.to(device), rows.to(device), starts_at.to(device))
+            entries = [self._entries[name] for name in names]
+            index = index_of(
+                [entry.token_id for entry in entries],
+                [self.word(name).count for name in names],
+                [entry.progressive for entry in entries],
+                device,
+            )
             if len(self._indices) >= MAX_INDICES:
                 self._indices.clear()
             self._indices[names] = index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ class WordOptimizer(torch.optim.AdamW):
     put right what must not change (``Word.after_step``).
 
     Args:
-        groups: parameter groups, as AdamW takes them.
+        groups: parameter groups ``{"params": ...}``, as AdamW takes them.
         words: the words whose parameters are among them.
         settings: AdamW's.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], words: Sequence[Word], **settings: Any) -> None:
+    def __init__(self, groups: Iterable[Any], words: Sequence[Word], **settings: Any) -> None:
         self.words = list(words)
         self.own = [word for word in words if word.own_step]
         theirs = {id(p) for word in self.own for p in word.parameters()}

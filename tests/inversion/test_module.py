@@ -211,7 +211,7 @@ def test_the_official_format_has_no_place_for_layers() -> None:
 
 
 def test_steps_that_layers_share_are_refused_where_there_are_no_layers() -> None:
-    with pytest.raises(UserError, match="plain has no setting 'shared_steps'"):
+    with pytest.raises(UserError, match="unknown config key 'word.shared_steps'"):
         replace(BASE, word={"shared_steps": 15})
     with pytest.raises(UserError, match="no kind of word 'per-layer'; choose one of"):
         replace(BASE, word="per-layer")

@@ -111,3 +111,17 @@ def test_every_tools_file_can_hold_one(tmp_path, suffix: str) -> None:
     found = load_embedding(save_embeddings(made, tmp_path / f"a{suffix}"))
     torch.testing.assert_close(found.vectors, vectors)
     assert found.metadata.get("kind") == ("directional" if suffix == ".safetensors" else None)
+
+
+@pytest.mark.parametrize(("keep_norm", "length"), [("median", 1.0), ("mean", 2.0), ("start", 5.0)])
+def test_the_length_of_a_plain_word_is_kept_after_each_step(keep_norm: str, length: float) -> None:
+    made = choose({"kind": "plain", "keep_norm": keep_norm}).make(Fit(2, 1, 1000), 1)
+    made.fill(torch.tensor([[3.0, 4.0]]), {}, TABLE)
+    torch.testing.assert_close(made.table(), length * torch.tensor([[0.6, 0.8]]))
+    free = torch.nn.Parameter(made.table().detach().clone())
+    optimizer = WordOptimizer([{"params": list(made.parameters())}], [made], lr=0.1, weight_decay=0.0)
+    theirs = torch.optim.AdamW([free], lr=0.1, weight_decay=0.0)
+    for one, v_star in ((optimizer, made.table()), (theirs, free)):
+        (v_star * torch.tensor([[1.0, -2.0]])).sum().backward()
+        one.step()
+    torch.testing.assert_close(made.table(), length * torch.nn.functional.normalize(free, dim=-1))

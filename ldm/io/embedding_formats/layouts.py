@@ -145,7 +145,8 @@ def read_named(content: Content, stem: str) -> list[Embedding]:
     """``{placeholder: (K, D) or (D,)}``: ours and diffusers'; in ours also (m, K, D), and parts."""
     _refuse_t5(content)
     values, most = content.values, 3 if content.ours else 2
-    notes, parts = {}, {}
+    notes: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     if content.ours:
         notes = _read_notes(content)
         values, parts = _apart(values, notes)
