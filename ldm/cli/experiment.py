@@ -244,7 +244,8 @@ def _print_verdicts(plan: Plan) -> None:
     from ldm.experiments.rows import scored
 
     for one in judge(plan.config.expect, scored(plan)):
-        common.say(f"{one.verdict:9}  {one.expectation.metric}: {one.order}  ({one.detail})")
+        what = f"{one.name}: " if one.name else ""
+        common.say(f"{one.verdict:9}  {what}{one.expectation.metric}: {one.order}  ({one.detail})")
 
 
 def _report(args: argparse.Namespace, plan: Plan) -> None:

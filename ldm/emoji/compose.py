@@ -285,12 +285,14 @@ def concept_pictures(
 ) -> Tensor:
     """(n, 3, S, S) in [-1, 1]: what a user's photos of one concept would be.
 
-    One style, ``n`` different plain backgrounds (at most 12), sizes, places and small rotations.
+    One style, plain backgrounds of different colours (which come again after 12), sizes, places and small
+    rotations.
     """
-    if not 1 <= n <= len(COLOUR_NAMES):
-        raise UserError(f"{n} example pictures asked: 1 to {len(COLOUR_NAMES)} can be drawn")
+    if n < 1:
+        raise UserError(f"{n} example pictures: give 1 or more")
     generator = torch.Generator().manual_seed(seed)
-    colours = torch.randperm(len(COLOUR_NAMES), generator=generator)[:n].tolist()
+    order = torch.randperm(len(COLOUR_NAMES), generator=generator).tolist()
+    colours = [order[i % len(order)] for i in range(n)]
     numbers = torch.rand(n, 4, generator=generator).tolist()
     pictures = []
     for colour, (a, b, x, y) in zip(colours, numbers, strict=True):

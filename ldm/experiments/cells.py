@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +18,7 @@ from ldm.errors import UserError
 from ldm.evaluation.scorers import Identity
 from ldm.experiments.concepts import GridConcept, collect
 from ldm.experiments.config import ExperimentConfig
+from ldm.experiments.draws import called, of_setup
 from ldm.experiments.plan import Cell, Plan
 from ldm.experiments.shots import noise_seed, shots
 from ldm.inversion.config import InversionConfig, settle
@@ -48,48 +49,123 @@ def make_plan(config: ExperimentConfig, out: Path, scorers: Mapping[str, Identit
     concepts = collect(config.grid.concepts, out, model.image_size)
     how = {"steps": config.score.steps, "sampler": config.score.sampler, "scale": config.score.scale}
     sampling = Sampling.of(model, **how)
-    learned_from = {concept.name: concept.hashes() for concept in concepts}
-    references = {concept.name: concept.reference_hashes() for concept in concepts}
     judged = {name: identity.as_dict() for name, identity in scorers.items()}
-    prints, cells, inversions = dict[str, str](), list[Cell](), dict[str, InversionConfig]()
+    planner = _Planner(config, base, concepts, sampling, judged)
     for seed in config.grid.seeds:
-        for setup, settings in config.grid.setups.items():
+        for setup in config.grid.setups:
             for concept in concepts:
                 try:
-                    inversion = _inversion(base, settings or {}, concept, seed)
+                    planner.add(concept, setup, seed)
                 except UserError as error:
                     raise UserError(f"{concept.name}/{setup}/{seed}: {error}") from None
-                source = _source(inversion.model, inversion.checkpoint)
-                if source not in prints:
-                    loaded = base_model(inversion.model, inversion.checkpoint, inversion.strict)
-                    prints[source] = loaded.fingerprint()
-                noise = noise_seed(config.score, concept.name, seed)
-                album = shots(config.score, concept)
-                wanted = [(shot.index, shot.prompt) for shot in album]
-                run_key = _hash(_learned(inversion), prints[source], learned_from[concept.name])
-                draw_key = _hash(run_key, wanted, noise, asdict(sampling))
-                gallery = references if config.score.retrieval else references[concept.name]
-                kinds = [(shot.kind, shot.text, shot.colour) for shot in album]
-                score_key = _hash(draw_key, config.score.protocol, kinds, gallery, concept.kind)
-                key = _hash(score_key, judged)
-                steps, a_step = inversion.trainer.max_steps, _pictures_a_step(inversion)
-                cell = Cell(
-                    concept.name, setup, seed, run_key, draw_key, score_key, key, noise, steps, a_step
-                )
-                cells.append(cell)
-                inversions[cell.name] = inversion
     name = base.get("model", "emoji")
     return Plan(
         config,
         out,
         {concept.name: concept for concept in concepts},
-        tuple(cells),
+        tuple(planner.cells),
         scorers,
-        tuple(dict.fromkeys(prints.values())),
+        tuple(dict.fromkeys(planner.prints.values())),
         Path(name).name if isinstance(name, str) else "model",
         sampling,
-        inversions,
+        planner.inversions,
     )
+
+
+class _Planner:
+    """Makes the cells of an experiment, one after the other.
+
+    Args:
+        config: the experiment.
+        base: its ``base``, by full names.
+        concepts: of the grid; those that are others together come after them.
+        sampling: how pictures are drawn.
+        judged: scorers' identities by name.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        base: Mapping[str, Any],
+        concepts: Sequence[GridConcept],
+        sampling: Sampling,
+        judged: Mapping[str, Any],
+    ) -> None:
+        self.config, self.base, self.sampling, self.judged = config, base, sampling, judged
+        self.cells: list[Cell] = []
+        self.inversions: dict[str, InversionConfig] = {}
+        self.prints: dict[str, str] = {}
+        self._concepts = {concept.name: concept for concept in concepts}
+        self._learned_from = {concept.name: concept.hashes() for concept in concepts}
+        self._references = {concept.name: concept.reference_hashes() for concept in concepts}
+        self._runs: dict[tuple[str, int, str], str] = {}  # (concept, seed, key of what is learned) -> folder
+        self._words: dict[tuple[str, str, int], tuple[str, str]] = {}  # a cell -> its key and folder
+
+    def add(self, concept: GridConcept, setup: str, seed: int) -> None:
+        """Make the cell of a concept, a setup and a seed.
+
+        Raises:
+            UserError: settings that no inversion takes, or a text that the concept does not have.
+        """
+        score = self.config.score
+        settings, draw = of_setup(setup, self.config.grid.setups[setup])
+        members = [self._concepts[name] for name in concept.members] or [concept]
+        inversion = _inversion(self.base, settings, concept, seed)
+        if concept.members and inversion.model_lr:
+            raise UserError("model_lr tunes a model for one concept; leave out the concepts together")
+        base_print = self._print(inversion)
+        learns = not draw.reference and not concept.members
+        if draw.reference:
+            pictures = [self._learned_from[member.name] for member in members]
+            run_key = _hash("no word", called(draw, members), base_print, pictures)
+        elif concept.members:
+            run_key = _hash([self._words[member.name, setup, seed][0] for member in members])
+        else:
+            run_key = _hash(_learned(inversion), base_print, self._learned_from[concept.name])
+        noise, album = noise_seed(score, concept.name, seed), shots(score, concept)
+        how = draw.identity(members[0])
+        wanted = [(shot.index, shot.prompt) for shot in album]
+        draw_key = _hash(run_key, wanted, noise, asdict(self.sampling), *([how] if how else []))
+        kinds = [(shot.kind, shot.text, shot.colour) for shot in album]
+        more = [list(score.attribute)] if score.attribute else []
+        score_key = _hash(draw_key, score.protocol, kinds, self._compared_with(concept), concept.kind, *more)
+        cell = Cell(
+            concept.name,
+            setup,
+            seed,
+            run_key,
+            draw_key,
+            score_key,
+            _hash(score_key, self.judged),
+            noise,
+            inversion.trainer.max_steps if learns else 0,
+            _pictures_a_step(inversion) if learns else 0,
+            (),
+        )
+        if learns:
+            folder = self._runs.setdefault((concept.name, seed, run_key), cell.name)
+            self._words[concept.name, setup, seed] = run_key, folder
+            cell = replace(cell, runs=(folder,))
+        elif not draw.reference:
+            cell = replace(cell, runs=tuple(self._words[m.name, setup, seed][1] for m in members))
+        self.cells.append(cell)
+        self.inversions[cell.name] = inversion
+
+    def _print(self, config: InversionConfig) -> str:
+        """The base model's fingerprint."""
+        source = _source(config.model, config.checkpoint)
+        if source not in self.prints:
+            model = base_model(config.model, config.checkpoint, config.strict)
+            self.prints[source] = model.fingerprint()
+        return self.prints[source]
+
+    def _compared_with(self, concept: GridConcept) -> Any:
+        """Hashes of the pictures that samples are compared with."""
+        if concept.members:
+            return {name: self._references[name] for name in concept.members}
+        if not self.config.score.retrieval:
+            return self._references[concept.name]
+        return {name: found for name, found in self._references.items() if not self._concepts[name].members}
 
 
 def base_model(model: Any, checkpoint: str | None, strict: bool = True) -> LatentDiffusion:
@@ -110,25 +186,35 @@ def _source(model: Any, checkpoint: str | None) -> str:
 def groups(plan: Plan, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     """Cells that are learned in one go: packs, and single ones that no pack can hold.
 
-    The groups depend on ``cells`` alone, not on what has been done, so that a command that is given again
-    puts every cell beside the same others: sums in floating point depend on that.
+    Cells that share a run are in one group. Those that learn nothing themselves (references, and concepts
+    together) come last, each in a group of its own. The groups depend on ``cells`` alone, not on what has
+    been done, so that a command that is given again puts every cell beside the same others: sums in
+    floating point depend on that.
     """
+    by_run: dict[str, list[Cell]] = {}
+    rest: list[tuple[Cell, ...]] = []
+    for cell in cells:
+        if cell.steps:
+            by_run.setdefault(cell.runs[0], []).append(cell)
+        else:
+            rest.append((cell,))
     alone: list[tuple[Cell, ...]] = []
     shared: dict[str, list[Cell]] = {}
-    for cell in cells:
-        key = _pack_key(cell, plan.inversions[cell.name])
+    for first, *others in by_run.values():
+        key = _pack_key(first, plan.inversions[first.name])
         if key is None:
-            alone.append((cell,))
+            alone.append((first, *others))
         else:
-            shared.setdefault(key, []).append(cell)
+            shared.setdefault(key, []).append(first)
     packs: list[tuple[Cell, ...]] = []
     for members in shared.values():
         members.sort(key=lambda cell: cell.steps)  # those of a pack end together
         count = -(-len(members) // plan.config.pack)
         size, more = divmod(len(members), count)
         ends = [(i + 1) * size + min(i + 1, more) for i in range(count)]
-        packs += [tuple(members[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-    return packs + alone
+        for a, b in zip([0, *ends], ends, strict=False):
+            packs.append(tuple(cell for first in members[a:b] for cell in by_run[first.runs[0]]))
+    return packs + alone + rest
 
 
 def _pack_key(cell: Cell, config: InversionConfig) -> str | None:

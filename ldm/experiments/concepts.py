@@ -5,12 +5,14 @@
     concepts:
       koala: pictures/koala                                   # a folder; it is the reference too
       owl: {images: pictures/owl, init: bird, class: bird, references: pictures/owl-more}
-      emoji: {holdout: configs/emoji/holdout.txt, n: 3, seed: 0}
+      emoji: {holdout: configs/emoji/holdout.txt, n: 3, seed: 0}      # many concepts
+      fruit: {emoji: [red apple, banana, grapes], init: fruit}        # one concept of several emoji
+      koala and owl: {together: [koala, owl]}                         # learned apart, drawn together
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,9 @@ from ldm.config import resolve
 from ldm.errors import UserError
 from ldm.evaluation.scorers import HELD_OUT, TRAINING
 from ldm.io.atomic import file_sha256
-from ldm.io.images import save_png
 from ldm.io.pictures import caption_files, list_pictures
 from ldm.io.runs import slug
-from ldm.paths import found as found_path
-from ldm.ranges import Count, Positive, Seed
+from ldm.ranges import Positive
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class GridConcept:
         class_word: what the thing is; CLIP-T's text has it in place of the word.
         prompts: edits of its data set; ``None``: it has none of its own.
         train_pictures: how many of the folder's pictures are learned from, the first by name; ``None``: all.
+        short_caption, long_caption: what a person would write who sees the pictures, if known.
+        members: names of the two concepts that this one is, drawn together; its pictures are the first one's.
     """
 
     name: str
@@ -49,6 +51,9 @@ class GridConcept:
     class_word: str | None = None
     prompts: tuple[str, ...] | None = None
     train_pictures: int | None = None
+    short_caption: str | None = None
+    long_caption: str | None = None
+    members: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -61,9 +66,13 @@ class GridConcept:
         """The placeholder that stands for it in every cell, so that batches and noise are the same."""
         return f"<{slug(self.name).lower()}>"
 
+    def pictures(self) -> list[Path]:
+        """The files that are learned from, by name."""
+        return list_pictures(self.images)[: self.train_pictures]
+
     def hashes(self) -> list[str]:
         """Of what is learned from: names and sha256 of pictures and their captions."""
-        pictures = list_pictures(self.images)[: self.train_pictures]
+        pictures = self.pictures()
         files = sorted({*pictures, *caption_files(pictures).values()})
         return [f"{path.name} {file_sha256(path)}" for path in files]
 
@@ -82,6 +91,8 @@ class FolderConfig:
         train_pictures: or learn from the first so many of ``images``, the rest being references.
         init: the phrase that words start from.
         class_word: ``class`` in the YAML: what the thing is, for texts; ``init`` if not given.
+        short_caption, long_caption: what a person would write who sees the pictures; references of a setup
+            that learns nothing.
     """
 
     images: Path
@@ -89,28 +100,19 @@ class FolderConfig:
     train_pictures: Positive | None = None
     init: str | None = None
     class_word: str | None = None
+    short_caption: str | None = None
+    long_caption: str | None = None
 
 
 @dataclass(frozen=True)
-class EmojiConfig:
-    """Held-out concepts of the emoji bench, as ``ldm evaluate inversion`` chooses and draws them.
+class TogetherConfig:
+    """Two concepts whose words are learned apart and stand in one prompt (``score.together``).
 
     Attributes:
-        holdout: file of hex codes that the model never saw.
-        data: folder that ``ldm train data`` wrote.
-        n, seed: how many, and which.
-        pictures: of each, that are learned from.
-        references: further ones, drawn with other colours and places; 0: the pictures that are learned from.
-        judge: the scorer whose concepts are chosen among.
+        together: names of two other concepts of the grid.
     """
 
-    holdout: Path = Path("configs/emoji/holdout.txt")
-    data: Path = Path("data/emoji")
-    n: Positive = 20
-    seed: Seed = 0
-    pictures: Positive = 5
-    references: Count = 0
-    judge: str = "emoji-clip"
+    together: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -143,15 +145,26 @@ def collect(concepts: Mapping[str, Any], out: Path, image_size: int) -> list[Gri
     Raises:
         UserError: a folder or a key is wrong, or two concepts have one name.
     """
+    from ldm.experiments.emoji_concepts import EmojiConfig, EmojiSetConfig, emoji_set, held_out
+
     found: list[GridConcept] = []
     for name, given in concepts.items():
+        where = f"grid.concepts.{name}."
+        if isinstance(given, Mapping) and "together" in given:
+            continue  # it needs the others
         if name == "emoji" and isinstance(given, Mapping | None):
-            config = resolve(EmojiConfig, given, "grid.concepts.emoji.")
-            found += _emoji(config, out / "concepts", image_size)
+            config = resolve(EmojiConfig, given, where)
+            found += held_out(config, out / "concepts", image_size)
+        elif isinstance(given, Mapping) and "emoji" in given:
+            wanted = resolve(EmojiSetConfig, _with_class(given), where)
+            found.append(emoji_set(name, wanted, out / "concepts", image_size))
         elif name == "dreambench" and isinstance(given, Mapping | None):
             found += _dreambench(resolve(DreamBenchConfig, given, "grid.concepts.dreambench."))
         else:
             found.append(_folder(name, given))
+    for name, given in concepts.items():
+        if isinstance(given, Mapping) and "together" in given:
+            found.append(_together(name, resolve(TogetherConfig, given, f"grid.concepts.{name}."), found))
     words: dict[str, str] = {}
     for concept in found:
         if concept.word in words:
@@ -168,8 +181,7 @@ def _folder(name: str, given: Any) -> GridConcept:
         given = {"images": str(given)}
     if not isinstance(given, Mapping):
         raise UserError(f"the concept {name!r} is {given!r}; give a folder, or a mapping with images")
-    values = {("class_word" if key == "class" else key): value for key, value in given.items()}
-    config = resolve(FolderConfig, values, f"grid.concepts.{name}.")
+    config = resolve(FolderConfig, _with_class(given), f"grid.concepts.{name}.")
     pictures, k = list_pictures(config.images), config.train_pictures
     references, kind = pictures, TRAINING
     if config.references is not None:
@@ -181,45 +193,33 @@ def _folder(name: str, given: Any) -> GridConcept:
             f"the concept {name!r} has {len(pictures)} pictures: train_pictures must leave references"
         )
     return GridConcept(
-        name, config.images, tuple(references), kind, config.init, config.class_word or config.init, None, k
+        name,
+        config.images,
+        tuple(references),
+        kind,
+        config.init,
+        config.class_word or config.init,
+        train_pictures=k,
+        short_caption=config.short_caption,
+        long_caption=config.long_caption,
     )
 
 
-def _emoji(config: EmojiConfig, folder: Path, image_size: int) -> list[GridConcept]:
-    from ldm.emoji.captions import COARSE, STYLES
-    from ldm.emoji.compose import concept_pictures
-    from ldm.emoji.heldout import choose_concepts
-    from ldm.emoji.sprites import EmojiSprites, load_holdout
-    from ldm.evaluation.clip_judge import load_clip
+def _with_class(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``class`` by its name in Python."""
+    return {("class_word" if key == "class" else key): value for key, value in given.items()}
 
-    if not found_path(config.holdout).is_file():
-        raise UserError(
-            f"there is no file {config.holdout}; give grid.concepts.emoji.holdout the held-out hex codes"
-        )
-    sprites, holdout = EmojiSprites.load(config.data), load_holdout(config.holdout)
-    judged = {known.hex for known in load_clip(config.judge).concepts}
-    found = []
-    for i, concept in enumerate(choose_concepts(sprites, holdout, judged, config.n, config.seed)):
-        style = STYLES[i % len(STYLES)]
 
-        def pictures(kind: str, n: int, seed: int, code: str = concept.hex, style: str = style) -> Path:
-            place = folder / code / f"{kind}-{n}-{seed}-{style}-{image_size}"
-            if len(list(place.glob("*.png"))) != n:
-                drawn = concept_pictures(sprites, code, n, style, seed=seed, image_size=image_size)
-                for j, image in enumerate(drawn):
-                    save_png(image, place / f"{j:02d}.png")
-            return place
-
-        training = pictures("training", config.pictures, config.seed)
-        held_out = pictures("references", config.references, config.seed + 1) if config.references else None
-        coarse = COARSE.get(concept.subgroup, "object")
-        references = tuple(list_pictures(held_out or training))
-        found.append(
-            GridConcept(
-                concept.label, training, references, HELD_OUT if held_out else TRAINING, coarse, concept.label
-            )
-        )
-    return found
+def _together(name: str, config: TogetherConfig, known: Sequence[GridConcept]) -> GridConcept:
+    by_name = {concept.name: concept for concept in known if not concept.members}
+    for member in config.together:
+        if member not in by_name:
+            raise UserError(f"the concept {name!r} is of {member!r}, which is none of {', '.join(by_name)}")
+    if len(set(config.together)) != 2:
+        raise UserError(f"the concept {name!r} is of {list(config.together)}; give two others by name")
+    members = [by_name[member] for member in config.together]
+    references = tuple(path for member in members for path in member.references)
+    return GridConcept(name, members[0].images, references, members[0].kind, members=config.together)
 
 
 def _dreambench(config: DreamBenchConfig) -> list[GridConcept]:
@@ -252,8 +252,9 @@ def _dreambench(config: DreamBenchConfig) -> list[GridConcept]:
 def from_plain(values: Mapping[str, Any]) -> GridConcept:
     """What :func:`as_plain` gave."""
     paths = {"images": Path(values["images"]), "references": tuple(map(Path, values["references"]))}
-    prompts = values["prompts"]
-    return GridConcept(**{**values, **paths, "prompts": None if prompts is None else tuple(prompts)})
+    prompts, members = values["prompts"], tuple(values["members"])
+    own = {"prompts": None if prompts is None else tuple(prompts), "members": members}
+    return GridConcept(**{**values, **paths, **own})
 
 
 def as_plain(concept: GridConcept) -> dict[str, Any]:
@@ -263,4 +264,5 @@ def as_plain(concept: GridConcept) -> dict[str, Any]:
         "images": str(concept.images),
         "references": [str(path) for path in concept.references],
         "prompts": None if concept.prompts is None else list(concept.prompts),
+        "members": list(concept.members),
     }

@@ -22,7 +22,8 @@ class GridConfig:
     Attributes:
         concepts: name -> folder of pictures, or a mapping (``ldm.experiments.concepts``); the names ``emoji``
             and ``dreambench`` stand for many concepts.
-        setups: name -> settings of an inversion, which win over ``base``.
+        setups: name -> settings of an inversion, which win over ``base``, and ``draw``
+            (``ldm.experiments.draws``), which says how pictures are made.
         seeds: of the training.
     """
 
@@ -43,6 +44,10 @@ class ScoreConfig:
         neutral: Prompts that reconstruction is measured with, ``{}`` for the word.
         prompts: Prompts that editability is measured with. ``null`` is those of the data set, else the usual
             four.
+        together: Prompts of concepts that are two others together, ``{0}`` and ``{1}`` for their words. How
+            well both are seen in one picture is measured.
+        attribute: Texts such as "a red car" and "a blue car". Each picture of the neutral prompts counts for
+            the nearest text; the share of each text and how even they are is measured.
         backgrounds: Also draw one picture on each named background, and measure how many obey.
         samples: Pictures of each prompt.
         retrieval: Also measure whether a picture is recognised among the concepts of the grid.
@@ -56,6 +61,8 @@ class ScoreConfig:
     scorers: tuple[str, ...] = ("emoji-clip",)
     neutral: tuple[str, ...] = (RECONSTRUCTION_PROMPT,)
     prompts: tuple[str, ...] | None = None
+    together: tuple[str, ...] = ("a photo of {0} and {1}", "a photo of {0} next to {1}")
+    attribute: tuple[str, ...] = ()
     backgrounds: bool = False
     samples: Positive = 4
     retrieval: bool = True
@@ -78,12 +85,14 @@ class Expectation:
     Attributes:
         metric: such as ``reconstruction (paper)``.
         order: setups, the one with the highest figure first.
+        name: what is expected, in a sentence.
         scorer: whose figure it is; needed where several give the metric.
     """
 
     metric: str
     order: tuple[str, ...]
     scorer: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,11 @@ def _check(config: ExperimentConfig) -> None:
     for name, setup in grid.setups.items():
         if setup is not None and not isinstance(setup, Mapping):
             raise UserError(f"the setup {name!r} is {setup!r}; give a mapping of settings, or nothing")
+    for prompt in score.together:
+        if "{0}" not in prompt or "{1}" not in prompt:
+            raise UserError(f"the prompt {prompt!r} of score.together needs {{0}} and {{1}}, the two words")
+    if len(score.attribute) == 1:
+        raise UserError("score.attribute needs two texts or more, such as a red car and a blue car")
     if len(set(grid.seeds)) < len(grid.seeds):
         raise UserError("grid.seeds has a seed twice; give every one once")
     if not score.scorers:

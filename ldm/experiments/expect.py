@@ -24,6 +24,11 @@ class Judged:
     detail: str
 
     @property
+    def name(self) -> str:
+        """What is expected, in a sentence; empty if the file does not say it."""
+        return self.expectation.name
+
+    @property
     def order(self) -> str:
         """``a > b > c``."""
         return " > ".join(self.expectation.order)

@@ -37,7 +37,8 @@ concepts. A name leads to the setup's pictures.</p>{{ svg }}</section>{% endfor 
 lies below. Undecided: neither.</p>
 <div class="scroll"><table><tr><th>verdict</th><th>figure</th><th>order</th><th>paired differences</th></tr>
 {% for one in verdicts %}<tr><td><b>{{ one.verdict }}</b></td>
-<td>{{ one.expectation.metric }}<br><span class="soft">{{ one.scorer }}</span></td><td>{{ one.order }}</td>
+<td>{% if one.name %}{{ one.name }}<br>{% endif %}
+{{ one.expectation.metric }}<br><span class="soft">{{ one.scorer }}</span></td><td>{{ one.order }}</td>
 <td>{{ one.detail }}</td></tr>{% endfor %}</table></div></section>{% endif %}
 {% for scorer, rows in tables %}{% set seen = namespace(figure="") %}<section><h2>{{ scorer }}</h2>
 <div class="scroll"><table style="white-space: nowrap"><tr><th>figure</th><th>setup</th>

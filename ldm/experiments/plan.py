@@ -18,6 +18,7 @@ from ldm.evaluation.scorers import Identity
 from ldm.experiments import concepts as gallery
 from ldm.experiments.concepts import GridConcept
 from ldm.experiments.config import ExperimentConfig
+from ldm.experiments.draws import DrawConfig, of_setup
 from ldm.experiments.shots import Album, shots
 from ldm.inversion.config import InversionConfig
 from ldm.io.atomic import write_json
@@ -42,6 +43,8 @@ class Cell:
         noise: seed of the pictures' noise.
         steps: optimiser steps.
         pictures_a_step: pictures that a step sees.
+        runs: names of the run folders whose words it draws: one, two of concepts together, none of a
+            reference. Cells that differ only in how they draw share one.
     """
 
     concept: str
@@ -54,6 +57,7 @@ class Cell:
     noise: int
     steps: int
     pictures_a_step: int
+    runs: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -97,9 +101,18 @@ class Plan:
     sampling: Sampling
     inversions: Mapping[str, InversionConfig] = field(default_factory=dict)
 
-    def run(self, cell: Cell) -> Path:
-        """The run folder of a cell."""
-        return self.out / "runs" / cell.name
+    def runs(self, cell: Cell) -> list[Path]:
+        """The run folders of a cell."""
+        return [self.out / "runs" / name for name in cell.runs]
+
+    def drawn(self, cell: Cell) -> DrawConfig:
+        """How a cell draws."""
+        return of_setup(cell.setup, self.config.grid.setups[cell.setup])[1]
+
+    def members(self, cell: Cell) -> list[GridConcept]:
+        """The concepts whose words or texts stand in a cell's prompts: one, or two together."""
+        concept = self.concepts[cell.concept]
+        return [self.concepts[name] for name in concept.members] or [concept]
 
     def album(self, cell: Cell) -> Album:
         """The pictures of a cell."""
@@ -138,7 +151,7 @@ def load_plan(out: Path) -> Plan:
             config=resolve(ExperimentConfig, values["experiment"]),
             out=out,
             concepts={row["name"]: gallery.from_plain(row) for row in values["concepts"]},
-            cells=tuple(Cell(**row) for row in values["cells"]),
+            cells=tuple(Cell(**{**row, "runs": tuple(row["runs"])}) for row in values["cells"]),
             scorers={name: Identity.from_dict(row) for name, row in values["scorers"].items()},
             base_model=tuple(values["base_model"]),
             model=values["model"],

@@ -47,7 +47,7 @@ def standing(plan: Plan, cell: Cell) -> Standing:
         return Standing(cell, "failed", str(record["error"]))
     if record is not None and plan.album(cell).complete:
         return Standing(cell, "finished")
-    begun = (plan.run(cell) / CONFIG_NAME).is_file()
+    begun = any((run / CONFIG_NAME).is_file() for run in plan.runs(cell))
     return Standing(cell, "begun" if begun else "waiting")
 
 
@@ -112,7 +112,8 @@ def run(
 
 
 def _todo(plan: Plan, cell: Cell) -> Todo:
-    return Todo(cell, plan.inversions[cell.name], plan.album(cell), plan.out)
+    members = tuple(plan.members(cell))
+    return Todo(cell, plan.inversions[cell.name], plan.album(cell), plan.out, plan.drawn(cell), members)
 
 
 def _outcomes(
@@ -128,7 +129,10 @@ def _outcomes(
     with ExitStack() as stack:
         executor = stack.enter_context(workers())
         at_home = partial(work, home=Path.cwd())
-        yield from _collected(hand_out([Task(group) for group in todo], executor, at_home, retries))
+        first = [Task(group) for group in todo if any(one.learns for one in group)]
+        after = [Task(group) for group in todo if not any(one.learns for one in group)]
+        for tasks in (first, after):  # concepts together are drawn with words that others learn
+            yield from _collected(hand_out(tasks, executor, at_home, retries))
 
 
 def _collected(handed: Iterator[tuple[Task[Todo], list[Outcome] | BaseException]]) -> Iterator[Outcome]:

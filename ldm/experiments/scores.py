@@ -21,6 +21,7 @@ from ldm.evaluation.scorers import Identity, Score, Scorer, load_scorer
 from ldm.evaluation.scorers.metrics import GalleryRetrieval
 from ldm.evaluation.scorers.protocols import dreambench_scores, paper_scores, picture_features
 from ldm.experiments.concepts import GridConcept
+from ldm.experiments.measures import attribute_scores, together_scores
 from ldm.experiments.plan import Cell, Plan
 from ldm.experiments.shots import Album
 from ldm.io.atomic import write_json
@@ -90,6 +91,9 @@ class Scoring:
         if self.scorer is None:
             return _backgrounds(album)
         features = picture_features(self.scorer, album.files)
+        if concept.members:
+            real = [self._of(member) for member in self.plan.members(cell)]
+            return together_scores(self.scorer, features, real, concept.kind)
         references = self._of(concept)
         if self.plan.config.score.protocol == "paper":
             scores = _paper(self.scorer, features, album, references, concept.kind)
@@ -97,8 +101,12 @@ class Scoring:
             texts = [shot.text for shot in album.shots if shot.kind == "edit"]
             rows = features[[shot.kind == "edit" for shot in album.shots]]
             scores = dreambench_scores(self.scorer, rows, texts, references, kind=concept.kind)
-        if self.plan.config.score.retrieval and len(self.plan.concepts) > 1:
+        if self.plan.config.score.retrieval and len(gallery(self.plan)) > 1:
             scores += self._retrieval(features, concept)
+        if self.plan.config.score.attribute and self.scorer.reads_text:
+            neutral = [shot.kind == "neutral" for shot in album.shots]
+            shown = features[neutral] if any(neutral) else features
+            scores += attribute_scores(self.scorer, shown, self.plan.config.score.attribute)
         return scores
 
     def _of(self, concept: GridConcept) -> Tensor:
@@ -111,13 +119,13 @@ class Scoring:
         """Whether the pictures are recognised among all concepts of the grid."""
         assert self.scorer is not None
         metric = GalleryRetrieval(self.scorer)
-        for number, other in enumerate(self.plan.concepts.values()):
+        for number, other in enumerate(gallery(self.plan)):
             real = self._of(other)
             metric.update(real, [number] * len(real), real=True)
             if other.name == concept.name:
                 metric.update(features, [number] * len(features))
         figures = {name: float(value) for name, value in metric.compute().items()}
-        among = f"{metric.identity.averaging}; among {len(self.plan.concepts)} concepts, {self._gallery}"
+        among = f"{metric.identity.averaging}; among {len(gallery(self.plan))} concepts, {self._gallery}"
         identity = replace(metric.identity, averaging=among)
         return [
             Score(
@@ -138,9 +146,14 @@ class Scoring:
         return gallery_hash(self.plan)[:8]
 
 
+def gallery(plan: Plan) -> list[GridConcept]:
+    """The concepts that a picture is recognised among: all but those that are others together."""
+    return [concept for concept in plan.concepts.values() if not concept.members]
+
+
 def gallery_hash(plan: Plan) -> str:
     """sha256 hex of the references of all concepts."""
-    hashes = {name: concept.reference_hashes() for name, concept in plan.concepts.items()}
+    hashes = {concept.name: concept.reference_hashes() for concept in gallery(plan)}
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -18,12 +19,15 @@ from ldm.evaluation.drawing import colour_prompt
 from ldm.evaluation.word import without_word
 from ldm.experiments.concepts import GridConcept
 from ldm.experiments.config import ScoreConfig
+from ldm.experiments.draws import FROM_NOISE, DrawConfig, Start, say, start
+from ldm.experiments.ranking import Ranker
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png
-from ldm.io.recipes import Recipe, to_text
+from ldm.io.pictures import load_picture
+from ldm.io.recipes import Edit, Recipe, to_text
 from ldm.sampling.sample import Sampling, sample, usual_batch
 
-Kind = Literal["neutral", "edit", "background"]
+Kind = Literal["neutral", "edit", "background", "together"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Shot:
     Attributes:
         index: its noise is that of (the concept's seed, index).
         number, sample: of its prompt, and which of the prompt's pictures it is; both count from 0.
-        prompt: with ``{}`` for the word.
+        prompt: with ``{}`` for the word, or ``{0}`` and ``{1}`` for those of two concepts.
         kind: what it is scored as.
         text: what it is compared with by scorers that read text.
         colour: of the background that was asked for, if any.
@@ -63,10 +67,13 @@ def shots(score: ScoreConfig, concept: GridConcept) -> list[Shot]:
         return without_word(prompt)
 
     rows: list[tuple[str, Kind, str | None, int]] = []
-    if score.protocol == "paper":
+    if concept.members:
+        rows = [(prompt, "together", None, score.samples) for prompt in score.together]
+    elif score.protocol == "paper":
         rows += [(prompt, "neutral", None, score.samples) for prompt in score.neutral]
-    rows += [(prompt, "edit", None, score.samples) for prompt in score.edits(concept.prompts)]
-    if score.backgrounds:
+    if not concept.members:
+        rows += [(prompt, "edit", None, score.samples) for prompt in score.edits(concept.prompts)]
+    if score.backgrounds and not concept.members:
         rows += [(colour_prompt(colour), "background", colour, 1) for colour in COLOUR_NAMES]
     found: list[Shot] = []
     for number, (prompt, kind, colour, count) in enumerate(rows):
@@ -108,7 +115,14 @@ class Album:
         """Whether all have been drawn."""
         return all(path.is_file() for path in self.files)
 
-    def draw(self, model: LatentDiffusion, words: Sequence[Embedding], called: str) -> None:
+    def draw(
+        self,
+        model: LatentDiffusion,
+        words: Sequence[Embedding],
+        called: str | Sequence[str],
+        how: DrawConfig = FROM_NOISE,
+        concept: GridConcept | None = None,
+    ) -> None:
         """Draw what is missing, a batch at a time.
 
         A batch that is there in part is drawn anew, so that every picture comes from the same batch whenever
@@ -116,41 +130,66 @@ class Album:
 
         Args:
             model: knows ``words``.
-            called: what ``{}`` stands for.
+            called: what ``{}`` stands for; of two concepts, what ``{0}`` and ``{1}`` stand for.
+            how: what pictures start from, and how many candidates there are.
+            concept: whose pictures are; needed unless ``how`` is the usual.
+
+        Raises:
+            UserError: a picture that cannot be drawn or read.
         """
-        size = usual_batch(model.image_size)
-        for start in range(0, len(self.shots), size):
-            batch = self.shots[start : start + size]
+        if self.complete:
+            return
+        names = (called,) if isinstance(called, str) else tuple(called)
+        begin = Start() if concept is None else start(
+            model, how, concept, self.folder, names, self.sampling, words
+        )  # fmt: skip
+        ranker = None
+        if concept is not None and how.candidates > 1:
+            ranker = Ranker.named(how.ranked_by, concept.pictures())
+        n = how.candidates
+        size = max(1, usual_batch(model.image_size) // n)
+        for first in range(0, len(self.shots), size):
+            batch = self.shots[first : first + size]
             if all((self.folder / shot.name).is_file() for shot in batch):
                 continue
             interrupt.check()
-            prompts = [shot.prompt.replace("{}", called) for shot in batch]
+            prompts = [say(shot.prompt, names) for shot in batch for _ in range(n)]
+            draws = [(self.seed, shot.index + j * len(self.shots)) for shot in batch for j in range(n)]
             drawn = sample(
                 model,
                 prompts=prompts,
-                draws=[(self.seed, shot.index) for shot in batch],
+                draws=draws,
                 steps=self.sampling.steps,
                 sampler=self.sampling.sampler,
                 scale=self.sampling.scale,
+                source=begin.source,
+                x_T=begin.x_T,
             )
-            for row, (shot, prompt, picture) in enumerate(zip(batch, prompts, drawn, strict=True)):
-                self._keep(picture, shot, prompt, model, words, row, len(batch))
+            for i, shot in enumerate(batch):
+                own = drawn[i * n : (i + 1) * n]
+                text = shot.text if shot.kind == "edit" else None
+                row = i * n + (0 if ranker is None else ranker.best(own, text))
+                place = _Place(prompts[row], draws[row][1], row, len(prompts), begin.edit)
+                self._keep(drawn[row], shot, place, model, words)
+
+    def copy(self, pictures: Sequence[Path], size: int) -> None:
+        """Take these pictures in turn for what would be drawn, as squares of ``size`` pixels.
+
+        Raises:
+            UserError: one that cannot be read.
+        """
+        for shot, path in zip(self.shots, cycle(pictures), strict=False):
+            if not (self.folder / shot.name).is_file():
+                save_png(load_picture(path, size), self.folder / shot.name)
 
     def _keep(
-        self,
-        picture: Tensor,
-        shot: Shot,
-        prompt: str,
-        model: LatentDiffusion,
-        words: Sequence[Embedding],
-        row: int,
-        rows: int,
+        self, picture: Tensor, shot: Shot, place: _Place, model: LatentDiffusion, words: Sequence[Embedding]
     ) -> None:
         recipe = Recipe(
-            prompt=prompt,
+            prompt=place.prompt,
             negative_prompt="",
             seed=self.seed,
-            index=shot.index,
+            index=place.noise,
             sampler=self.sampling.sampler,
             steps=self.sampling.steps,
             scale=float(self.sampling.scale),
@@ -159,9 +198,20 @@ class Album:
             model=self.model,
             base_model=model.fingerprint(),
             version=f"ldm {__version__}",
-            batch_row=row,
-            batch_rows=rows,
+            batch_row=place.row,
+            batch_rows=place.rows,
             embeddings=tuple(words),
+            edit=place.edit,
             clip_skip=model.text.other_clip_skip,
         )
         save_png(picture, self.folder / shot.name, to_text(recipe))
+
+
+class _Place(NamedTuple):
+    """Where a picture comes from: its prompt, its noise, its row in the batch, and the picture behind it."""
+
+    prompt: str
+    noise: int
+    row: int
+    rows: int
+    edit: Edit | None

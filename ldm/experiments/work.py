@@ -21,6 +21,8 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.device import device_of
 from ldm.errors import UserError
 from ldm.experiments.cells import base_model
+from ldm.experiments.concepts import GridConcept
+from ldm.experiments.draws import IMAGES, DrawConfig, called, training_pictures
 from ldm.experiments.machine import commit, machine
 from ldm.experiments.plan import Cell
 from ldm.experiments.shots import Album
@@ -40,17 +42,33 @@ class Todo:
     Attributes:
         cell, config, album: which one, its inversion, and the pictures to draw.
         out: the experiment's folder.
+        draw: how they are drawn.
+        members: the concepts that stand in its prompts, one or two.
     """
 
     cell: Cell
     config: InversionConfig
     album: Album
     out: Path
+    draw: DrawConfig
+    members: tuple[GridConcept, ...]
 
     @property
-    def run(self) -> RunFolder:
-        """Its run folder."""
-        return RunFolder(self.out / "runs" / self.cell.name)
+    def runs(self) -> list[RunFolder]:
+        """The runs whose words it draws; none of a reference."""
+        return [RunFolder(self.out / "runs" / name) for name in self.cell.runs]
+
+    @property
+    def learns(self) -> bool:
+        """Whether its word is learned for it; those of concepts together are learned in their own cells."""
+        return self.cell.steps > 0
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """What stands for the concepts in its prompts."""
+        if self.learns:
+            return (self.config.called,)
+        return called(self.draw, self.members)
 
     @property
     def record(self) -> Path:
@@ -99,10 +117,10 @@ def work(todo: Sequence[Todo], home: Path | None = None, progress: bool = False)
     device = device_of(config.trainer.accelerator)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    errors = _learn(model, todo, progress)
+    errors = _learn(model, [one for one in todo if one.learns], progress)
     outcomes = []
     for one in todo:
-        error = errors.get(one.cell.name)
+        error = next((errors[name] for name in one.cell.runs if name in errors), None)
         if error is None:
             error = _draw(model, one, device)
         if error is None:
@@ -116,10 +134,10 @@ def work(todo: Sequence[Todo], home: Path | None = None, progress: bool = False)
 
 
 def _learn(model: LatentDiffusion, todo: Sequence[Todo], progress: bool) -> dict[str, str]:
-    """Learn what has not been learned; returns the errors by name."""
-    if all("finished" in _manifest(one.run) for one in todo):
+    """Learn what has not been learned; returns the errors by the names of runs."""
+    if all(_finished(one) for one in todo):
         return {}
-    jobs = [Job(one.cell.name, one.config) for one in todo]
+    jobs = [Job(name, config) for name, config in {one.cell.runs[0]: one.config for one in todo}.items()]
     runs = todo[0].out / "runs"
     try:
         check_together(jobs, same_words=True)
@@ -132,12 +150,17 @@ def _learn(model: LatentDiffusion, todo: Sequence[Todo], progress: bool) -> dict
 def _learn_alone(todo: Sequence[Todo], progress: bool) -> dict[str, str]:
     errors = {}
     for one in todo:
-        if "finished" not in _manifest(one.run):
+        if not _finished(one) and one.cell.runs[0] not in errors:
             try:
-                run_inversion(one.config, one.run.path, resume=True, progress=progress)
+                run_inversion(one.config, one.runs[0].path, resume=True, progress=progress)
             except UserError as error:
-                errors[one.cell.name] = str(error)
+                errors[one.cell.runs[0]] = str(error)
     return errors
+
+
+def _finished(one: Todo) -> bool:
+    """Whether all words are there that it draws."""
+    return all("finished" in _manifest(run) for run in one.runs)
 
 
 def _manifest(run: RunFolder) -> dict[str, Any]:
@@ -149,19 +172,24 @@ def _draw(model: LatentDiffusion, one: Todo, device: torch.device) -> str | None
     if one.album.complete:
         return None
     try:
-        if one.config.model_lr:  # the run has a model of its own
-            model = loading.load(one.run.path / "model")
-        words = prompts.load([one.run.path / "embeddings.safetensors"])
+        if one.draw.reference == IMAGES:
+            one.album.copy(training_pictures(one.members), model.image_size)
+            return None
+        if not _finished(one):
+            raise UserError("the words of its concepts are not learned: run their cells as well")
+        if one.learns and one.config.model_lr:  # the run has a model of its own
+            model = loading.load(one.runs[0].path / "model")
+        words = prompts.load([run.path / "embeddings.safetensors" for run in one.runs])
         own = model.to(device).with_own_words()
         prompts.teach(own, words)
-        one.album.draw(own, words, one.config.called)
+        one.album.draw(own, words, one.called, one.draw, one.members[0])
     except UserError as error:
         return str(error)
     return None
 
 
 def _record(one: Todo, device: torch.device) -> dict[str, Any]:
-    manifest = _manifest(one.run)
+    manifest = _manifest(one.runs[0]) if one.learns else {}
     steps = int(manifest.get("steps", one.cell.steps))
     return {
         "cell": asdict(one.cell),
