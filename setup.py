@@ -94,6 +94,9 @@ setup(
         "docs": DOCS,
         "ray": ["ray>=2.60"],
         "heif": ["pillow-heif>=0.22"],
+        # dashboards beside TensorBoard and W&B; sqlalchemy and alembic are for runs in a local file
+        "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2.0", "alembic>=1.14"],
+        "trackio": ["trackio>=0.20"],
         "parquet": ["pyarrow>=18.0"],
     },
     entry_points={"console_scripts": ["ldm = ldm.cli.main:main"]},

@@ -13,6 +13,7 @@ from ldm.inversion.run import learn
 from ldm.inversion.task import captions_of
 from ldm.io.embeddings import Embedding
 from ldm.sampling.sample import sample
+from ldm.training.loggers import trust_settings
 
 __all__ = ["evaluate", "invert", "load", "sample"]
 
@@ -55,6 +56,7 @@ def invert(
     given = {key: value for key, value in given.items() if value is not None}
     folder = images if isinstance(images, str | Path) else ""
     own = {"images": str(folder), "placeholder": placeholder}
+    trust_settings(settings)
     config = settle(model.inversion_defaults, settings, given, own)
     concept = concept_of(images, model.image_size, config.framing())
     captions = captions_of(concept, config)
@@ -71,17 +73,26 @@ def evaluate(model: LatentDiffusion, embedding: Embedding, images: Any, **settin
             the references if there are any, otherwise all are.
         **settings: ``scorers``, names such as ``["clip:ViT-B-32/openai"]``, with ``allow_download``; ``n``
             samples of each prompt (16), ``seed`` (0), ``prompts`` with ``{}`` for the word, and ``out``, a
-            folder for pictures and ``report.html``.
+            folder for pictures and ``report.html``; in the folder of the run that learned the word, the
+            figures go to that run's dashboards too.
 
     Returns:
         ``scores``, a row for each scorer and figure, with its ceiling and the scorer's identity;
         ``by_prompt``; ``backgrounds`` with ``share`` and its 95 % interval ``low`` to ``high``.
     """
     from ldm.evaluation.word import evaluate_embedding, references_of
+    from ldm.inversion.evaluated import log_scores, run_of
 
     concept = concept_of(images, model.image_size)
+    chosen = list(range(len(concept.images)))
     if concept.hashes:
         chosen, kind = references_of(embedding, concept.hashes)
         settings = {"references": kind, **settings}
-        return evaluate_embedding(model, embedding, concept.images[chosen], sample=sample, **settings)
-    return evaluate_embedding(model, embedding, concept.images, sample=sample, **settings)
+    figures = evaluate_embedding(model, embedding, concept.images[chosen], sample=sample, **settings)
+    out = settings.get("out")
+    run = run_of(Path(out)) if out is not None else None
+    if out is not None and run is not None:
+        pictures = [{**one, "file": Path(out) / one["file"]} for one in figures["pictures"]]
+        step = int(embedding.metadata.get("step", 0))
+        log_scores(run, embedding.placeholder, figures["scores"], step, pictures)
+    return figures

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+import platform
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -90,3 +92,17 @@ def _warn_of_emulation() -> None:
         "bf16-mixed on this CPU is emulated and many times slower than float32; --set trainer.precision=auto "
         "takes what is faster"
     )
+
+
+@cache
+def machine(device: torch.device) -> str:
+    """What computes, such as ``NVIDIA A100`` or the processor's name; the host is not named."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

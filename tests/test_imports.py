@@ -52,7 +52,19 @@ ALLOWED["__main__"] = {"cli"}  # python -m ldm
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 LIGHTNING_ROOMS = {"training", "inversion", "pretraining", "emoji"}
 # what few need: imported inside the function that uses it (tests/test_lazy_imports.py)
-LAZY = {"wandb", "tensorboard", "open_clip", "timm", "diffusers", "ray", "resvg_py", "pillow_heif", "pyarrow"}
+LAZY = {
+    "wandb",
+    "tensorboard",
+    "mlflow",
+    "trackio",
+    "open_clip",
+    "timm",
+    "diffusers",
+    "ray",
+    "resvg_py",
+    "pillow_heif",
+    "pyarrow",
+}
 # Lightning imports the last four itself
 SLOW = {*LAZY, "huggingface_hub", "torchvision", "matplotlib", "transformers"}
 AT_ONCE = {"ldm/__init__.py", "ldm/errors.py", "ldm/_version.py", "ldm/config.py"}

@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAZY = {"wandb", "tensorboard", "open_clip", "timm", "diffusers", "ray", "resvg_py", "pillow_heif", "pyarrow"}
+LAZY = {
+    "wandb",
+    "tensorboard",
+    "mlflow",
+    "trackio",
+    "open_clip",
+    "timm",
+    "diffusers",
+    "ray",
+    "resvg_py",
+    "pillow_heif",
+    "pyarrow",
+}
 
 
 @pytest.mark.slow

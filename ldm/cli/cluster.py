@@ -50,7 +50,7 @@ def register(subparsers: common.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Learn all, say what became of each; an error at the end if any failed."""
-    from ldm.config import load_yaml, merge, nested
+    from ldm.config import merge, nested
     from ldm.inversion.many.cluster import learn_on
     from ldm.inversion.many.ray_workers import RayWorkers
     from ldm.shorthand import spelled
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     listed = concepts.kept_list(args.concepts, args.out, args.resume)
     if listed is None:
         raise UserError("--concepts is missing: give the list, or --resume with the --out of one")
-    options = merge(nested({"checkpoint": args.checkpoint}), spelled(load_yaml([], args.set)))
+    options = merge(nested({"checkpoint": args.checkpoint}), spelled(common.typed(args.set)))
     handed_out = {option: getattr(args, option) for option in concepts.HANDING_OUT}
     # first of all: where no worker can be had, nothing is written
     with RayWorkers(

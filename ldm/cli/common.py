@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from ldm.errors import UserError
 
@@ -93,6 +94,18 @@ def _setting(word: str) -> str:
     if "=" not in word:
         raise argparse.ArgumentTypeError(f"{word!r} is not KEY=VALUE")
     return word
+
+
+def typed(words: Sequence[str]) -> dict[str, Any]:
+    """What ``KEY=VALUE`` words say; the loggers that they name may be any classes, unlike those of a file."""
+    from ldm.config import load_yaml
+
+    values = load_yaml([], words)
+    if any("loggers" in word for word in words):
+        from ldm.training.loggers import trust_settings
+
+        trust_settings(values)
+    return values
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

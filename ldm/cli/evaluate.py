@@ -217,14 +217,14 @@ def _base(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None:
 
 
 def _inversion(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None:
-    from ldm.config import load_yaml, merge
+    from ldm.config import merge
     from ldm.emoji.heldout import evaluate_inversion
     from ldm.emoji.sprites import EmojiSprites
     from ldm.inversion.config import settle
     from ldm.inversion.presets import layered
     from ldm.shorthand import spelled
 
-    given = spelled(load_yaml([], args.set))
+    given = spelled(common.typed(args.set))
     for key in ("placeholder", "images", "model", "checkpoint"):
         if key in given:
             raise UserError(f"--set {key}: the benchmark chooses it itself; leave it out")

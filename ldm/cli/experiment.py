@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the action says."""
     from ldm.experiments.config import read
 
+    common.typed(args.set)
     config = read(args.file, args.preset, args.set)
     name = args.file.stem + (f"-{args.preset}" if args.preset else "")
     out = args.out or Path("runs", "experiments", name)

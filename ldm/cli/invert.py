@@ -154,13 +154,13 @@ def config_of(args: argparse.Namespace) -> InversionConfig:
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """What the options and ``--set`` give, as a nested mapping of full names."""
-    from ldm.config import load_yaml, merge, nested
+    from ldm.config import merge, nested
     from ldm.shorthand import spelled
 
     given = {key: getattr(args, option, None) for option, key in KEYS.items()}
     given["images"] = str(args.images) if args.images else None
     given["trainer.accelerator"] = _accelerator(args.device)
-    return merge(nested(given), spelled(load_yaml([], args.set)))
+    return merge(nested(given), spelled(common.typed(args.set)))
 
 
 def _accelerator(device: str) -> str | None:

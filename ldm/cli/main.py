@@ -29,6 +29,7 @@ from ldm.cli import (
     presets,
     runs,
     sample,
+    sweep,
     train,
 )
 from ldm.errors import UserError
@@ -54,7 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_verbose(parser)
     subparsers = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
     for module in (
-        invert, cluster, sample, edit, evaluate, experiment, presets, runs, inspect, embeddings, train, data,
+        invert, cluster, sample, edit, evaluate, experiment, sweep, presets, runs, inspect, embeddings, train,
+        data,
     ):  # fmt: skip
         module.register(subparsers)
     return parser

@@ -148,7 +148,7 @@ def official_values(args: argparse.Namespace) -> dict[str, Any] | None:
     values = load_yaml(args.base, args.overrides)
     if not legacy.is_official(values):
         return None
-    return merge(legacy.with_options(values, vars(args)), load_yaml([], args.overrides))
+    return merge(legacy.with_options(values, vars(args)), common.typed(args.overrides))
 
 
 def layers(
@@ -161,7 +161,7 @@ def layers(
     from ldm.shorthand import spelled
 
     options = {key: getattr(args, option) for option, key in KEYS.items()}
-    overrides = load_yaml([], args.overrides)
+    overrides = common.typed(args.overrides)
     if official is None:
         files = load_yaml(args.base)
     else:  # which holds some of the options and overrides already

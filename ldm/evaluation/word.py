@@ -73,14 +73,15 @@ def evaluate_embedding(
         n: Samples of each prompt (the paper: 64, which on a CPU takes minutes).
         prompts: Edits, with ``{}`` for the word.
         colours: Each is drawn once; empty: not measured.
-        out: Folder for ``result.json``, ``references.png``, ``samples.png``, ``backgrounds.png`` and
-            ``report.html``.
+        out: Folder for ``result.json``, ``references.png``, ``samples.png``, ``samples/``,
+            ``backgrounds.png`` and ``report.html``.
 
     Returns:
         ``scores``, a row for each scorer and figure (``Score.as_row``): reconstruction and editability as the
         paper and as the official evaluator average them, with ``ceiling`` and the scorer's identity;
-        ``by_prompt``, scorer -> prompt -> both averages; ``backgrounds`` with ``share``, ``low``, ``high``
-        (95 %); and how it was measured.
+        ``by_prompt``, scorer -> prompt -> both averages; ``pictures``, with ``out``, the file of each
+        prompt's samples with these averages; ``backgrounds`` with ``share``, ``low``, ``high`` (95 %); and
+        how it was measured.
     """
     loaded = [_scorer(scorer, model, allow_download) for scorer in scorers]
     sampling = sampling or Sampling.of(model)
@@ -109,6 +110,7 @@ def evaluate_embedding(
         "backgrounds": {**asdict(backgrounds), "share": share, "low": low, "high": high},
         "measured": {"samples": n, "seed": seed, **asdict(sampling)},
     }
+    figures["pictures"] = []
     if out is not None:
         shown = [(row, drawn[i : i + n]) for i, row in enumerate(rows[: len(samples)]) if i % n == 0]
         _write_embedding(figures, embedding, images, shown, drawn[len(samples) :], out, model)
@@ -171,6 +173,22 @@ def _write_embedding(
     if shown.shape[-2:] != size:
         shown = torch.nn.functional.interpolate(shown, size, mode="bicubic", antialias=True)
     drawn = torch.cat([pictures for _, pictures in samples])
+    for i, (prompt, pictures) in enumerate(samples):
+        path = save_grid(pictures, out / "samples" / f"{i:02d}.png", columns=n)
+        scores = {
+            f"{scorer}: {name}": value
+            for scorer, by_prompt in figures["by_prompt"].items()
+            for values in list(by_prompt.values())[i : i + 1]  # one that reads no text has the first alone
+            for name, value in values.items()
+        }
+        figures["pictures"].append(
+            {
+                "prompt": prompt,
+                "seed": figures["measured"]["seed"],
+                "file": str(path.relative_to(out)),
+                "scores": scores,
+            }
+        )
     sheets = {
         "References": save_grid(shown, out / "references.png", columns=n),
         "Samples, a row a prompt": save_grid(drawn, out / "samples.png", columns=n),

@@ -50,7 +50,7 @@ def make_plan(config: ExperimentConfig, out: Path, scorers: Mapping[str, Identit
     how = {"steps": config.score.steps, "sampler": config.score.sampler, "scale": config.score.scale}
     sampling = Sampling.of(model, **how)
     judged = {name: identity.as_dict() for name, identity in scorers.items()}
-    planner = _Planner(config, base, concepts, sampling, judged)
+    planner = _Planner(config, config.title or out.name, base, concepts, sampling, judged)
     for seed in config.grid.seeds:
         for setup in config.grid.setups:
             for concept in concepts:
@@ -77,6 +77,7 @@ class _Planner:
 
     Args:
         config: the experiment.
+        title: its name on dashboards.
         base: its ``base``, by full names.
         concepts: of the grid; those that are others together come after them.
         sampling: how pictures are drawn.
@@ -86,11 +87,13 @@ class _Planner:
     def __init__(
         self,
         config: ExperimentConfig,
+        title: str,
         base: Mapping[str, Any],
         concepts: Sequence[GridConcept],
         sampling: Sampling,
         judged: Mapping[str, Any],
     ) -> None:
+        self.title = title
         self.config, self.base, self.sampling, self.judged = config, base, sampling, judged
         self.cells: list[Cell] = []
         self.inversions: dict[str, InversionConfig] = {}
@@ -111,6 +114,7 @@ class _Planner:
         settings, draw = of_setup(setup, self.config.grid.setups[setup])
         members = [self._concepts[name] for name in concept.members] or [concept]
         inversion = _inversion(self.base, settings, concept, seed)
+        inversion = _labelled(inversion, self.title, concept.name, setup)
         if concept.members and inversion.model_lr:
             raise UserError("model_lr tunes a model for one concept; leave out the concepts together")
         base_print = self._print(inversion)
@@ -236,6 +240,20 @@ def _inversion(
     model = setup.get("model", base.get("model", "emoji"))
     own = {"images": str(concept.images), "placeholder": concept.word, "seed": seed, "model": model}
     return settle(loading.inversion_defaults(model), _QUIET, concept.settings, base, setup, own)
+
+
+def _labelled(config: InversionConfig, experiment: str, concept: str, setup: str) -> InversionConfig:
+    """With what dashboards group the cells of an experiment by, unless the settings say it."""
+    log = config.logging
+    return replace(
+        config,
+        logging=replace(
+            log,
+            group=log.group or experiment,
+            job_type=log.job_type or setup,
+            tags=log.tags or (concept, setup, f"seed {config.seed}"),
+        ),
+    )
 
 
 def _learned(config: InversionConfig) -> dict[str, Any]:

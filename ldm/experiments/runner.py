@@ -22,9 +22,10 @@ from ldm.experiments.plan import Cell, Plan
 from ldm.experiments.scores import MORE, Scoring, more_scorers
 from ldm.experiments.work import Outcome, Todo, read_record, work
 from ldm.experiments.workers import Here
+from ldm.inversion.evaluated import log_scores
 from ldm.inversion.many.cluster import Task, hand_out
 from ldm.io.atomic import write_json
-from ldm.io.runs import CONFIG_NAME
+from ldm.io.runs import CONFIG_NAME, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +151,21 @@ def _collected(handed: Iterator[tuple[Task[Todo], list[Outcome] | BaseException]
 def _score(plan: Plan, cell: Cell, judges: Sequence[Scoring]) -> None:
     for judge in judges:
         try:
-            judge.score(cell)
+            _logged(plan, cell, judge)
         except UserError as error:
             log.warning("%s cannot be scored by %s: %s", cell.title, judge.name, error)
+
+
+def _logged(plan: Plan, cell: Cell, judge: Scoring) -> None:
+    """Score a cell, and log the figures to its run's dashboards the first time."""
+    known = judge.path(cell).is_file()
+    scores = judge.score(cell)
+    run = RunFolder(plan.out / "runs" / cell.name)
+    own = cell.runs == (cell.name,)  # no other cell draws the words of this run
+    if scores and own and not known and run.manifest_path.is_file():
+        rows = [score.as_row() for score in scores]
+        word = plan.concepts[cell.concept].word
+        log_scores(run.path, word, rows, int(run.read_manifest().get("steps", cell.steps)))
 
 
 def score_again(plan: Plan, scorers: Sequence[Scorer], progress: bool = True) -> int:
@@ -170,7 +183,7 @@ def score_again(plan: Plan, scorers: Sequence[Scorer], progress: bool = True) ->
     for scorer in scorers:
         judge = Scoring(plan, scorer)
         for cell in tqdm(drawn, desc=judge.name, unit="cell", disable=not progress):
-            judge.score(cell)
+            _logged(plan, cell, judge)
         kept[judge.name] = judge.identity
     write_json(plan.out / MORE, {name: identity.as_dict() for name, identity in kept.items()})
     return len(drawn)

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ldm.backbone import loading
 from ldm.backbone.model import LatentDiffusion
-from ldm.device import device_of
+from ldm.device import device_of, machine
 from ldm.errors import UserError
 from ldm.experiments.cells import base_model
+from ldm.experiments.commit import commit
 from ldm.experiments.concepts import GridConcept
 from ldm.experiments.draws import IMAGES, DrawConfig, called, training_pictures
-from ldm.experiments.machine import commit, machine
 from ldm.experiments.plan import Cell
 from ldm.experiments.shots import Album
 from ldm.inversion.config import InversionConfig
@@ -138,23 +138,42 @@ def _learn(model: LatentDiffusion, todo: Sequence[Todo], progress: bool) -> dict
     if all(_finished(one) for one in todo):
         return {}
     jobs = [Job(name, config) for name, config in {one.cell.runs[0]: one.config for one in todo}.items()]
-    runs = todo[0].out / "runs"
+    return learn_jobs(model, jobs, todo[0].out / "runs", pack=len(jobs), progress=progress)
+
+
+def learn_jobs(
+    model: LatentDiffusion,
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    pack: int | Literal["auto"] = "auto",
+    progress: bool = False,
+) -> dict[str, str]:
+    """Learn jobs in their run folders ``out/<name>``: in packs, or one by one where no pack can hold them.
+
+    What is finished is kept and what was begun goes on. Returns the errors by name.
+
+    Args:
+        model: what the jobs that may share a pack are for; ``base_model`` of their settings.
+        pack: how many learn in one batch.
+    """
     try:
         check_together(jobs, same_words=True)
     except UserError:
-        return _learn_alone(todo, progress)
-    results = learn_many(model, jobs, runs, pack=len(jobs), resume=True, progress=progress, same_words=True)
+        return _learn_alone(jobs, out, progress)
+    results = learn_many(model, jobs, out, pack=pack, resume=True, progress=progress, same_words=True)
     return {result.name: result.error or "it failed" for result in results if result.status == "failed"}
 
 
-def _learn_alone(todo: Sequence[Todo], progress: bool) -> dict[str, str]:
+def _learn_alone(jobs: Sequence[Job], out: Path, progress: bool) -> dict[str, str]:
     errors = {}
-    for one in todo:
-        if not _finished(one) and one.cell.runs[0] not in errors:
+    for job in jobs:
+        run = RunFolder(out / job.name)
+        if "finished" not in _manifest(run):
             try:
-                run_inversion(one.config, one.runs[0].path, resume=True, progress=progress)
+                run_inversion(job.config, run.path, resume=True, progress=progress)
             except UserError as error:
-                errors[one.cell.runs[0]] = str(error)
+                errors[job.name] = str(error)
     return errors
 
 

@@ -20,6 +20,7 @@ from ldm.inversion.step import Draw, Part, measure
 from ldm.inversion.stopping import StopRule
 from ldm.io.embeddings import save_embeddings
 from ldm.io.runs import RunFolder
+from ldm.training.dashboard import Dashboard
 from ldm.training.limits import due, saves
 from ldm.words.files import embedding_of
 from ldm.words.start import nearest_words
@@ -127,11 +128,16 @@ class FixedBatchMonitor(Callback):
             row |= {f"{what}/{name}": float(values.mean()) for name, values in of.items()}
         self._refuse_exploded(step, loss, measures["norm"], table)
         self.history.append(row)
-        for logger in loggers:
-            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
+        dashboard = Dashboard(loggers)
+        dashboard.scalars({k: v for k, v in row.items() if k != "step"}, step)
         for name in manager.trained:
             words = nearest_words(manager.vectors(name, step), table, module.model.text.tokenizer.decode_id)
             row[f"nearest/{name}"] = [[n.word, round(n.cosine, 3)] for n in words[0]]
+        before = self.history[-2] if len(self.history) > 1 else {}
+        found = {name: row[f"nearest/{name}"] for name in manager.trained}
+        known = {name: before.get(f"nearest/{name}", []) for name in found}
+        if any(_names(found[name]) != _names(known[name]) for name in found):
+            dashboard.words(found, step)
 
     def _refuse_exploded(self, step: int, loss: float, norms: dict[str, Tensor], table: Tensor) -> None:
         """Numbers that no training comes back from are an error, and no result.
@@ -155,6 +161,11 @@ class FixedBatchMonitor(Callback):
                 )
         if loss > EXPLODED_LOSS:
             raise UserError(f"the loss is {loss:.2g} at step {step}, where guessing gives 1; use {what}")
+
+
+def _names(nearest: Sequence[Any]) -> list[str]:
+    """The words of a row of nearest words and cosines."""
+    return [word for word, _ in nearest]
 
 
 class EmbeddingCheckpoint(Callback):

@@ -12,10 +12,11 @@ from torch import Tensor
 from ldm.backbone.model import LatentDiffusion
 from ldm.inversion.config import InversionConfig
 from ldm.io.embeddings import Embedding
-from ldm.io.images import save_png
+from ldm.io.images import save_png, to_pil
 from ldm.io.runs import RunFolder
 from ldm.report.inversion import InversionReport, write_inversion_report
 from ldm.sampling.together import Order
+from ldm.training.dashboard import About, Dashboard, Shot
 from ldm.words.start import nearest_words
 
 
@@ -91,6 +92,31 @@ def finish(
     path = run.file("report.html")
     write_inversion_report(report, path)
     return path
+
+
+def tell_end(
+    dashboard: Dashboard,
+    run: RunFolder,
+    about: About,
+    order: Order,
+    pictures: Tensor,
+    words: Sequence[Embedding],
+    history: list[dict[str, Any]],
+) -> None:
+    """Tell the loggers what came of a run: its last pictures, its words, and a few values.
+
+    Args:
+        order: what ``pictures`` (n, 3, H, W) are drawn by; ``at_the_end``.
+        history: of the fixed batch.
+    """
+    manifest = run.read_manifest()
+    step = int(manifest["steps"])
+    each = zip(order.prompts, pictures, strict=True)
+    dashboard.samples([Shot(prompt, order.seed, step, to_pil(image)) for prompt, image in each])
+    dashboard.embedding(run.path / "embeddings.safetensors", about, words[0].metadata)
+    nearest = {key: value[0][0] for key, value in history[-1].items() if key.startswith("nearest/")}
+    loss = {"loss": history[-1]["fixed_loss"], "loss at the start": history[0]["fixed_loss"]}
+    dashboard.summary({"steps": step, "seconds": manifest["seconds"], **loss, **nearest})
 
 
 #: steps of dpm++ at most, for pictures on the way: enough to see what becomes of a word

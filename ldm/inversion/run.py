@@ -31,7 +31,9 @@ from ldm.io.runs import LIST_NAME, RunFolder, create_run
 from ldm.official.quirks import switches
 from ldm.paths import expanded
 from ldm.sampling.together import draw
+from ldm.training.dashboard import Dashboard
 from ldm.training.fit import fit
+from ldm.training.loggers import check_loggers
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def run_inversion(
     """
     check(config)
     config.trainer.check_machine()
+    check_loggers(config.logging)
     config = as_trained(config)
     out = expanded(out)
     if is_claimed(out.parent) and (out.parent / LIST_NAME).is_file():
@@ -104,6 +107,7 @@ def learn(
     """
     started = time.perf_counter()
     config.trainer.check_machine()
+    check_loggers(config.logging)
     record = run if config.trainer.writes else None
     task = prepare(model, concept, config, captions=captions, run=record)
     config = task.config
@@ -129,10 +133,13 @@ def learn(
             clip_norm=config.optim.clip_norm,
             resume=last,
             progress=progress,
+            about=task.about,
+            keep_open=True,
         )
     model.to(trainer.strategy.root_device)
     seconds = time.perf_counter() - started
     words = task.learned(trainer.global_step)
     if record is not None:
-        task.report(words, seconds, draw(at_the_end(model, config)))
+        task.report(words, seconds, draw(at_the_end(model, config)), trainer.loggers)
+    Dashboard(trainer.loggers).close()
     return words[0]

@@ -21,6 +21,7 @@ from ldm.io.pictures import list_pictures
 from ldm.io.runs import RunFolder
 from ldm.sampling.sample import Sampling
 from ldm.training.callbacks import ImageLogger
+from ldm.training.dashboard import Dashboard
 
 
 class ScoreLogger(ImageLogger):
@@ -53,8 +54,7 @@ class ScoreLogger(ImageLogger):
         figures = {"score/reconstruction": moment.reconstruction}
         if moment.editability is not None:
             figures["score/editability"] = moment.editability
-        for logger in loggers:
-            logger.log_metrics(figures, step=step)
+        Dashboard(loggers).scalars(figures, step)
         self._drawn = step
 
     def write(self) -> Curve | None:

@@ -9,11 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm.backbone.export import export_model
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
+from ldm.device import device_of, machine
 from ldm.inversion.callbacks import EmbeddingCheckpoint, FixedBatchMonitor
 from ldm.inversion.captions import PromptSource, has_captions, read_captions
 from ldm.inversion.concept import Concept, concept_of
@@ -27,7 +29,7 @@ from ldm.inversion.placeholders import (
     refuse_cut_prompts,
     warn_of_template_words,
 )
-from ldm.inversion.report import on_the_way
+from ldm.inversion.report import at_the_end, on_the_way
 from ldm.inversion.step import Objective
 from ldm.inversion.stopping import stop_rule
 from ldm.inversion.templates import described
@@ -35,12 +37,13 @@ from ldm.io.atomic import write_text
 from ldm.io.embeddings import Embedding, provenance, save_embeddings
 from ldm.io.images import save_png
 from ldm.io.pictures import list_pictures
-from ldm.io.runs import CONFIG_NAME, RunFolder, now
+from ldm.io.runs import CONFIG_NAME, RunFolder, now, versions
 from ldm.io.secrets import redacted, redacted_values
 from ldm.official.quirks import switches
 from ldm.sampling.sample import Sampling
 from ldm.sampling.together import draw
 from ldm.training.callbacks import ImageLogger
+from ldm.training.dashboard import About, Dashboard
 from ldm.training.optim import scale_lr
 from ldm.words.files import embedding_of
 
@@ -83,6 +86,7 @@ class Inversion:
         words: what is learned, the placeholder first.
         details: a word, optimiser step and base model -> an embedding's metadata.
         image_words: per-image words, which go when it ends.
+        about: what loggers are told of it before the first step.
     """
 
     config: InversionConfig
@@ -95,6 +99,7 @@ class Inversion:
     words: tuple[str, ...]
     details: Callable[..., dict[str, str]]
     image_words: tuple[str, ...]
+    about: About
 
     def learned(self, steps: int) -> list[Embedding]:
         """The words after so many steps, the placeholder first; a run folder gets them too."""
@@ -111,9 +116,15 @@ class Inversion:
                 export_model(model, self.run.path / "model")
         return words
 
-    def report(self, words: Sequence[Embedding], seconds: float, pictures: Tensor) -> None:
-        """Write the last pictures (n, 3, H, W), those of ``at_the_end``, and the report: it is finished."""
-        from ldm.inversion.report import finish  # the report's libraries load only when one is due
+    def report(
+        self, words: Sequence[Embedding], seconds: float, pictures: Tensor, loggers: Sequence[Logger] = ()
+    ) -> None:
+        """Write the last pictures (n, 3, H, W), those of ``at_the_end``, and the report: it is finished.
+
+        Args:
+            loggers: are told what came of it; they stay open.
+        """
+        from ldm.inversion.report import finish, tell_end  # its libraries load only when one is due
 
         assert self.run is not None
         if self.scores is not None:
@@ -126,6 +137,8 @@ class Inversion:
             seconds=round(seconds, 1),
             loss=history[-1]["fixed_loss"],
         )
+        order = at_the_end(self.module.model, self.config)
+        tell_end(Dashboard(loggers), self.run, self.about, order, pictures, words, history)
 
 
 def prepare(
@@ -158,7 +171,10 @@ def prepare(
         if config.stop.score_every:
             scores = _score_logger(run, model, concept, config, keeper)
     module, monitor = _module(model, batches, config), _monitor(config)
-    return Inversion(config, module, monitor, keeper, pictures, scores, run, words, details, image_words)
+    about = _about(concept, config, base_model)
+    return Inversion(
+        config, module, monitor, keeper, pictures, scores, run, words, details, image_words, about
+    )
 
 
 def _set_up(model: LatentDiffusion, config: InversionConfig) -> None:
@@ -261,6 +277,17 @@ def _monitor(config: InversionConfig) -> FixedBatchMonitor:
     )
 
 
+def _about(concept: Concept, config: InversionConfig, base_model: str) -> About:
+    return About(
+        config=redacted_values(to_plain(config)),
+        base_model=base_model,
+        model=redacted(config.model) if isinstance(config.model, str) else "",
+        pictures=redacted_values(concept.image_hashes),
+        machine=machine(device_of(config.trainer.accelerator)),
+        versions=versions(),
+    )
+
+
 def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig) -> TextualInversion:
     lr, quirks = config.optim.lr, switches(config.compat)
     if config.scale_lr:
@@ -304,5 +331,7 @@ def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfi
     def samples(module: pl.LightningModule) -> dict[str, Tensor]:
         return {"samples": draw(on_the_way(model, config))}
 
-    every, columns = config.trainer.image_every, len(config.show.prompts)
-    return ImageLogger(samples, run.path / "images", every, columns=columns)
+    every, prompts = config.trainer.image_every, on_the_way(model, config).prompts
+    return ImageLogger(
+        samples, run.path / "images", every, columns=len(prompts), prompts=prompts, seed=config.seed
+    )

@@ -97,7 +97,7 @@ def read_run(path: Path, root: Path | None = None) -> Run:
     except UserError:
         config = {}
     settings = _flat(config)
-    rows = _scalars(path)
+    rows = scalars(path)
     curve = [(step, row["fixed_loss"]) for step, row in rows if "fixed_loss" in row]
     last = max((step for step, _ in rows), default=0)
     step = int(manifest.get("steps", max(last, _saved(path))))
@@ -165,7 +165,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _scalars(path: Path) -> list[tuple[float, dict[str, float]]]:
+def scalars(path: Path) -> list[tuple[float, dict[str, float]]]:
     """(step, name -> value) of every row of the CSV log; a row that is being written is left out."""
     rows: list[tuple[float, dict[str, float]]] = []
     for file in sorted((path / "logs").glob("csv/**/metrics*.csv")):

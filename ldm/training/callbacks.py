@@ -14,8 +14,9 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm import interrupt
-from ldm.io.images import save_grid
+from ldm.io.images import grid, save_png, to_pil
 from ldm.sampling.sample import BrokenPictures
+from ldm.training.dashboard import Dashboard, Shot
 from ldm.training.limits import due
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class ImageLogger(Callback):
         folder: where ``<name>_<step>.png`` grids go.
         every: in optimiser steps; also drawn at step 0 and at the end. 0 draws nothing.
         columns: pictures a row of the grid.
+        prompts: that the pictures belong to, one each; without them loggers are shown the grid.
+        seed: of the pictures' noise.
     """
 
     def __init__(
@@ -67,8 +70,11 @@ class ImageLogger(Callback):
         folder: Path,
         every: int,
         columns: int = 8,
+        prompts: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         self.draw, self.folder, self.every, self.columns = draw, folder, every, columns
+        self.prompts, self.seed = tuple(prompts), seed
         self._drawn = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -106,15 +112,14 @@ class ImageLogger(Callback):
 
     def keep(self, step: int, pictures: dict[str, Tensor], loggers: Sequence[Logger] = ()) -> None:
         """Save the pictures of ``step`` and hand them to the loggers."""
+        shots: list[Shot] = []
         for name, images in pictures.items():
-            path = save_grid(images, self.folder / f"{name}_{step:06d}.png", self.columns)
-            for logger in loggers:
-                _log_image(logger, name, images, path, step)
+            sheet = grid(images, self.columns)
+            save_png(sheet, self.folder / f"{name}_{step:06d}.png")
+            if len(images) == len(self.prompts):
+                each = zip(self.prompts, images, strict=True)
+                shots += [Shot(prompt, self.seed, step, to_pil(image)) for prompt, image in each]
+            else:
+                shots.append(Shot(name, self.seed, step, sheet))
+        Dashboard(loggers).pictures(shots)
         self._drawn = step
-
-
-def _log_image(logger: Any, name: str, images: Tensor, path: Path, step: int) -> None:
-    if isinstance(logger, pl.loggers.TensorBoardLogger):
-        logger.experiment.add_images(name, images.float().clamp(-1, 1).add(1).div(2).cpu(), step)
-    elif isinstance(logger, pl.loggers.WandbLogger):
-        logger.log_image(name, [str(path)], step=step)

@@ -25,6 +25,7 @@ from ldm.errors import UserError
 from ldm.io.atomic import atomic_write
 from ldm.ranges import Count, Factor, Positive, Range
 from ldm.training.callbacks import StepProgressBar
+from ldm.training.dashboard import About, Dashboard
 from ldm.training.limits import TimeLimit, due
 from ldm.training.loggers import make_loggers
 from ldm.training.quiet import quiet
@@ -105,10 +106,13 @@ class LoggingConfig:
     """Where a run writes its curves and pictures to.
 
     Attributes:
-        loggers: Any of ``csv``, ``tensorboard`` and ``wandb``.
-        project: Project of the W&B run.
-        name: Name of the W&B run; ``null`` is the run folder's.
-        tags: Tags of the W&B run.
+        loggers: Any of ``csv``, ``tensorboard``, ``wandb``, ``mlflow`` and ``trackio``. Python and ``--set``
+            may also give the dotted name of any Lightning ``Logger``, which a file may not.
+        project: Project of the run on W&B and Trackio, experiment on MLflow.
+        name: Name of the run there; ``null`` is the run folder's.
+        group: Runs that belong together there, such as the cells of an experiment.
+        job_type: What a run is among those of its group, such as the setup of a cell.
+        tags: Tags of the run there.
         wandb_mode: ``auto`` is online where there is an account (``WANDB_API_KEY`` or a login), else
             offline. The variable ``WANDB_MODE`` wins over this setting.
         options: Further arguments of ``wandb.init``.
@@ -117,9 +121,17 @@ class LoggingConfig:
     loggers: tuple[str, ...] = ("csv", "tensorboard")
     project: str = "textual-inversion"
     name: str | None = None
+    group: str | None = None
+    job_type: str | None = None
     tags: tuple[str, ...] = ()
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     options: dict = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """``group`` and ``job_type``, as far as they are given."""
+        given = {"group": self.group, "job_type": self.job_type}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -250,11 +262,18 @@ def fit(
     clip_norm: float = 0.0,
     resume: Path | None = None,
     progress: bool = True,
+    about: About | None = None,
+    keep_open: bool = False,
 ) -> pl.Trainer:
     """Train ``module`` (which brings its own ``train_dataloader``) in ``folder``; returns the Trainer.
 
     Checkpoints go to ``folder/checkpoints``; ``resume`` continues from one of them, bit for bit where
     the device is deterministic. Without a folder nothing is written: no checkpoints, no logs.
+
+    Args:
+        about: What the run is, for its loggers.
+        keep_open: Whether the caller closes the Trainer's loggers (``Dashboard.close``), having told them
+            what came of the run. After an error they are closed here in any case.
 
     Raises:
         Interrupted: a signal ended it; ``last.ckpt`` is what was learned by then.
@@ -267,6 +286,9 @@ def fit(
     if folder is not None:
         keep = [_checkpoints(folder, config.checkpoint_every)]
         loggers = make_loggers(logging_config, folder / "logs")
+    dashboard = Dashboard(loggers)
+    if about is not None:
+        dashboard.begin(about)
     end = EndCheckpoint(None if folder is None else folder / LAST, config.checkpoint_every)
     bars: list[Callback] = [StepProgressBar()] if progress else []
     monitor: list[Callback] = [LearningRateMonitor("step")] if loggers else []
@@ -292,8 +314,14 @@ def fit(
             inference_mode=False,
             default_root_dir=str(folder) if folder is not None else None,
         )
-        with attention_kernel(config.attention), interrupt.saved_first(), _as_interrupted():
-            trainer.fit(module, ckpt_path=str(resume) if resume else None)
+        try:
+            with attention_kernel(config.attention), interrupt.saved_first(), _as_interrupted():
+                trainer.fit(module, ckpt_path=str(resume) if resume else None)
+        except BaseException:
+            dashboard.close("failed")
+            raise
+    if not keep_open:
+        dashboard.close()
     return trainer
 
 

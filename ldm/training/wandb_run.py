@@ -96,11 +96,11 @@ def _begun(config: LoggingConfig, folder: Path, mode: str) -> Logger:
         options["id"] = kept.read_text().strip() if kept.is_file() else secrets.token_hex(4)
     logger = WandbLogger(
         project=config.project,
-        name=config.name,
+        name=config.name or folder.parent.name,
         save_dir=str(folder),
         mode=mode,
         tags=list(config.tags) or None,
-        **options,
+        **{**config.labels, **options},
     )
     _ = logger.experiment  # now, not in the middle of the training's start
     if mode != "disabled":

@@ -54,14 +54,14 @@ def finish(left: Sequence[tuple[Job, Learner, UserError | None]]) -> Iterator[Re
             with in_one_line(job.config.batch_size):
                 done.append((job, learner, learner.task.learned(learner.step)))
         except UserError as error:
-            learner.release()
+            learner.release("failed")
             yield failed(job, learner.run, error)
     drawn = draw_together(at_the_end(learner.task.module.model, learner.config) for _, learner, _ in done)
     for (job, learner, words), pictures in zip(done, drawn, strict=True):
         try:
             if isinstance(pictures, UserError):
                 raise pictures
-            learner.task.report(words, learner.seconds, pictures)
+            learner.task.report(words, learner.seconds, pictures, learner.loggers)
             yield kept(job, learner.run, "learned")
         except UserError as error:
             yield failed(job, learner.run, error)

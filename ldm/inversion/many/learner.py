@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pytorch_lightning.loggers import Logger
@@ -20,9 +20,10 @@ from ldm.inversion.task import Inversion
 from ldm.io.checkpoints import read_torch
 from ldm.io.claims import claimed
 from ldm.sampling.sample import BrokenPictures
+from ldm.training.dashboard import Dashboard
 from ldm.training.fit import LAST
 from ldm.training.limits import TimeLimit, due, saves, too_late
-from ldm.training.loggers import close_loggers, pack_loggers
+from ldm.training.loggers import pack_loggers
 from ldm.training.precision import optimizer_step, precision_plugin, scaled
 
 #: by which a checkpoint knows the callback that counts the seconds of a run of its own
@@ -65,6 +66,7 @@ class Learner:
         self._resume = resume
         self._claim = ExitStack()  # of the run folder, and its loggers
         self._loggers: list[Logger] = []
+        self._ended = "success"
         self._begun = False
         self._micro = 0  # batches since the last step, whose gradients are summed
 
@@ -84,11 +86,19 @@ class Learner:
             self._load()
         self._resume = False
         self._loggers = pack_loggers(self.config.logging, self.run.path)
-        self._claim.callback(close_loggers, self._loggers)
+        dashboard = Dashboard(self._loggers)
+        self._claim.callback(lambda: dashboard.close(self._ended))
+        dashboard.begin(self.task.about)
         self._begun = True
 
-    def release(self) -> None:
-        """Close the loggers, and leave the run folder to others."""
+    @property
+    def loggers(self) -> Sequence[Logger]:
+        """Open from :meth:`begin` to :meth:`release`."""
+        return self._loggers
+
+    def release(self, ended: Literal["success", "failed"] = "success") -> None:
+        """Close the loggers, with how it ended, and leave the run folder to others."""
+        self._ended = ended
         self._claim.close()
 
     def part(self) -> Part:

@@ -34,6 +34,7 @@ from ldm.inversion.snapshot import Snapshot, SnapshotFile
 from ldm.io.runs import RunFolder
 from ldm.sampling.together import draw_together
 from ldm.training.fit import attention_kernel
+from ldm.training.loggers import check_loggers
 from ldm.training.memory import USABLE, free_bytes, freed_memory_kept, in_one_line, step_bytes, too_large
 from ldm.training.quiet import quiet
 
@@ -77,6 +78,8 @@ def learn_many(
         raise UserError(f"a pack of {pack} concepts learns nothing: give 1 or more, or auto")
     trainer = jobs[0].config.trainer
     trainer.check_machine()
+    for job in jobs:
+        check_loggers(job.config.logging)
     device = device_of(trainer.accelerator)
     if trainer.threads:
         torch.set_num_threads(trainer.threads)

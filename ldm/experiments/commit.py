@@ -1,13 +1,10 @@
-"""Which code ran on what: the commit of this project, and the processor or GPU, without the host's name."""
+"""Which code ran: the commit of this project."""
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from functools import cache
 from pathlib import Path
-
-import torch
 
 from ldm._version import __version__
 
@@ -31,17 +28,3 @@ def commit() -> str:
     head = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder))
     return f"{head}{'+' if changed else ''}" if head else f"version {__version__}"
-
-
-@cache
-def machine(device: torch.device) -> str:
-    """The device that computed, such as ``NVIDIA A100`` or the processor's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
