@@ -126,11 +126,14 @@ def test_only_some_cells_and_then_the_rest(world: Any, cli: CLI) -> None:
 
 
 @pytest.mark.slow
-def test_processes_beside_each_other_give_the_same_table(world: Any, cli: CLI) -> None:
+@pytest.mark.parametrize("who", [("--workers", 2), ("--address", "local")], ids=["processes", "ray"])
+def test_workers_give_the_same_table(world: Any, cli: CLI, who: tuple[str, object]) -> None:
+    if who[0] == "--address":
+        pytest.importorskip("ray")
     file = world.experiment(pack=5, score={"backgrounds": False})
     here, beside = world.path / "here", world.path / "beside"
     assert cli("run", file, "--preset", "one", "--out", here)[0] == 0
-    assert cli("run", file, "--preset", "one", "--out", beside, "--workers", 2)[0] == 0
+    assert cli("run", file, "--preset", "one", "--out", beside, *who)[0] == 0
     own = {"threads": "", "commit": ""}  # of the process, which may see another checkout
     found = [[{**row, **own} for row in rows(out / "cells.csv")] for out in (here, beside)]
     assert found[0] == found[1]
