@@ -131,7 +131,7 @@ def test_an_init_word_that_the_model_does_not_know(refused, words):
 def test_unknown_names(refused, words):
     refused(*words, "--model", "nonesuch", says="no model")
     refused(*words, "--templates", "objects", says="no template set")
-    refused(*words, "--set", "sampler=euler", says="unknown sampler")
+    refused(*words, "--set", "show.sampler=euler", says="unknown sampler")
     refused(*words, "--set", "logging.loggers=[excel]", says="unknown logger")
 
 

@@ -31,7 +31,8 @@ def by_command(cli, model_folder, pictures, given) -> Embedding:
     words = ("invert", "--model", model_folder, "--images", pictures, "--name", "<x>", "--init", "cat")
     result = cli(*words, *option, "--out", "run")
     assert result.code == 0, result.err
-    assert load_yaml(["run/config.yaml"])["templates"] == OWN  # the sentences, wherever they came from
+    written = load_yaml(["run/config.yaml"])["captions"]["templates"]
+    assert written == OWN  # the sentences, wherever they came from
     return load_embedding("run/embeddings.safetensors")
 
 
@@ -63,7 +64,7 @@ def test_a_run_goes_on_although_the_file_has_changed(cli, model_folder, pictures
     by_command(cli, model_folder, pictures, str(file))
     before = load_yaml(["run/config.yaml"])
     file.unlink()
-    assert resolve(InversionConfig, before).templates == tuple(OWN)
+    assert resolve(InversionConfig, before).captions.templates == tuple(OWN)
 
 
 @pytest.mark.parametrize("given", ["nowhere.txt", ["a photo"], []])

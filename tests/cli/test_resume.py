@@ -74,7 +74,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 REFUSED = {
     "num_vectors": ["--num-vectors", 2],
-    "per_layer": ["--per-layer"],
+    "word.kind": ["--per-layer"],
     "optim.lr": ["--lr", 0.5],
     "seed": ["--seed", 9],
     "init": ["--init", "dog"],
@@ -131,7 +131,7 @@ def test_what_can_change_is_obeyed_and_recorded(cli, run):
     assert result.code == 0, result.err
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_steps"] == 5 and config["trainer"]["checkpoint_every"] == 1
-    assert config["prompts"] == ["two {}"]
+    assert config["show"]["prompts"] == ["two {}"]
     assert (run / "checkpoints" / "embeddings_gs-4.safetensors").is_file()
     assert load_embedding(run / "embeddings.safetensors").metadata["step"] == "5"
     fewer = cli("invert", "--resume", "--out", run, "--steps", 4)

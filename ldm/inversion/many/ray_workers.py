@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from typing import Any
 
 from ldm.errors import UserError
@@ -55,12 +58,13 @@ class RayWorkers(Executor):
             if address not in ("local", "auto"):
                 _knock(address)
                 _ask(address)
-            ray.init(
-                address=address,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-                **(local if address == "local" else {}),
-            )
+            with _signals_kept():
+                ray.init(
+                    address=address,
+                    log_to_driver=verbose,
+                    logging_level=logging.INFO if verbose else logging.ERROR,
+                    **(local if address == "local" else {}),
+                )
         except UserError:
             raise
         except (OSError, ValueError) as error:
@@ -95,6 +99,19 @@ class RayWorkers(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; a local one ends. Tasks that run then end too."""
         self.ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """SIGTERM stays with whoever handles it; ``ray.init`` would put a plain exit in its place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _knock(address: str) -> None:

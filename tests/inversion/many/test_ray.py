@@ -131,6 +131,7 @@ class TestLocal:
         assert workers.submit(half, 6).result(60) == 3
         error = workers.submit(half, n=7).exception(60)
         assert type(error) is UserError and str(error) == "7 is odd"
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # Ray's own would exit with status 15
 
     def test_a_word_is_learned_although_its_worker_is_killed(self, world: Path, workers: RayWorkers) -> None:
         marks = world / "killed"
