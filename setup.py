@@ -45,10 +45,12 @@ DEV = [
     "diffusers>=0.35",
     "omegaconf>=2.4",
     "transformers>=4.56",
-    # the notebook
+    # the notebooks
     "nbformat>=5.10",
     "nbclient>=0.10",
     "ipykernel>=6.29",
+    "ipywidgets>=8.1",  # progress bars
+    "nbstripout>=0.8",
     # the plot of benchmarks/growth.py
     "matplotlib>=3.10",
     # the pictures of ldm train data --sets

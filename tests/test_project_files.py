@@ -55,7 +55,7 @@ def test_workflows_and_help_name_targets_that_there_are() -> None:
 
 def test_each_hook_checks_what_make_lint_checks() -> None:
     (local,) = read(ROOT / ".pre-commit-config.yaml")["repos"]
-    entries = [hook["entry"] for hook in local["hooks"]]
+    entries = [hook["entry"] for hook in local["hooks"] if hook["id"] != "nbstripout"]
     assert [re.sub(r" --\S+", "", entry) for entry in entries] == [
         ".venv/bin/ruff check", ".venv/bin/ruff format", ".venv/bin/mypy",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment
+from markupsafe import Markup
 from PIL import Image
 
 from ldm.experiments.expect import judge
@@ -102,7 +103,7 @@ def write_page(plan: Plan) -> Path:
         f"{len(plan.config.grid.seeds)} seeds on the model {plan.model}; {finished} of {len(found)} cells "
         "are finished.",
         summary=[],
-        figures=_figures(plan, rows),
+        figures=planes(plan, rows),
         verdicts=judge(plan.config.expect, figures),
         tables=[(name, [row for row in rows if row["scorer"] == name]) for name in scorers],
         identity={name: _identity(rows, name) for name in scorers},
@@ -115,7 +116,15 @@ def write_page(plan: Plan) -> Path:
     return write_text(plan.out / PAGE, text)
 
 
-def _figures(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+def planes(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """The plane of image against text similarity, as figure 10 of the paper draws it, by each scorer.
+
+    Args:
+        rows: of ``setup_rows``.
+
+    Returns:
+        Scorers and their SVG, with a point for each setup that has both figures.
+    """
     found = []
     setups = list(plan.config.grid.setups)
     for scorer in dict.fromkeys(row["scorer"] for row in rows):
