@@ -134,10 +134,10 @@ class FixedBatchMonitor(Callback):
             words = nearest_words(manager.vectors(name, step), table, module.model.text.tokenizer.decode_id)
             row[f"nearest/{name}"] = [[n.word, round(n.cosine, 3)] for n in words[0]]
         before = self.history[-2] if len(self.history) > 1 else {}
-        found = {name: row[f"nearest/{name}"] for name in manager.trained}
-        known = {name: before.get(f"nearest/{name}", []) for name in found}
-        if any(_names(found[name]) != _names(known[name]) for name in found):
-            dashboard.words(found, step)
+        nearest = {name: row[f"nearest/{name}"] for name in manager.trained}
+        known = {name: before.get(f"nearest/{name}", []) for name in nearest}
+        if any(_names(nearest[name]) != _names(known[name]) for name in nearest):
+            dashboard.words(nearest, step)
 
     def _refuse_exploded(self, step: int, loss: float, norms: dict[str, Tensor], table: Tensor) -> None:
         """Numbers that no training comes back from are an error, and no result.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from ldm.inversion.resume import kept_config
 from ldm.io.runs import CONFIG_NAME, MANIFEST_NAME
 from ldm.training.dashboard import Dashboard, Shot
 from ldm.training.loggers import LOGGERS, make_loggers
+
+log = logging.getLogger(__name__)
 
 
 def run_of(folder: Path) -> Path | None:
@@ -45,7 +48,8 @@ def log_scores(
     """
     try:
         config = kept_config(run, InversionConfig)
-    except UserError:  # the settings of another kind of run
+    except UserError as error:  # the settings of another kind of run, or of another version
+        log.warning("the figures are not on the dashboards of %s: %s", run.name, error)
         return
     if config is None or word not in config.words:
         return
