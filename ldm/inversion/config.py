@@ -161,9 +161,20 @@ def settle(*layers: Mapping[str, Any]) -> InversionConfig:
         UserError: an unknown key, a value of another type or out of its range, or settings that do not
             go together.
     """
-    config = resolve(InversionConfig, merge({}, *map(spelled, layered(layers))))
+    values: dict[str, Any] = {}
+    for layer in map(spelled, layered(layers)):
+        values = merge(_of_its_kind(values, layer), layer)
+    config = resolve(InversionConfig, values)
     _check_together(config)
     return config
+
+
+def _of_its_kind(values: Mapping[str, Any], layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``values`` without the settings of a kind of word that ``layer`` puts another kind in place of."""
+    before, now = values.get("word"), layer.get("word")
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping) or "kind" not in now:
+        return values
+    return values if before.get("kind", "plain") == now["kind"] else {**values, "word": {}}
 
 
 def check(config: InversionConfig) -> None:
