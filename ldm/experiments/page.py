@@ -17,20 +17,25 @@ from ldm.experiments.figure import Interval, Point, scatter
 from ldm.experiments.plan import Cell, Plan
 from ldm.experiments.rows import scored, setup_rows
 from ldm.experiments.runner import Standing, standing
+from ldm.experiments.scores import BORDER
 from ldm.io.atomic import write_text
 from ldm.io.runs import now, versions
 from ldm.io.secrets import redacted
 from ldm.report.pages import PAGES
 
 PAGE = "report.html"
-#: (text, image): the figures that make the two axes, of the paper and of DreamBench
-AXES = (("editability (paper)", "reconstruction (paper)"), ("CLIP-T", "CLIP-I"))
+#: (text, image): the figures that make the two axes, of the paper, of DreamBench and of the emoji bench
+AXES = (
+    ("editability (paper)", "reconstruction (paper)"),
+    ("CLIP-T", "CLIP-I"),
+    ("backgrounds obeyed", "retrieval (first)"),
+)
 THUMB, SHOWN = 96, 8  # pixels a side, and samples of a concept
 
 TEMPLATE = """{% extends "base" %}
 {% block lead %}<p>{{ lead }}</p>{% endblock %}
 {% block body %}
-{% for name, svg in figures %}<section><h2>Image against text similarity, by {{ name }}</h2>
+{% for name, svg in figures %}<section><h2>{{ name }}</h2>
 <p class="soft">A point is a setup, the mean over concepts; its lines are 95 % intervals by bootstrap over
 concepts. A name leads to the setup's pictures.</p>{{ svg }}</section>{% endfor %}
 {% if verdicts %}<section><h2>Expected orders</h2>
@@ -117,13 +122,13 @@ def write_page(plan: Plan) -> Path:
 
 
 def planes(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """The plane of image against text similarity, as figure 10 of the paper draws it, by each scorer.
+    """The plane of likeness against what prompts ask for, as figure 10 of the paper draws it, by each scorer.
 
     Args:
         rows: of ``setup_rows``.
 
     Returns:
-        Scorers and their SVG, with a point for each setup that has both figures.
+        Titles and their SVG, with a point for each setup that has both figures.
     """
     found = []
     setups = list(plan.config.grid.setups)
@@ -131,11 +136,14 @@ def planes(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mar
         for text, image in AXES:
             points = []
             for number, setup in enumerate(setups):
-                x, y = (_interval(rows, scorer, setup, metric) for metric in (text, image))
+                judge_of_text = BORDER if text == "backgrounds obeyed" else scorer
+                x = _interval(rows, judge_of_text, setup, text)
+                y = _interval(rows, scorer, setup, image)
                 if x is not None and y is not None:
                     points.append(Point(setup, x, y, f"#setup-{number}"))
             if points:
-                found.append((scorer, scatter(f"Setups by {scorer}", points, text, image)))
+                title = f"{image[0].upper()}{image[1:]} against {text}, by {scorer}"
+                found.append((title, scatter(title, points, text, image)))
     return found
 
 

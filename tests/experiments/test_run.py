@@ -71,7 +71,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(done: Any, cli: CLI) -> 
     assert cli("report", done.file, "--out", done.out)[0] == 0
     page = (done.out / "report.html").read_text()
     assert page.rstrip().endswith("</html>") and "http" not in page
-    assert page.count('href="#setup-') == 3 and page.count('id="setup-') == 3
+    assert page.count('href="#setup-') == 6 and page.count('id="setup-') == 3
     assert page.count("data:image/jpeg") == 9  # a strip for each concept of each setup
     assert "Expected orders" in page and 'src="data:' in page
 
