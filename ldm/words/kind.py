@@ -57,7 +57,8 @@ class Word(nn.Module):
         other_tools: whether its files are (K, D) alone, which the formats of other tools have a place for.
         varies_with_time: whether v differs between timesteps; prompts are then encoded for each.
         own_step: whether the word moves by :meth:`move`, and not by the run's optimiser.
-        start: (..., K, D) where :meth:`table` started.
+        start: (..., K, D) where :meth:`table` started. It is copied from there after :meth:`fill`, so
+            that neither may read it: a kind that needs its start keeps a buffer of its own.
     """
 
     kind: ClassVar[str]

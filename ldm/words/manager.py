@@ -128,8 +128,8 @@ class EmbeddingManager(nn.Module):
         Raises:
             UserError: the placeholder exists already, there is no such kind or setting, or the vectors do
                 not fit this model.
-            ValueError: the id is a vocabulary word's or another placeholder's, or the schedule does
-                not fit K.
+            ValueError: the id is a vocabulary word's or another placeholder's, the schedule does not fit K,
+                or the kind's ``table`` depends on its ``start``.
         """
         placeholder = normal(placeholder)
         if placeholder in self._entries:
@@ -151,7 +151,11 @@ class EmbeddingManager(nn.Module):
             )
         except UserError as error:
             raise UserError(f"the word {placeholder!r}: {error}") from None
+        table = made.table().detach().clone()
         made.start.copy_(start.detach())
+        if not torch.allclose(made.table(), table, rtol=0, atol=0, equal_nan=True):
+            raise ValueError(f"table() of kind {made.kind!r} reads self.start, which is copied from table(): "
+                             "keep what it needs in a buffer of its own")  # fmt: skip
         self._entries[placeholder] = _Entry(token_id, steps, choice)
         self._by_id[token_id] = placeholder
         self._trained.add(placeholder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -143,3 +145,42 @@ def test_it_is_learned_by_its_own_rule(tiny_model: LatentDiffusion, tmp_path: Pa
     vectors = learn_word(tiny_model, concept, word="two_halves", trainer=replace(BASE.trainer, max_steps=4))
     word = tiny_model.manager.word("<toy>")
     assert not vectors.equal(word.start) and word.late.abs().max() > 0
+
+
+class NearItsStart(TwoHalves):
+    """A kind that measures its table from ``start``, which does not stand yet when the table is copied."""
+
+    kind = "near_its_start"
+
+    def table(self) -> torch.Tensor:
+        return self.start + 0.5 * (self.base - self.start)
+
+
+def test_a_table_that_reads_its_own_start_is_refused(
+    tiny_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kind.KINDS, "near_its_start", NearItsStart)
+    with pytest.raises(ValueError, match=r"'near_its_start' reads self\.start"):
+        tiny_model.add_placeholder("<near>", init="dog", word="near_its_start")
+
+
+def test_the_kind_of_the_documentation_stays_in_its_ball(
+    tiny_model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "kinds-of-word.md").read_text("utf-8")
+    code = page.split("```python\n# ldm/words/ball.py\n")[1].split("```")[0]
+    module = types.ModuleType("ball")
+    monkeypatch.setitem(sys.modules, "ball", module)  # where its dataclass looks for its types
+    try:
+        exec(compile(code, "ball.py", "exec"), module.__dict__)
+        tiny_model.add_placeholder("<ball>", init="dog", word={"kind": "ball", "radius": 0.5})
+        word = tiny_model.manager.word("<ball>")
+        start = word.table().detach().clone()
+        assert torch.equal(start, tiny_model.manager.init_vectors("<ball>"))
+        word.v_star.data += 100.0
+        moved = (word.table() - start).norm(dim=-1)
+        torch.testing.assert_close(moved, 0.5 * start.norm(dim=-1))
+        saved = embedding_of(tiny_model.manager, "<ball>", {})
+        assert torch.equal(saved.vectors, word.table())
+    finally:
+        kind.KINDS.pop("ball", None)
