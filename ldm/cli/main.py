@@ -17,6 +17,7 @@ from pathlib import Path
 from ldm import interrupt
 from ldm._version import __version__
 from ldm.cli import (
+    bench,
     cluster,
     common,
     data,
@@ -55,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_verbose(parser)
     subparsers = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
     for module in (
-        invert, cluster, sample, edit, evaluate, experiment, sweep, presets, runs, inspect, embeddings, train,
-        data,
+        invert, cluster, sample, edit, evaluate, experiment, bench, sweep, presets, runs, inspect, embeddings,
+        train, data,
     ):  # fmt: skip
         module.register(subparsers)
     return parser

@@ -143,20 +143,32 @@ def read(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -
         values = merge(values, presets[preset])
     values = merge(values, load_yaml([], overrides))
     try:
-        config = resolve(ExperimentConfig, _with_texts(values))
-        _check(config)
+        return parse(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def parse(values: dict[str, Any]) -> ExperimentConfig:
+    """The experiment of a mapping, as its YAML file has it.
+
+    Raises:
+        UserError: an unknown key, a wrong value, or settings that do not go together.
+    """
+    config = resolve(ExperimentConfig, _with_texts(values))
+    _check(config)
     return config
 
 
 def _with_texts(values: dict[str, Any]) -> dict[str, Any]:
-    """Names of setups and concepts as text (YAML reads ``8:`` as a number), ``order: a > b`` as a list."""
+    """Names of setups and concepts as text (YAML reads ``8:`` as a number), ``order: a > b`` as a list.
+
+    Setups and concepts that are ``false`` are left out: that is how a preset drops one of the file's.
+    """
     values = dict(values)
     grid = values.get("grid")
     if isinstance(grid, Mapping):
         named = {
-            key: {str(name): value for name, value in grid[key].items()}
+            key: {str(name): value for name, value in grid[key].items() if value is not False}
             for key in ("concepts", "setups")
             if isinstance(grid.get(key), Mapping)
         }

@@ -167,7 +167,7 @@ class Album:
             )
             for i, shot in enumerate(batch):
                 own = drawn[i * n : (i + 1) * n]
-                text = shot.text if shot.kind == "edit" else None
+                text = None if shot.kind == "neutral" else shot.text
                 row = i * n + (0 if ranker is None else ranker.best(own, text))
                 place = _Place(prompts[row], draws[row][1], row, len(prompts), begin.edit)
                 self._keep(drawn[row], shot, place, model, words)

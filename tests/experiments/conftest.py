@@ -1,17 +1,21 @@
 """A tiny experiment: 3 concepts x 3 setups x 2 seeds of a model with random weights, run once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
+from evaluation_world import NAMES
 from PIL import Image
 
 from ldm.backbone.model import ModelConfig
 from ldm.cli.main import main
-from ldm.config import dump_yaml, merge
+from ldm.config import dump_yaml, load_yaml, merge
+from ldm.emoji.captions import STYLES
+from ldm.emoji.sprites import Concept, write
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,36 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return status, captured.out, captured.err
 
     return run
+
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a command, with all that the experiments' files need.
+
+    ``tiny`` is a model that reads long prompts. ``data/emoji`` has every emoji that the files name, as a
+    square; those of the judge's own names are the held-out ones.
+    """
+    given = [one for file in EXPERIMENTS for one in load_yaml([file])["grid"]["concepts"].values()]
+    lists = [one[key] for one in given for key in ("emoji", "references") if isinstance(one.get(key), list)]
+    others = sorted({str(name) for names in lists for name in names} - set(NAMES))
+    concepts = [
+        Concept(f"{0x1F400 + i:x}", name, (), "food-drink", "food-fruit")
+        for i, name in enumerate([*NAMES, *others])
+    ]
+    drawings = []
+    for colour in np.random.default_rng(0).integers(256, size=(len(concepts), 3)):
+        square = np.full((64, 64, 4), 255, dtype=np.uint8)
+        square[..., :3] = colour
+        drawings.append([square] * len(STYLES))
+    write(tmp_path / "data" / "emoji", concepts, drawings)
+    holdout = tmp_path / "configs" / "emoji" / "holdout.txt"
+    holdout.parent.mkdir(parents=True)
+    holdout.write_text("".join(f"{concept.hex}\n" for concept in concepts[: len(NAMES)]))
+    text = merge(tiny_config.text, {"params": {"max_seq_len": 77}})
+    wide = replace(tiny_config, text=text)
+    tiny.write_model(tmp_path / "tiny", tiny.model(wide), wide)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
