@@ -232,9 +232,9 @@ def _shown(row: Mapping[str, Any]) -> list[str]:
     return [
         row["setup"],
         f"{row['figure']:.3f}",
-        f"{row['low']:.3f} to {row['high']:.3f}",
+        "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}",
         "" if difference is None else f"{difference:+.3f}",
-        "" if difference is None else f"{low:+.3f} to {high:+.3f}",
+        "" if low is None else f"{low:+.3f} to {high:+.3f}",
         "" if row["ceiling"] is None else f"{row['ceiling']:.3f}",
         str(row["n"]),
     ]

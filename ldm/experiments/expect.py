@@ -38,7 +38,7 @@ def judge(expectations: Sequence[Expectation], figures: Sequence[Scored]) -> lis
     """Compare neighbours of every expected order by their paired difference.
 
     An order is held if the 95 % interval of each neighbours' difference lies above 0, not held if one lies
-    below, and undecided otherwise.
+    below, and undecided otherwise, as it is with a single concept.
 
     Raises:
         UserError: no scorer gives the metric, or several do and none is named.
@@ -67,6 +67,10 @@ def _judge(one: Expectation, figures: Sequence[Scored]) -> Judged:
             details.append(f"{above} - {below}: no cells of both")
             continue
         difference, (low, high), n = found
+        if n < 2:
+            verdicts.append("undecided")
+            details.append(f"{above} - {below}: {difference:+.4f} (one concept has no interval)")
+            continue
         verdicts.append("held" if low > 0 else "not held" if high < 0 else "undecided")
         details.append(f"{above} - {below}: {difference:+.4f} ({low:+.4f} to {high:+.4f}, {n} concepts)")
     worst: Verdict = (

@@ -75,8 +75,8 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
             height += LINE
         labels.append((at, height))
         told = (
-            f"{point.name}: {x_label} {point.x.value:.4f} ({point.x.low:.4f} to {point.x.high:.4f}), "
-            f"{y_label} {point.y.value:.4f} ({point.y.low:.4f} to {point.y.high:.4f})"
+            f"{point.name}: {x_label} {point.x.value:.4f} {_ends(point.x)}, "
+            f"{y_label} {point.y.value:.4f} {_ends(point.y)}"
         )
         parts.append(
             f'<a href="{escape(point.link)}"><title>{escape(told)}</title>'
@@ -87,6 +87,11 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
         )
     parts.append("</svg>")
     return Markup("".join(parts))
+
+
+def _ends(one: Interval) -> str:
+    """The interval in brackets, or that there is none."""
+    return f"({one.low:.4f} to {one.high:.4f})" if one.high > one.low else "(no interval)"
 
 
 def _span(intervals: Sequence[Interval]) -> tuple[float, float]:

@@ -55,9 +55,9 @@ lies below. Undecided: neither.</p>
 <br><span class="soft">against {{ row.references }}</span>{% endif %}{% endif %}
 {%- set seen.figure = row.metric %}</td><td>{{ row.setup }}</td>
 <td class="number">{{ "%.4f"|format(row.figure) }}</td>
-<td>{{ "%.4f"|format(row.low) }} to {{ "%.4f"|format(row.high) }}</td>
+<td>{% if row.low is not none %}{{ "%.4f"|format(row.low) }} to {{ "%.4f"|format(row.high) }}{% endif %}</td>
 <td class="number">{% if row.difference is not none %}{{ "%+.4f"|format(row.difference) }}{% endif %}</td>
-<td>{% if row.difference is not none %}{{ "%+.4f"|format(row.difference_low) }} to
+<td>{% if row.difference_low is not none %}{{ "%+.4f"|format(row.difference_low) }} to
  {{ "%+.4f"|format(row.difference_high) }}{% endif %}</td>
 <td class="number">{% if row.ceiling is not none %}{{ "%.4f"|format(row.ceiling) }}{% endif %}</td>
 <td class="number">{{ row.concepts }}</td><td class="number">{{ row.n }}</td></tr>{% endfor %}</table></div>
@@ -150,7 +150,8 @@ def planes(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mar
 def _interval(rows: Sequence[Mapping[str, Any]], scorer: str, setup: str, metric: str) -> Interval | None:
     for row in rows:
         if (row["scorer"], row["setup"], row["metric"]) == (scorer, setup, metric):
-            return Interval(row["figure"], row["low"], row["high"])
+            low, high = (row["figure"] if row[end] is None else row[end] for end in ("low", "high"))
+            return Interval(row["figure"], low, high)
     return None
 
 

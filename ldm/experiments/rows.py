@@ -79,6 +79,8 @@ def cell_rows(plan: Plan, figures: Sequence[Scored]) -> list[dict[str, Any]]:
 def setup_rows(plan: Plan, figures: Sequence[Scored]) -> list[dict[str, Any]]:
     """A row for each setup and figure, with intervals, in the order of the YAML.
 
+    One concept has no interval: its bounds are ``None``.
+
     Raises:
         UserError: figures that would stand in one row were measured differently.
     """
@@ -93,7 +95,7 @@ def setup_rows(plan: Plan, figures: Sequence[Scored]) -> list[dict[str, Any]]:
                 continue
             cells = [(cell, score) for cell, score in of_kind if cell.setup == setup]
             values = [score.figure for score in own.values()]
-            low, high = metrics.bootstrap(values)
+            low, high = metrics.bootstrap(values) if len(values) > 1 else (None, None)
             ceilings = [score.ceiling for score in own.values() if score.ceiling is not None]
             one = next(iter(own.values()))
             rows.append(
@@ -169,7 +171,8 @@ def _compared(figures: Sequence[Scored], setup: str, baseline: str) -> dict[str,
     found = None if setup == baseline else compare(figures, setup, baseline)
     if found is None:
         return {"difference": None, "difference_low": None, "difference_high": None}
-    return {"difference": found[0], "difference_low": found[1][0], "difference_high": found[1][1]}
+    low, high = found[1] if found[2] > 1 else (None, None)
+    return {"difference": found[0], "difference_low": low, "difference_high": high}
 
 
 def _budget(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def figures(by_setup: dict[str, list[float]], seeds: int = 2, spread: float = 0.
     for setup, values in by_setup.items():
         for concept, value in zip(CONCEPTS, values, strict=True):
             for seed in range(seeds):
-                cell = Cell(concept, setup, seed, "r", "d", "s", "k", 0, 1, 1)
+                cell = Cell(concept, setup, seed, "r", "d", "s", "k", 0, 1, 1, ("r",))
                 figure = value + (spread if seed % 2 else -spread)
                 found.append((cell, Score("judge", "CLIP-I", figure, 0.9, 4, "held out", IDENTITY)))
     return found
@@ -71,6 +71,15 @@ def test_orders_are_held_not_held_or_undecided() -> None:
     with pytest.raises(UserError, match="no scorer gave 'CLIP-T'; there are CLIP-I"):
         judge([Expectation("CLIP-T", ("high", "low"))], found)
     assert judge([Expectation("CLIP-I", ("high", "low"))], [])[0].verdict == "undecided"
+
+
+def test_one_concept_has_no_interval_and_decides_nothing(tmp_path: Path) -> None:
+    found = [(c, s) for c, s in figures({"a": [0.1] * 4, "b": [0.2] * 4}) if c.concept == "cat"]
+    _, row = setup_rows(plan(tmp_path, "a", "b"), found)
+    assert row["difference"] == pytest.approx(0.1)
+    assert {row[name] for name in ("low", "high", "difference_low", "difference_high")} == {None}
+    (judged,) = judge([Expectation("CLIP-I", ("b", "a"))], found)
+    assert judged.verdict == "undecided" and "one concept has no interval" in judged.detail
 
 
 def test_rows_are_the_same_in_csv_and_parquet(tmp_path: Path) -> None:
