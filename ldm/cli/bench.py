@@ -35,7 +35,7 @@ def register(subparsers: common.Subparsers) -> None:
     )
     add = parser.add_argument
     add("method", nargs="*", metavar="METHOD", help="a preset, a YAML file, or a Python file")
-    add("--concepts", type=int, default=10, metavar="N", help="held-out concepts (default: 10)")
+    add("--concepts", type=int, default=8, metavar="N", help="held-out concepts (default: 8)")
     add("--seeds", type=int, default=1, metavar="N", help="trainings of each, seeds 0 to N - 1 (default: 1)")
     add(
         "--pictures",
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
 def _again(args: argparse.Namespace) -> list[str | Path]:
     """The command that makes the same leaderboard."""
     words: list[str | Path] = ["ldm", "bench", *args.method]
-    usual = {"concepts": 10, "seeds": 1, "pictures": 1200, "samples": 2, "sampling_steps": 20}
+    usual = {"concepts": 8, "seeds": 1, "pictures": 1200, "samples": 2, "sampling_steps": 20}
     for option, value in usual.items():
         if getattr(args, option) != value:
             words += [f"--{option.replace('_', '-')}", str(getattr(args, option))]

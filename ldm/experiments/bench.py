@@ -110,7 +110,7 @@ class BenchConfig:
         steps: of the sampler.
     """
 
-    concepts: int = 10
+    concepts: int = 8
     seeds: tuple[int, ...] = (0,)
     pictures: int = PICTURES
     samples: int = 2
