@@ -216,7 +216,7 @@ def _write_embedding(
         "references",
         *(f.name for f in fields(Identity)),
     )
-    scores = Table(
+    measures = Table(
         "Scores",
         columns,
         [[row[column] for column in columns] for row in figures["scores"]],
@@ -233,7 +233,7 @@ def _write_embedding(
         for scorer, by_prompt in figures["by_prompt"].items()
         for prompt, values in by_prompt.items()
     ]
-    table = Table(
+    by_prompt_table = Table(
         "Prompts",
         ("scorer", "prompt", COSINE_OF_MEANS, MEAN_OF_COSINES),
         rows,
@@ -242,7 +242,7 @@ def _write_embedding(
     )
     notes = ["How near the word's samples are to the references, and how well prompts bend them."]
     title = f"The word {embedding.placeholder}"
-    report = EvaluationReport(title, summary, notes, [scores, table], sheets, manifest)
+    report = EvaluationReport(title, summary, notes, [measures, by_prompt_table], sheets, manifest)
     write_evaluation_report(report, out / "report.html")
 
 
