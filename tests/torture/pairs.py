@@ -19,7 +19,7 @@ from kills import Work, results, works
 
 def pairs(world: World) -> list[tuple[Work, tuple[object, ...]]]:
     """A command, and the other one that is given the same folder."""
-    single, pack, sample, convert, stage = works(world)
+    single, pack, sample, convert, stage, _ = works(world)
     word = ("--images", world.pictures, "--name", "<y>", "--init", "dog")
     invert = ("invert", "--model", world.model, *word, "--out", single.out)
     cat = ("sample", "--model", world.model, "--prompt", "a cat", "--n", 1, "--steps", 1)
