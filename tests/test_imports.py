@@ -51,7 +51,7 @@ ALLOWED["__main__"] = {"cli"}  # python -m ldm
 
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 LIGHTNING_ROOMS = {"training", "inversion", "pretraining", "emoji"}
-# what few need: imported inside the function that uses it (tests/test_lazy_imports.py)
+# what few need: imported inside the function that uses it
 LAZY = {
     "wandb",
     "tensorboard",
@@ -253,3 +253,16 @@ def test_public_names_are_importable() -> None:
     assert set(ldm.__all__) <= set(dir(ldm))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = ldm.no_such_name
+
+
+@pytest.mark.slow
+def test_what_few_need_is_imported_where_it_is_used() -> None:
+    code = """
+import importlib, pkgutil, sys, ldm
+for module in pkgutil.walk_packages(ldm.__path__, "ldm."):
+    importlib.import_module(module.name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not LAZY & set(done.stdout.split())
