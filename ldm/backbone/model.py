@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from ldm.official.quirks import FIXED, CompatConfig
 from ldm.ranges import Range
 from ldm.words.manager import EmbeddingManager
 from ldm.words.room import CutNotices, room_of
-from ldm.words.start import initial_vectors
+from ldm.words.start import encoder_outputs, initial_vectors
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,7 @@ class LatentDiffusion(nn.Module):
         vectors: Tensor | None = None,
         *,
         init: str | None = None,
+        init_from: Literal["embedding", "encoder"] = "embedding",
         init_scale: float = 1.0,
         num_vectors: int = 1,
         word: Mapping[str, Any] | str = "plain",
@@ -239,7 +240,8 @@ class LatentDiffusion(nn.Module):
         Args:
             placeholder: any string.
             vectors: (K, D) to use as they are, or in the shape of the kind's files; else they start from
-            init: a phrase (its tokens' embeddings), or ``None`` for the vocabulary's mean.
+            init: a phrase, or ``None`` for the vocabulary's mean.
+            init_from: the phrase's token embeddings, or what the text encoder gives for them (CrossInit).
             init_scale: factor on the start; below 1 the first steps turn the vector further.
             num_vectors: K, when ``vectors`` is not given.
             word: the kind of word (``ldm.words.kinds``), or a mapping ``{kind: ..., setting: ...}``; one
@@ -260,14 +262,13 @@ class LatentDiffusion(nn.Module):
                 raise UserError(
                     f"the init phrase {init!r} has words that this model does not know; choose others"
                 )
+            table, position = self.text.token_table, self.text.init_position
+            if init and init_from == "encoder":  # whose outputs know their positions
+                table, position = encoder_outputs(self.text, init), None
+                ids = list(range(len(table)))
             generator = generator or torch.Generator().manual_seed(0)
             vectors = init_scale * initial_vectors(
-                self.text.token_table,
-                ids,
-                num_vectors,
-                generator,
-                compat=compat,
-                position=self.text.init_position,
+                table, ids, num_vectors, generator, compat=compat, position=position
             )
         vectors, room = torch.atleast_2d(vectors), room_of(tokenizer, self.manager)
         if vectors.shape[-2] > room:

@@ -23,6 +23,7 @@ from ldm.training.fit import LoggingConfig, TrainerConfig
 from ldm.training.optim import OptimConfig
 from ldm.training.timesteps import TimestepConfig
 from ldm.words.kinds import KINDS, choose
+from ldm.words.regularize import Form
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class InversionConfig:
             last one. ``null`` is the model's own choice.
         init: A phrase whose token embeddings are the start of the word. ``null`` starts near the mean of the
             vocabulary.
+        init_from: What of the phrase is the start: its token embeddings (``embedding``), or what the text
+            encoder gives for them (``encoder``; CrossInit, arXiv 2312.15905), which is nearer in length and
+            direction to what is learned.
         init_scale: Factor on the start. Text encoders normalise what they are given, so a short vector turns
             further in one step; below 1 the init phrase binds less.
         more_words: Further words that are learned from the same pictures, as a mapping of name to init
@@ -59,8 +63,10 @@ class InversionConfig:
             use. Empty: all are used from the start.
         captions: The sentences that the word is learned in.
         pictures: How the pictures become what the model is shown.
-        regularization: Weight of the squared distance between a word and its start; above 0 the word obeys
-            prompts more and resembles the pictures less.
+        regularization: Weight of the distance between a word and its start, which is added to the loss; above
+            0 the word obeys prompts more and resembles the pictures less.
+        regularization_form: That distance: ``squared`` as in the paper, or ``norm`` as in CrossInit; the mean
+            over the vectors of a word.
         model_lr: Learning rate, never scaled, of UNet and text encoder, which then train as well; the tuned
             model is written to the folder ``model`` of the run. 0 keeps them frozen.
         compat: ``official`` reproduces every quirk of the official code, a mapping single ones. A switch
@@ -88,6 +94,7 @@ class InversionConfig:
     strict: bool = True
     clip_skip: Positive | None = None
     init: str | None = None
+    init_from: Literal["embedding", "encoder"] = "embedding"
     init_scale: Factor = 1.0
     more_words: dict = field(default_factory=dict)
     subject: str | None = None
@@ -98,6 +105,7 @@ class InversionConfig:
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     regularization: Amount = 0.0
+    regularization_form: Form = "squared"
     model_lr: Amount = 0.0
     compat: Literal["official"] | CompatConfig = FIXED
     batch_size: Batch = 4
@@ -190,6 +198,11 @@ def _check_together(config: InversionConfig) -> None:
     for word, init in config.more_words.items():
         if not (isinstance(word, str) and word.strip() and isinstance(init, str | None)):
             raise UserError(f"config more_words has {word!r}: {init!r}; give a name: init phrase, or null")
+    for word, init in config.words.items():
+        if config.init_from == "encoder" and not init:
+            raise UserError(
+                f"init_from=encoder starts {word} from what the text encoder makes of a phrase: give init"
+            )
     kind = config.word["kind"]
     if "pt" in config.formats and not KINDS[kind].other_tools:
         raise UserError(

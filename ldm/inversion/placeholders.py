@@ -29,6 +29,7 @@ def add_words(model: LatentDiffusion, config: InversionConfig) -> None:
             word,
             None if start is None else start.vectors,
             init=init,
+            init_from=config.init_from,
             init_scale=config.init_scale,
             num_vectors=config.num_vectors,
             word=config.word,

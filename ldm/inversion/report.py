@@ -61,7 +61,8 @@ def finish(
     decode, show = model.text.tokenizer.decode_id, config.show
     summary = {
         "pictures": len(training),
-        "init": ", ".join(config.words[name] or "vocabulary mean" for name in names),
+        "init": ", ".join(config.words[name] or "vocabulary mean" for name in names)
+        + (" (the text encoder's output)" if config.init_from == "encoder" else ""),
         "vectors": "; ".join(word.size for word in words),
         "steps": words[0].metadata.get("step", ""),
         "batch size": config.batch_size,

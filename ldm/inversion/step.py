@@ -21,7 +21,7 @@ from ldm.diffusion.loss import LossTerms
 from ldm.inversion.latents import ConceptBatches
 from ldm.seeding import generator
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
-from ldm.words.regularize import regularization
+from ldm.words.regularize import Form, regularization
 
 #: the number of the first batch that is only measured: training never comes so far
 FAR = 2**40
@@ -54,7 +54,8 @@ class Objective:
         model: the frozen parts, and the manager with the concept's words.
         batches: latents and prompts of the concept.
         timesteps: which noise levels are looked at.
-        regularization: weight of the words' squared distance to where they started (figure 10).
+        regularization: weight of the words' distance to where they started (figure 10).
+        form: of that distance.
         summed_drift: the official form of that distance (``CompatConfig``).
     """
 
@@ -65,10 +66,11 @@ class Objective:
         *,
         timesteps: TimestepConfig | None = None,
         regularization: float = 0.0,
+        form: Form = "squared",
         summed_drift: bool = False,
     ) -> None:
         self.model, self.batches, self.timesteps = model, batches, timesteps or TimestepConfig()
-        self.regularization, self.summed_drift = regularization, summed_drift
+        self.regularization, self.form, self.summed_drift = regularization, form, summed_drift
         self._ids: dict[str, Tensor] = {}  # prompt -> (1, L), on the host
 
     def draw(self, number: int) -> Draw:
@@ -111,7 +113,7 @@ class Objective:
     def pull(self, step: int) -> Tensor:
         """Scalar: how far the words are from their start, before it is weighted."""
         manager = self.model.manager
-        return regularization(manager, step, manager.trained, summed_drift=self.summed_drift)
+        return regularization(manager, step, manager.trained, form=self.form, summed_drift=self.summed_drift)
 
 
 class Part(NamedTuple):

@@ -256,6 +256,7 @@ def _details(
             image_hashes=image_hashes,
             token_id=token_ids[name],
             clip_skip=model.text.other_clip_skip,
+            init_from=config.init_from,
         )
 
     return details
@@ -303,6 +304,7 @@ def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionCo
         batches,
         timesteps=config.timesteps,
         regularization=config.regularization,
+        form=config.regularization_form,
         summed_drift=quirks.summed_drift,
     )
     return TextualInversion(

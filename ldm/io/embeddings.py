@@ -68,6 +68,7 @@ def provenance(
     image_hashes: Iterable[str] = (),
     token_id: int | None = None,
     clip_skip: int | None = None,
+    init_from: str = "embedding",
 ) -> dict[str, str]:
     """The metadata of an embedding that this project learned, as strings.
 
@@ -81,9 +82,11 @@ def provenance(
         token_id: the token by which the official code finds the word in a prompt, if the model's vocabulary
             has one.
         clip_skip: which of the text encoder's last blocks was used, if it is not the model's own choice.
+        init_from: what of the phrase the word started from, if not its token embeddings.
     """
     known = {} if token_id is None else {"token_id": str(token_id)}
     known |= {} if clip_skip is None else {"clip_skip": str(clip_skip)}
+    known |= {} if init_from == "embedding" else {"init_from": init_from}
     return known | {
         "base_model": base_model,
         "step": str(step),

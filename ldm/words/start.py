@@ -1,10 +1,12 @@
-"""Where v* starts: a phrase's own token embeddings, or nowhere in particular.
+"""Where v* starts: a phrase's token embeddings, its encoder outputs, or nowhere in particular.
 
 Textual Inversion starts from the embedding of one coarse word (Gal et al. 2022, section 4). Here
 any phrase will do, and several vectors do not start as identical copies, which would receive
 nearly identical gradients. The official rules are ``copies`` and ``uniform`` (``CompatConfig``).
+CrossInit (arXiv 2312.15905) starts from the phrase's *output* embeddings, which learned vectors come near to
+in length and direction.
 
-All functions take the text model's token table (V, D) and an explicit generator, and return
+All functions that make a start take a table of embeddings (V, D) and an explicit generator, and return
 float32 vectors on the table's device.
 """
 
@@ -18,6 +20,7 @@ from torch import Generator, Tensor
 
 from ldm.errors import UserError
 from ldm.official.quirks import FIXED, CompatConfig
+from ldm.text.conditioner import TextConditioner
 
 
 class Neighbour(NamedTuple):
@@ -54,6 +57,18 @@ def from_phrase(
     size = noise * vectors.norm(dim=1, keepdim=True) / math.sqrt(vectors.shape[1])
     repeated = (turn >= len(words))[:, None]
     return vectors + repeated * size * _randn(vectors, generator)
+
+
+@torch.no_grad()
+def encoder_outputs(text: TextConditioner, phrase: str) -> Tensor:
+    """What the text encoder gives at the tokens of a phrase, (n, D) float32: CrossInit's start.
+
+    The phrase is encoded as a prompt of its own, between the start and the end token. It is a table for
+    :func:`from_phrase`, whose row i belongs to token i.
+    """
+    ids = text.tokenize([phrase])  # (1, L)
+    n = min(len(text.tokenizer.words(phrase)), text.max_length - 2)
+    return text.encode(text.embed(ids), ids)[0, 1 : 1 + n].float()
 
 
 def from_vocabulary(table: Tensor, k: int, generator: Generator) -> Tensor:

@@ -35,7 +35,18 @@ def test_every_preset_says_what_it_is_and_is_a_config() -> None:
     for name in presets.names():
         preset = presets.read(name)
         assert preset.about and preset.source and "\n" not in preset.about
-        settle(OWN, WORD, {"preset": name})
+        settle(OWN, {**WORD, "init": "cat"}, {"preset": name})
+
+
+def test_crossinit_is_the_authors_rate_steps_and_pull_and_needs_a_phrase() -> None:
+    config = settle(OWN, {**WORD, "init": "cat"}, {"preset": "crossinit"})
+    assert config.init_from == "encoder" and config.scale_lr and config.trainer.max_steps == 320
+    assert config.batch_size * config.optim.lr == pytest.approx(0.005)
+    assert (config.regularization, config.regularization_form) == (1e-5, "norm")
+    with pytest.raises(UserError, match="init_from=encoder .* give init"):
+        settle(OWN, WORD, {"preset": "crossinit"})
+    with pytest.raises(UserError, match="starts <b> .* give init"):
+        settle(OWN, {**WORD, "init": "cat", "more_words": {"<b>": None}}, {"init_from": "encoder"})
 
 
 def test_a_file_of_the_users_own_is_a_preset(tmp_path: Path) -> None:

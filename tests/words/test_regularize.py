@@ -24,6 +24,17 @@ def test_compat_is_the_mean_of_the_drifts_gram_matrix_and_agrees_for_one_vector(
     torch.testing.assert_close(one, coarse_distance(vectors[:1], coarse[:1]))
 
 
+def test_the_form_of_crossinit_is_the_length_itself_and_pulls_nothing_at_the_start() -> None:
+    coarse = torch.zeros(2, 4)
+    vectors = torch.tensor([[3.0, 0, 0, 4], [0.0, 0, 0, 0]], requires_grad=True)
+    distance = coarse_distance(vectors, coarse, form="norm")
+    assert distance.item() == 2.5  # the mean of 5 and 0
+    distance.backward()
+    torch.testing.assert_close(vectors.grad, torch.tensor([[0.3, 0, 0, 0.4], [0.0, 0, 0, 0]]))
+    both = coarse_distance(vectors, coarse, form="norm", summed_drift=True)
+    assert both.item() == pytest.approx(2.5)  # |(3, 0, 0, 4) / 2|
+
+
 @pytest.fixture
 def manager() -> EmbeddingManager:
     manager = EmbeddingManager(2, 10, 2)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.words.start import (
+    encoder_outputs,
     from_phrase,
     from_vocabulary,
     initial_vectors,
@@ -84,3 +86,19 @@ def test_nearest_words_rank_by_cosine_and_tell_both_measures(table: torch.Tensor
     assert exact[0].distance == pytest.approx(0, abs=1e-5)
     assert [n.cosine for n in far] == sorted((n.cosine for n in far), reverse=True)
     assert len(nearest_words(table[5], table, str, k=1000)[0]) == 400
+
+
+def test_crossinit_starts_from_what_the_encoder_gives_at_the_phrases_own_positions(
+    tiny_model: LatentDiffusion,
+) -> None:
+    whole = (
+        tiny_model.condition("red cat").at(torch.tensor([0])).tokens[0, 0]
+    )  # [CLS] red cat [SEP] [PAD] ...
+    tiny_model.add_placeholder("<two>", init="red cat", init_from="encoder", num_vectors=2)
+    assert tiny_model.manager.vectors("<two>").equal(whole[1:3])
+    tiny_model.add_placeholder("<half>", init="red cat", init_from="encoder", num_vectors=2, init_scale=0.5)
+    assert tiny_model.manager.vectors("<half>").equal(0.5 * whole[1:3])
+    tiny_model.add_placeholder("<near>", init="red cat", num_vectors=2)
+    assert not torch.allclose(tiny_model.manager.vectors("<near>"), whole[1:3])
+    room = tiny_model.text.max_length - 2  # a phrase is cut as a prompt is
+    assert encoder_outputs(tiny_model.text, "cat " * 30).shape == (room, tiny_model.text.width)
