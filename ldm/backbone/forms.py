@@ -29,9 +29,12 @@ def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
     the very weights that it had, on the device where it then is.
     """
     dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
-    parameters = [p for part in model.parts.values() for p in part.parameters()]
+    modules = [module for part in model.parts.values() for module in part.modules()]
+    parameters = [p for module in modules for p in module.parameters(recurse=False)]
+    buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
     # on the host: a GPU holds one of the two
     originals = [(p, p.data.cpu()) for p in parameters if p.dtype != dtype]
+    whole = [(module, name, b.cpu()) for module, name, b in buffers if b.is_floating_point()]
     for part in model.parts.values():
         part.to(dtype)
     if dtype == torch.float32 or torch.cuda.is_available():
@@ -41,6 +44,12 @@ def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
     finally:
         for p, data in originals:
             p.data = data.to(p.device)
+        for (
+            module,
+            name,
+            buffer,
+        ) in whole:  # a cast gives a module new buffers, and its old parameters new data
+            module._buffers[name] = buffer.to(module._buffers[name].device)  # type: ignore[union-attr]
         model.unet.to(memory_format=torch.contiguous_format)
 
 

@@ -21,6 +21,7 @@ from ldm.inversion.run import learn
 from ldm.inversion.step import Part, losses
 from ldm.io.runs import create_run
 from ldm.models.attention import CrossAttention
+from ldm.models.autoencoder import PatchPCA
 from ldm.training.optim import OptimConfig
 from ldm.training.scalars import LateLosses, _Pending
 
@@ -129,6 +130,20 @@ def test_stored_weights_come_back_bit_for_bit_and_convolutions_are_channels_last
             if precision == "32-true":
                 assert weight.is_contiguous(memory_format=torch.channels_last)
         assert frozen_hash(tiny_model) == before and weight.is_contiguous()
+
+
+def test_every_tensor_of_the_model_comes_back_buffers_too(tiny_model: LatentDiffusion) -> None:
+    tiny_model.autoencoder.linear = PatchPCA(4, 4)
+    tiny_model.autoencoder.linear.fit(torch.rand(16, 3, 16, 16))
+    tensors = lambda: [*tiny_model.parameters(), *tiny_model.buffers()]  # noqa: E731
+    before, z = [t.clone() for t in tensors()], torch.randn(1, 4, 4, 4)
+    picture = tiny_model.decode(z)
+    with stored_in(tiny_model, "bf16-mixed"):
+        assert tiny_model.autoencoder.linear.decoding.dtype == torch.bfloat16
+    after = tensors()
+    assert [t.dtype for t in after] == [t.dtype for t in before]
+    assert all(map(torch.equal, after, before))
+    assert torch.equal(tiny_model.decode(z), picture)
 
 
 def test_checkpointing_learns_the_same_vector_bit_for_bit_with_less_kept(
