@@ -12,7 +12,14 @@ from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 from ldm.inversion.captions import contains_placeholder
 from ldm.inversion.presets import layered
-from ldm.inversion.sections import CaptionsConfig, ComputeConfig, PicturesConfig, ShowConfig, StopConfig
+from ldm.inversion.sections import (
+    CaptionsConfig,
+    ComputeConfig,
+    ContextConfig,
+    PicturesConfig,
+    ShowConfig,
+    StopConfig,
+)
 from ldm.io.embeddings import check_names
 from ldm.io.pictures import Framing
 from ldm.names import normal
@@ -67,6 +74,7 @@ class InversionConfig:
             0 the word obeys prompts more and resembles the pictures less.
         regularization_form: That distance: ``squared`` as in the paper, or ``norm`` as in CrossInit; the mean
             over the vectors of a word.
+        context: A pull on what the rest of a prompt says.
         model_lr: Learning rate, never scaled, of UNet and text encoder, which then train as well; the tuned
             model is written to the folder ``model`` of the run. 0 keeps them frozen.
         compat: ``official`` reproduces every quirk of the official code, a mapping single ones. A switch
@@ -106,6 +114,7 @@ class InversionConfig:
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     regularization: Amount = 0.0
     regularization_form: Form = "squared"
+    context: ContextConfig = field(default_factory=ContextConfig)
     model_lr: Amount = 0.0
     compat: Literal["official"] | CompatConfig = FIXED
     batch_size: Batch = 4
@@ -138,6 +147,10 @@ class InversionConfig:
     def words(self) -> dict[str, str | None]:
         """Every new word and its init phrase, ``placeholder`` first."""
         return {self.placeholder: self.init, **self.more_words}
+
+    def class_of(self, word: str) -> str | None:
+        """The class word that a word's contexts are compared with."""
+        return (self.context.class_word if word == self.placeholder else None) or self.words[word]
 
     @property
     def called(self) -> str:
@@ -203,6 +216,9 @@ def _check_together(config: InversionConfig) -> None:
             raise UserError(
                 f"init_from=encoder starts {word} from what the text encoder makes of a phrase: give init"
             )
+        if config.context.weight and not config.class_of(word):
+            own = "init, or context.class_word" if word == config.placeholder else "an init phrase"
+            raise UserError(f"context.weight compares {word} with the word for its class: give {own}")
     kind = config.word["kind"]
     if "pt" in config.formats and not KINDS[kind].other_tools:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The sections of an inversion's settings: captions, pictures, show, stop, compute."""
+"""The sections of an inversion's settings: captions, context, pictures, show, stop, compute."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ldm.inversion.templates import SETS, read_templates, templates
-from ldm.ranges import Count, Positive, Range, Share
+from ldm.ranges import Amount, Count, Positive, Range, Share
 from ldm.sampling.sample import Sampling
 
 DEFAULT_PROMPTS = (
@@ -40,11 +40,41 @@ class CaptionsConfig:
     mixing_prob: Share = 0.25
 
     def __post_init__(self) -> None:
-        own = self.templates
-        if not isinstance(own, str):
-            templates(own)
-        elif own not in SETS:
-            object.__setattr__(self, "templates", read_templates(own))
+        object.__setattr__(self, "templates", _sentences(self.templates))
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """``context:``, a pull that leaves the rest of a prompt what it is beside an ordinary word.
+
+    Each step compares what the text encoder gives for the other tokens of a context prompt, once with the
+    learned word in it and once with its class word: CoRe's first term (arXiv 2408.15914). No picture is
+    needed.
+
+    Attributes:
+        weight: Weight of the mean of 1 - cosine, which is added to the loss so that prompts are obeyed more.
+            The published weight is 0.00015; 0 switches it off.
+        class_word: What the placeholder is compared with. ``null`` is its init phrase; words of
+            ``more_words`` are compared with theirs.
+        templates: The context prompts: a set by name, a list of sentences with ``{}`` for the word, or a text
+            file with one a line.
+        prompts: Prompts that a step compares, drawn at random.
+    """
+
+    weight: Amount = 0.0
+    class_word: str | None = None
+    templates: str | tuple[str, ...] = "context"
+    prompts: Annotated[int, Range(1, 1024)] = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "templates", _sentences(self.templates))
+
+
+def _sentences(given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """The name of a set of templates, or one's own sentences, those of a file read."""
+    if not isinstance(given, str):
+        return templates(given)
+    return given if given in SETS else read_templates(given)
 
 
 @dataclass(frozen=True)

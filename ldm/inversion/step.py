@@ -18,6 +18,7 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.device import carry
 from ldm.diffusion.condition import Context, cat_contexts
 from ldm.diffusion.loss import LossTerms
+from ldm.inversion.context import ContextTerm
 from ldm.inversion.latents import ConceptBatches
 from ldm.seeding import generator
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
@@ -57,6 +58,7 @@ class Objective:
         regularization: weight of the words' distance to where they started (figure 10).
         form: of that distance.
         summed_drift: the official form of that distance (``CompatConfig``).
+        context: what keeps the rest of a prompt, if anything does.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class Objective:
         regularization: float = 0.0,
         form: Form = "squared",
         summed_drift: bool = False,
+        context: ContextTerm | None = None,
     ) -> None:
         self.model, self.batches, self.timesteps = model, batches, timesteps or TimestepConfig()
         self.regularization, self.form, self.summed_drift = regularization, form, summed_drift
+        self.context = context
         self._ids: dict[str, Tensor] = {}  # prompt -> (1, L), on the host
 
     def draw(self, number: int) -> Draw:
@@ -115,6 +119,12 @@ class Objective:
         manager = self.model.manager
         return regularization(manager, step, manager.trained, form=self.form, summed_drift=self.summed_drift)
 
+    def context_distance(self, step: int) -> Tensor:
+        """Scalar: how far the words change what the rest of a prompt says, before it is weighted."""
+        assert self.context is not None
+        rng = generator(self.batches.seed, self.batches.concept, "context", step)
+        return self.context.distance(self.model, step, rng)
+
 
 class Part(NamedTuple):
     """What a concept brings to a joint step; ``step`` counts its own optimiser steps."""
@@ -146,6 +156,10 @@ def losses(model: LatentDiffusion, parts: Sequence[Part]) -> list[Loss]:
             pull = part.objective.pull(part.step)
             scalars["train/regularization"] = pull.detach()
             loss = loss + part.objective.regularization * pull
+        if part.objective.context is not None:
+            distance = part.objective.context_distance(part.step)
+            scalars["train/context"] = distance.detach()
+            loss = loss + part.objective.context.weight * distance
         found.append(Loss(loss, scalars))
     return found
 

@@ -20,6 +20,7 @@ from ldm.inversion.callbacks import EmbeddingCheckpoint, FixedBatchMonitor
 from ldm.inversion.captions import PromptSource, has_captions, read_captions
 from ldm.inversion.concept import Concept, concept_of
 from ldm.inversion.config import InversionConfig, as_official
+from ldm.inversion.context import context_term
 from ldm.inversion.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.inversion.module import TextualInversion
 from ldm.inversion.placeholders import (
@@ -170,7 +171,7 @@ def prepare(
             pictures = _image_logger(run, model, config)
         if config.stop.score_every:
             scores = _score_logger(run, model, concept, config, keeper)
-    module, monitor = _module(model, batches, config), _monitor(config)
+    module, monitor = _module(model, batches, config, words), _monitor(config)
     about = _about(concept, config, base_model)
     return Inversion(
         config, module, monitor, keeper, pictures, scores, run, words, details, image_words, about
@@ -289,7 +290,9 @@ def _about(concept: Concept, config: InversionConfig, base_model: str) -> About:
     )
 
 
-def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig) -> TextualInversion:
+def _module(
+    model: LatentDiffusion, batches: ConceptBatches, config: InversionConfig, words: Sequence[str]
+) -> TextualInversion:
     lr, quirks = config.optim.lr, switches(config.compat)
     if config.scale_lr:
         lr = scale_lr(
@@ -306,6 +309,7 @@ def _module(model: LatentDiffusion, batches: ConceptBatches, config: InversionCo
         regularization=config.regularization,
         form=config.regularization_form,
         summed_drift=quirks.summed_drift,
+        context=context_term(model, config, words),
     )
     return TextualInversion(
         objective,

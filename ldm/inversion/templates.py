@@ -79,6 +79,30 @@ STYLE = tuple(
 DUAL = tuple(f"{line} with {{}}" for line in PHOTO)
 STYLE_DUAL = tuple(f"{line} with {{}}" for line in STYLE)
 
+#: Scenes that say much beside the word, for prompts without a picture (``context.templates``), in words that
+#: the shipped model knows.
+CONTEXT = (
+    "a {} in the desert",
+    "a {} in a garden",
+    "a {} under a tree",
+    "a {} in the rain",
+    "a {} in front of a house",
+    "a {} beside a car",
+    "a {} behind a chair",
+    "a {} on a wooden table",
+    "a {} on a blue sofa",
+    "a {} in a red box",
+    "a {} with a hat",
+    "a {} and a book",
+    "a {} next to a cup of tea",
+    "a big {} on a road",
+    "a small {} near the sea",
+    "a green {} on a hill",
+    "a painting of a {}",
+    "a drawing of a {} on paper",
+    "a {} on a yellow background",
+)
+
 #: how web UIs write the slot
 _FOREIGN_SLOT = "[name]"
 
@@ -89,6 +113,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "style": STYLE,
     "dual": DUAL,
     "style-dual": STYLE_DUAL,
+    "context": CONTEXT,
 }
 
 
@@ -124,7 +149,7 @@ def templates(kind: str | Sequence[str]) -> tuple[str, ...]:
 
     "object" (81 sentences, 57 of them different, as in the official code), "photo" (its first 27,
     the paper's), "style" (19), "dual" (27) and "style-dual" (19) with an image's own word, "plain"
-    ("a photo of a {}").
+    ("a photo of a {}"), "context" (19 scenes that no picture belongs to).
 
     Raises:
         UserError: there is no such set, or a sentence of one's own has not the one slot ``{}``.

@@ -20,6 +20,7 @@ from ldm.inversion.many.learner import joint_gradients
 from ldm.inversion.many.pack import learn_many
 from ldm.inversion.module import TextualInversion
 from ldm.inversion.run import learn
+from ldm.inversion.sections import ContextConfig
 from ldm.inversion.task import read_pictures
 from ldm.io.embeddings import load_embedding
 from ldm.io.runs import create_run
@@ -41,6 +42,7 @@ def config(tmp_path: Path) -> InversionConfig:
         LEARNED, images=tmp_path / "pictures", batch_size=2, show=replace(LEARNED.show, samples_per_prompt=0),
         stop=replace(LEARNED.stop, monitor_every=2),
         optim=OptimConfig(lr=1e-2, schedule="cosine", warmup_steps=3, clip_norm=0.05), regularization=0.1,
+        context=ContextConfig(weight=0.1, templates=("a {} on the beach", "a red {} in snow")),
         trainer=replace(LEARNED.trainer, max_steps=8, checkpoint_every=3, image_every=0, accumulate=2),
     )  # fmt: skip
 

@@ -16,8 +16,10 @@ from ldm.backbone.forms import compiled, recomputed, stored_in
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.inversion.concept import Concept
+from ldm.inversion.context import context_term
 from ldm.inversion.module import frozen_hash
 from ldm.inversion.run import learn
+from ldm.inversion.sections import ContextConfig
 from ldm.inversion.step import Part, losses
 from ldm.io.runs import create_run
 from ldm.models.attention import CrossAttention
@@ -38,7 +40,9 @@ def concept() -> Concept:
 
 # ------------------------------------------------------------------------------ the host never waits
 def test_a_step_reads_no_value_back_from_the_device(tiny_model: LatentDiffusion, concept: Concept) -> None:
-    module = _module(tiny_model, concept)
+    tiny_model.add_placeholder("<toy>", init="cat")
+    wish = replace(BASE, context=ContextConfig(weight=0.1, templates=("a {} on snow",)))
+    module = _module(tiny_model, concept, context=context_term(tiny_model, wish, ["<toy>"]))
     module.to("meta")  # where there are shapes and no values: whatever asks for one fails
     (loss,) = losses(tiny_model, [Part(module.objective, module.objective.draw(0), 0)])
     loss.total.backward()
