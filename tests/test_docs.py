@@ -100,7 +100,7 @@ def test_settings_that_are_set_exist(page: Path) -> None:
         given = build_parser().parse_args(words[1:]).set
         assert not [item for item in given if item.partition("=")[0] in OLD], words
         if not any(".strategy=" in item or ".devices=" in item for item in given):  # of other machines
-            settle({"images": "pictures", "placeholder": "<word>"}, load_yaml([], given))
+            settle({"images": "pictures", "placeholder": "<word>", "init": "toy"}, load_yaml([], given))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

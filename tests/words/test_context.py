@@ -10,7 +10,7 @@ from ldm.words.context import context_distance
 
 def features(model: LatentDiffusion, prompt: str, step: int | None = None) -> Tensor:
     """(n, L, D) what the denoiser reads of a prompt at t = 0."""
-    return model.condition(prompt, step).at(torch.tensor([0])).tokens[0]
+    return model.condition(prompt, step).at(torch.tensor([0])).tokens[0].detach()
 
 
 def distance(
