@@ -325,10 +325,12 @@ class LatentDiffusion(nn.Module):
         """Scaled latents z (B, C, h, w) noised to timesteps t (B,)."""
         return self.schedule.q_sample(z, t, noise)
 
-    def loss_terms(self, z: Tensor, cond: Condition | Tensor, t: Tensor, noise: Tensor) -> LossTerms:
-        """All terms of the denoising loss, per sample."""
+    def loss_terms(
+        self, z: Tensor, cond: Condition | Tensor, t: Tensor, noise: Tensor, mask: Tensor | None = None
+    ) -> LossTerms:
+        """All terms of the denoising loss, per sample; a mask (B, 1, h, w) says where it counts."""
         z_t = self.q_sample(z, t, noise)
-        return self.diffusion_loss(self.predict(z_t, t, cond), z, z_t, t, noise)
+        return self.diffusion_loss(self.predict(z_t, t, cond), z, z_t, t, noise, mask)
 
     def loss(self, z: Tensor, cond: Condition | Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The scalar that training minimises (Gal et al. 2022, eq. 2)."""

@@ -20,7 +20,7 @@ class LossTerms:
 
     Attributes:
         per_sample: (B,) the weighted loss, whose mean is `total`.
-        simple: (B,) unweighted mean squared error in the network's own parameterization.
+        simple: (B,) mean squared error in the network's own parameterization, without the timestep's weight.
         vlb: (B,) the sample's term of the variational bound, in nats per dimension.
         total: scalar, what is trained on.
     """
@@ -34,7 +34,8 @@ class LossTerms:
 class DiffusionLoss(nn.Module):
     """Weighted denoising loss of one schedule and one parameterization.
 
-    Per sample, with mse_t the mean squared error over all but the batch axis:
+    Per sample, with mse_t the mean squared error over channels and positions, or under a mask m the mean that
+    is weighted by it, sum(m error^2) / (channels sum(m)):
 
         l_simple_weight (w_t mse_t / exp(s_t) + s_t) + original_elbo_weight vlb_t
 
@@ -100,7 +101,9 @@ class DiffusionLoss(nn.Module):
             return weight / (snr + 1)
         return weight
 
-    def forward(self, out: Tensor, z: Tensor, z_t: Tensor, t: Tensor, noise: Tensor) -> LossTerms:
+    def forward(
+        self, out: Tensor, z: Tensor, z_t: Tensor, t: Tensor, noise: Tensor, mask: Tensor | None = None
+    ) -> LossTerms:
         """Loss of a network's output.
 
         Args:
@@ -109,12 +112,15 @@ class DiffusionLoss(nn.Module):
             z_t: (B, ...) `schedule.q_sample(z, t, noise)`.
             t: (B,) int64 in 0 .. T-1.
             noise: (B, ...) the standard normal noise in z_t.
+            mask: (B, 1, ...) how much each position counts, 0 or more and not 0 everywhere; ``None``: all
+                alike, as with ones.
         """
         out, z, z_t, noise = out.float(), z.float(), z_t.float(), noise.float()
         target = self.schedule.target(z, t, noise, self.parameterization)
-        simple = _mean_squares(out - target)
+        weight = None if mask is None else mask.float() / _mean(mask.float()).view(-1, *[1] * (mask.ndim - 1))
+        simple = _mean_squares(out - target, weight)
         x0 = self.schedule.to_x0(out, z_t, t, self.parameterization)
-        vlb = self.schedule.vlb_weights[t] * _mean_squares(x0 - z)
+        vlb = self.schedule.vlb_weights[t] * _mean_squares(x0 - z, weight)
 
         logvar = self.logvar[t].float()
         weighted = self.min_snr_weight(t) * simple * torch.exp(-logvar) + logvar
@@ -124,6 +130,12 @@ class DiffusionLoss(nn.Module):
         return LossTerms(per_sample, simple, vlb, per_sample.mean())
 
 
-def _mean_squares(error: Tensor) -> Tensor:
+def _mean_squares(error: Tensor, weight: Tensor | None) -> Tensor:
+    """(B, ...) and weights (B, 1, ...), of mean 1 in each sample -> (B,)"""
+    squares = error.square()
+    return _mean(squares if weight is None else weight * squares)
+
+
+def _mean(x: Tensor) -> Tensor:
     """(B, ...) -> (B,)"""
-    return error.square().flatten(1).mean(1)
+    return x.flatten(1).mean(1)

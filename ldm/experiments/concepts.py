@@ -21,7 +21,8 @@ from ldm.config import resolve
 from ldm.errors import UserError
 from ldm.evaluation.scorers import HELD_OUT, TRAINING
 from ldm.io.atomic import file_sha256
-from ldm.io.pictures import caption_files, list_pictures
+from ldm.io.beside import caption_files, masks_of
+from ldm.io.pictures import list_pictures
 from ldm.io.runs import slug
 from ldm.ranges import Positive
 
@@ -71,9 +72,9 @@ class GridConcept:
         return list_pictures(self.images)[: self.train_pictures]
 
     def hashes(self) -> list[str]:
-        """Of what is learned from: names and sha256 of pictures and their captions."""
+        """Of what is learned from: names and sha256 of pictures, their captions and their masks."""
         pictures = self.pictures()
-        files = sorted({*pictures, *caption_files(pictures).values()})
+        files = sorted({*pictures, *caption_files(pictures).values(), *masks_of(pictures)})
         return [f"{path.name} {file_sha256(path)}" for path in files]
 
     def reference_hashes(self) -> list[str]:

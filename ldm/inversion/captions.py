@@ -16,8 +16,8 @@ import torch
 
 from ldm.errors import UserError
 from ldm.inversion.templates import render, templates
+from ldm.io.beside import caption_files
 from ldm.io.files import read_text
-from ldm.io.pictures import caption_files
 from ldm.names import normal
 
 log = logging.getLogger(__name__)

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from ldm.io import in_memory
 from ldm.io.atomic import file_sha256
-from ldm.io.pictures import AS_USUAL, Framing, load_pictures
+from ldm.io.masks import load_masks
+from ldm.io.pictures import AS_USUAL, Framing, listed_pictures, load_pictures
 
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """images: (N, 3, S, S) float32 in [-1, 1]; paths and sha256 of the files, in the same order."""
+    """A concept's N pictures, and where in them it is.
+
+    Attributes:
+        images: (N, 3, S, S) float32 in [-1, 1].
+        paths: The files, in the same order.
+        hashes: Their sha256.
+        masks: (N, 1, S, S) float32 in [0, 1], 1 where the concept is; ``None`` where no picture has a mask.
+        mask_hashes: Name of a mask file -> its sha256.
+    """
 
     images: Tensor
     paths: tuple[Path, ...]
     hashes: tuple[str, ...]
+    masks: Tensor | None = None
+    mask_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -33,9 +45,17 @@ def concept_of(images: in_memory.Pictures, size: int, framing: Framing = AS_USUA
     """A concept of pictures as they are given in Python: a folder, files, PIL pictures, arrays or tensors.
 
     Args:
-        images: see ``ldm.io.pictures.load_pictures``, whose errors are raised here.
+        images: see ``ldm.io.pictures.listed_pictures``, whose errors are raised here.
         size: side S in pixels.
-        framing: how the pictures are found and made squares of.
+        framing: how the pictures are found and made squares of, and where their masks are.
     """
-    found, paths = load_pictures(images, size, framing)
-    return Concept(found, paths, tuple(file_sha256(path) for path in paths))
+    listed = listed_pictures(images, framing)
+    paths = tuple(item for item in listed if isinstance(item, Path))
+    masks = load_masks(listed, size, framing)
+    return Concept(
+        load_pictures(listed, size, replace(framing, first=None)),
+        paths,
+        tuple(file_sha256(path) for path in paths),
+        masks.values,
+        {path.name: file_sha256(path) for path in masks.files},
+    )

@@ -167,6 +167,7 @@ class InversionConfig:
             interpolation=pictures.interpolation,
             every_file=pictures.every_file,
             first=self.train_pictures,
+            mask=pictures.mask,
         )
 
 

@@ -21,6 +21,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource
@@ -171,11 +172,13 @@ def _read_cache(path: Path, key: str, scale_factor: float) -> LatentCache | None
 
 
 class Batch(TypedDict):
-    """z: (B, C, h, w) scaled latents; image_index: (B,) int64; prompt: B strings."""
+    """z: (B, C, h, w) scaled latents; image_index: (B,) int64; prompt: B strings; mask: (B, 1, h, w), where
+    the loss counts, ``None`` for everywhere."""
 
     z: Tensor
     image_index: Tensor
     prompt: list[str]
+    mask: Tensor | None
 
 
 class ConceptBatches:
@@ -183,7 +186,8 @@ class ConceptBatches:
 
     Pictures come in shuffled rounds, so that after N draws each was drawn once. ``step`` counts
     batches: with gradient accumulation that is micro-batches, not optimiser steps. concept names
-    the generators (the placeholder, say); flip_p is the probability of a mirrored picture.
+    the generators (the placeholder, say); flip_p is the probability of a mirrored picture. masks:
+    (N, 1, S, S) in [0, 1] says where the pictures count; a latent counts by the mean over its pixels.
     """
 
     def __init__(
@@ -195,12 +199,14 @@ class ConceptBatches:
         seed: int,
         concept: str,
         flip_p: float = 0.5,
+        masks: Tensor | None = None,
     ) -> None:
         if batch_size < 1 or len(cache) < 1:
             raise UserError(f"batches of {batch_size} from {len(cache)} pictures cannot be drawn")
         if flip_p > 0 and not cache.mirrored:
             raise ValueError("flip_p > 0 needs latents built with mirror=True")
-        for name, given in (("captions", prompts.captions), ("words", prompts.image_tokens)):
+        own = (("captions", prompts.captions), ("words", prompts.image_tokens), ("masks", masks))
+        for name, given in own:
             if given is not None and len(given) != len(cache):
                 raise UserError(f"{len(cache)} pictures need as many {name}, got {len(given)}")
         self.cache = cache
@@ -209,6 +215,7 @@ class ConceptBatches:
         self.seed = seed
         self.concept = concept
         self.flip_p = flip_p
+        self.masks = None if masks is None else adaptive_avg_pool2d(masks, cache.shape[1:])
 
     def image_indices(self, step: int) -> Tensor:
         """(B,) int64: which pictures batch ``step`` shows."""
@@ -226,4 +233,10 @@ class ConceptBatches:
         flip = torch.rand(self.batch_size, generator=rng) < self.flip_p
         prompts = self.prompts.prompts(indices.tolist(), rng)
         z = self.cache.sample(indices, flip, rng)
-        return {"z": z, "image_index": indices, "prompt": prompts}
+        mask = None if self.masks is None else mirrored(self.masks[indices], flip)
+        return {"z": z, "image_index": indices, "prompt": prompts, "mask": mask}
+
+
+def mirrored(pictures: Tensor, flip: Tensor) -> Tensor:
+    """Pictures (B, C, h, w), mirrored where ``flip`` (B,)."""
+    return torch.where(flip[:, None, None, None], pictures.flip(-1), pictures)

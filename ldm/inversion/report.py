@@ -76,6 +76,7 @@ def finish(
         placeholders=names,
         summary=summary,
         training_images=training,
+        cut_outs=sorted((run.path / "images").glob("counts_*.png")),
         samples_by_step=by_step,
         prompts=prompts,
         curves=curves,

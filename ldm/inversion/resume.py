@@ -113,6 +113,12 @@ def refuse_other_inputs(run: RunFolder, model: LatentDiffusion, concept: Concept
             f"the run in {run.path} was made with other pictures than these {len(concept)}: give those it "
             "was started with, or choose another folder"
         )
+    masks = manifest.get("mask_hashes") or {}
+    if manifest and sorted(masks.values()) != sorted(concept.mask_hashes.values()):
+        raise UserError(
+            f"the run in {run.path} was made with other masks than these {len(concept.mask_hashes)}: give "
+            "those it was started with, or choose another folder"
+        )
 
 
 # ------------------------------------------------------------------ checkpoints

@@ -87,8 +87,12 @@ class PicturesConfig:
         background: Colour of padding and of what lies behind transparent parts.
         interpolation: Filter with which pictures are scaled.
         upright: Turn photos as their EXIF orientation says, and apply their colour profile.
-        every_file: Take every file of the folder for a picture, hidden ones too; the first one that is none
-            stops the run. Without, other files are skipped with a warning.
+        every_file: Take every file of the folder for a picture, hidden ones and masks too; the first one that
+            is none stops the run. Without, other files are skipped with a warning.
+        mask: Where in a picture the concept is; only there does the loss count. ``file`` reads a mask beside
+            the picture, ``cat.mask.png`` for ``cat.jpg``, white where the concept is. ``alpha`` takes what is
+            opaque in the picture. A picture without a mask counts whole. ``ignore`` counts all of every
+            picture.
         flip_p: Probability that a picture is mirrored.
     """
 
@@ -97,6 +101,7 @@ class PicturesConfig:
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     upright: bool = True
     every_file: bool = False
+    mask: Literal["file", "alpha", "ignore"] = "file"
     flip_p: Share = 0.5
 
 

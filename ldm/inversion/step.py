@@ -31,17 +31,20 @@ FAR = 2**40
 class Draw(NamedTuple):
     """A micro-batch of B samples of one concept.
 
-    z, noise: (B, C, h, w) scaled latents, and the noise that is added to them; t: (B,) int64; prompts: B.
+    z, noise: (B, C, h, w) scaled latents, and the noise that is added to them; t: (B,) int64; prompts: B;
+    mask: (B, 1, h, w), where the loss counts, ``None`` for everywhere.
     """
 
     z: Tensor
     t: Tensor
     noise: Tensor
     prompts: list[str]
+    mask: Tensor | None = None
 
     def part(self, own: slice) -> Draw:
         """Some of the samples."""
-        return Draw(self.z[own], self.t[own], self.noise[own], self.prompts[own])
+        mask = None if self.mask is None else self.mask[own]
+        return Draw(self.z[own], self.t[own], self.noise[own], self.prompts[own], mask)
 
     def split(self, size: int) -> list[Draw]:
         """All of the samples, ``size`` at a time."""
@@ -80,7 +83,7 @@ class Objective:
     def draw(self, number: int) -> Draw:
         """Micro-batch ``number`` >= 0, on the host."""
         batch = self.batches.batch(number)
-        return Draw(batch["z"], *self.noise(batch["z"], number), batch["prompt"])
+        return Draw(batch["z"], *self.noise(batch["z"], number), batch["prompt"], batch["mask"])
 
     def noise(self, z: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Timesteps (B,), one from each of B strata, and noise (B, C, h, w) for latents z, on the host."""
@@ -95,7 +98,8 @@ class Objective:
         batches = [self.batches.batch(FAR + i) for i in range(-(-size // n))]
         z = torch.cat([batch["z"] for batch in batches])
         prompts = [prompt for batch in batches for prompt in batch["prompt"]]
-        return Draw(z, *self.noise(z, FAR), prompts).split(n)
+        masks = [batch["mask"] for batch in batches if batch["mask"] is not None]
+        return Draw(z, *self.noise(z, FAR), prompts, torch.cat(masks) if masks else None).split(n)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Ids (B, L) of prompts, on the host: there it is worked out where v* goes, without a wait."""
@@ -166,15 +170,24 @@ def losses(model: LatentDiffusion, parts: Sequence[Part]) -> list[Loss]:
 
 @torch.no_grad()
 def measure(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor:
-    """Scalar: the plain squared error over all samples; one part at a time, to need no more memory than a
-    step."""
+    """Scalar: the plain squared error over all samples, where it counts; one part at a time, to need no more
+    memory than a step."""
     return torch.cat([_terms(model, [part]).simple for part in parts]).mean()
 
 
 def _terms(model: LatentDiffusion, parts: Sequence[Part]) -> LossTerms:
     tensors = zip(*((part.draw.z, part.draw.t, part.draw.noise) for part in parts), strict=True)
     z, t, noise = (carry(torch.cat(own), model.device) for own in tensors)
-    return model.loss_terms(z, contexts(model, parts), t, noise)
+    return model.loss_terms(z, contexts(model, parts), t, noise, _masks(model, parts))
+
+
+def _masks(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor | None:
+    """Where the loss of all samples counts, (B, 1, h, w); ``None``: everywhere in each."""
+    draws = [part.draw for part in parts]
+    if all(draw.mask is None for draw in draws):
+        return None
+    masks = [torch.ones_like(draw.z[:, :1]) if draw.mask is None else draw.mask for draw in draws]
+    return carry(torch.cat(masks), model.device)
 
 
 def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Context:

@@ -36,7 +36,7 @@ from ldm.inversion.stopping import stop_rule
 from ldm.inversion.templates import described
 from ldm.io.atomic import write_text
 from ldm.io.embeddings import Embedding, provenance, save_embeddings
-from ldm.io.images import save_png
+from ldm.io.images import on_squares, save_png
 from ldm.io.pictures import list_pictures
 from ldm.io.runs import CONFIG_NAME, RunFolder, now, versions
 from ldm.io.secrets import redacted, redacted_values
@@ -226,6 +226,7 @@ def _batches(
         seed=config.seed,
         concept=config.placeholder,
         flip_p=config.pictures.flip_p,
+        masks=concept.masks,
     )
 
 
@@ -265,9 +266,14 @@ def _details(
 
 def _write_inputs(run: RunFolder, concept: Concept, config: InversionConfig, base_model: str) -> None:
     """Write the manifest and the training pictures, as the model sees them."""
-    run.write_manifest(seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model)
+    masks = {"mask_hashes": concept.mask_hashes} if concept.mask_hashes else {}
+    run.write_manifest(
+        seed=config.seed, image_hashes=concept.image_hashes, base_model=base_model, extra=masks
+    )
     for i, image in enumerate(concept.images):
         save_png(image, run.file("images", f"training_{i:02d}.png"))
+    for i, cut_out in enumerate(() if concept.masks is None else on_squares(concept.images, concept.masks)):
+        save_png(cut_out, run.file("images", f"counts_{i:02d}.png"))
 
 
 def _monitor(config: InversionConfig) -> FixedBatchMonitor:

@@ -10,6 +10,8 @@ import functools
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,6 +87,23 @@ def decode(path: Path | str, side: int, background: tuple[int, int, int], uprigh
     Raises:
         UserError: names the file and says what is wrong with it.
     """
+    with _loaded(path, side, upright) as image:
+        return flatten(image, background, managed=upright, name=str(path))
+
+
+def decode_alpha(path: Path | str, side: int, upright: bool) -> Image.Image | None:
+    """How opaque a file's pixels are, as 8-bit grey; ``None`` if it has no transparency. See :func:`decode`.
+
+    Raises:
+        UserError: names the file and says what is wrong with it.
+    """
+    with _loaded(path, side, upright) as image:
+        return alpha_of(image)
+
+
+@contextmanager
+def _loaded(path: Path | str, side: int, upright: bool) -> Iterator[Image.Image]:
+    """A picture file with its pixels decoded, in whatever mode it has; errors within name the file."""
     with opened(path, "picture") as handle, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about sizes and broken notes
         try:
@@ -97,7 +116,7 @@ def decode(path: Path | str, side: int, background: tuple[int, int, int], uprigh
                     _scale_key(image, *scale)
                 if upright:
                     ImageOps.exif_transpose(image, in_place=True)
-                return flatten(image, background, managed=upright, name=str(path))
+                yield image
         except UserError as error:
             raise UserError(f"cannot use the picture {path}: {error}") from error
         except MemoryError as error:
@@ -115,8 +134,11 @@ def decode(path: Path | str, side: int, background: tuple[int, int, int], uprigh
                             "remove or replace it") from error  # fmt: skip
 
 
-def upright_size(path: Path | str) -> tuple[int, int]:
-    """Width and height of a picture file as it is looked at; its pixels are not decoded.
+def picture_size(path: Path | str, upright: bool = True) -> tuple[int, int]:
+    """Width and height of a picture file, by its header alone.
+
+    Args:
+        upright: once it is turned as its EXIF orientation says.
 
     Raises:
         UserError: it cannot be read.
@@ -125,7 +147,7 @@ def upright_size(path: Path | str) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         try:
             with _open(handle) as image:
-                return turned_size(image)
+                return turned_size(image) if upright else image.size
         except UserError as error:
             raise UserError(f"cannot use the picture {path}: {error}") from error
         except Exception as error:
@@ -198,15 +220,24 @@ def flatten(
     profile = image.info.get("icc_profile") if managed else None
     if image.mode.startswith("I") or image.mode == "F":
         image = _grey8(image)
-    if not image.has_transparency_data:
+    alpha = alpha_of(image)
+    if alpha is None:
         return _to_srgb(image, profile, name)
     grey = image.mode in ("1", "L", "LA", "La")
     layered = image if image.mode == "RGBA" else image.convert("RGBA")
-    alpha = layered.getchannel("A")
     colours = _to_srgb(layered.convert("L" if grey else "RGB"), profile, name)
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(colours, mask=alpha)
     return canvas
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """How opaque the pixels of a picture of any mode are, as 8-bit grey; ``None``: it has no transparency."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _grey8(image)
+    if not image.has_transparency_data:
+        return None
+    return (image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:

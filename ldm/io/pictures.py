@@ -8,8 +8,6 @@ warning; a picture that cannot be decoded stops the run and is named.
 from __future__ import annotations
 
 import logging
-import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +19,12 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.io import in_memory
+from ldm.io.beside import TEXTS, caption_files, is_mask, masks_of
 from ldm.io.decode import HEIF_SUFFIXES, decode, flatten, suffixes
 from ldm.paths import found
 
 log = logging.getLogger(__name__)
 
-#: endings of the texts that hold a picture's captions
-TEXTS = (".txt", ".caption")
 #: files of a folder that are named when they are skipped; the rest is counted
 _MOST_NAMED = 20
 _RAW = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"})
@@ -53,6 +50,8 @@ class Framing:
         interpolation: "bicubic", "bilinear" or "lanczos", with antialiasing.
         every_file: take all that is in the folder for a picture.
         first: take this many of a concept's pictures and leave the rest, at least one; ``None``: take all.
+        mask: where a picture shows the concept: "file" says the mask beside it (``mask_files``), "alpha" what
+            is opaque in it, "ignore" all of it.
     """
 
     fit: str = "crop"
@@ -61,6 +60,7 @@ class Framing:
     interpolation: str = "bicubic"
     every_file: bool = False
     first: int | None = None
+    mask: str = "ignore"
 
 
 AS_USUAL = Framing()
@@ -69,7 +69,7 @@ AS_USUAL = Framing()
 def list_pictures(folder: Path | str, framing: Framing = AS_USUAL) -> list[Path]:
     """The pictures directly in ``folder``, sorted by name; anything else is warned about.
 
-    Hidden files and the captions of a picture (:func:`caption_files`) pass without a warning.
+    Hidden files, and the captions and masks of a picture (``ldm.io.beside``), pass without a warning.
 
     Raises:
         UserError: the folder does not exist, is a file, or holds no picture.
@@ -84,8 +84,9 @@ def list_pictures(folder: Path | str, framing: Framing = AS_USUAL) -> list[Path]
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
     known = suffixes()
-    pictures = [p for p in entries if framing.every_file or (p.suffix.lower() in known and p.is_file())]
-    expected = {*pictures, *caption_files(pictures).values()}
+    readable = [p for p in entries if framing.every_file or (p.suffix.lower() in known and p.is_file())]
+    pictures = [p for p in readable if framing.every_file or not is_mask(p)]
+    expected = {*pictures, *masks_of(pictures, readable), *caption_files(pictures).values()}
     skipped = [p for p in entries if p not in expected]
     for other in skipped[:_MOST_NAMED]:
         log.warning("skipped %s: %s", other, _why_skipped(other))
@@ -95,37 +96,6 @@ def list_pictures(folder: Path | str, framing: Framing = AS_USUAL) -> list[Path]
         needs = next((f": {p.name} is {_HEIF}" for p in skipped if p.suffix.lower() in HEIF_SUFFIXES), None)
         raise UserError(f"no pictures in {folder}{needs or ': put 3 to 5 there (jpg, png, webp, gif, ...)'}")
     return pictures
-
-
-def caption_files(pictures: Sequence[Path]) -> dict[Path, Path]:
-    """Picture -> the text file beside it that holds its captions, where there is one.
-
-    Of ``cat.png`` that is ``cat.txt`` or ``cat.caption``, else ``cat.png.txt`` or ``cat.png.caption``, in
-    whatever letter case. If there are several, the first of these is taken, with a warning.
-    """
-    texts: dict[tuple[Path, str], list[str]] = defaultdict(list)
-    for folder in {path.parent for path in pictures}:
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    stem, suffix = os.path.splitext(entry.name)
-                    if suffix.lower() in TEXTS and entry.is_file():
-                        texts[folder, stem.lower()].append(entry.name)
-        except OSError:
-            continue  # whoever reads the pictures says what is wrong with their folder
-    found = {}
-    for path in pictures:
-        wanted = [path.stem + suffix for suffix in TEXTS] + [path.name + suffix for suffix in TEXTS]
-        stems = (path.stem.lower(), path.name.lower())
-        there = [name for stem in stems for name in texts.get((path.parent, stem), ())]
-        places = [name.lower() for name in wanted]
-        there.sort(key=lambda name: (name not in wanted, places.index(name.lower()), name))  # noqa: B023
-        if there:
-            found[path] = path.with_name(there[0])
-        if len(there) > 1:
-            log.warning("%s has several captions: %s is read, and %s is not", path, there[0],
-                        " and ".join(there[1:]))  # fmt: skip
-    return found
 
 
 def _why_skipped(path: Path) -> str:
@@ -141,6 +111,8 @@ def _why_skipped(path: Path) -> str:
         return _HEIF
     if suffix in TEXTS:
         return f"a text that is no picture's: call it as the picture is called, with the ending {suffix}"
+    if is_mask(path):
+        return "the mask of no picture: that of NAME.jpg is called NAME.mask.png"
     if suffix in _RAW:
         return "a camera's raw file: convert it to JPEG"
     if suffix in (".json", ".jsonl", ".csv"):
@@ -148,29 +120,28 @@ def _why_skipped(path: Path) -> str:
     return "not a picture of a known kind"
 
 
-def load_pictures(
-    images: in_memory.Pictures, size: int, framing: Framing = AS_USUAL
-) -> tuple[Tensor, tuple[Path, ...]]:
-    """Pictures as they are given in Python, and the files that they are from.
+def listed_pictures(
+    images: in_memory.Pictures, framing: Framing = AS_USUAL
+) -> list[Path] | list[Image.Image] | list[Tensor]:
+    """Pictures as they are given in Python: files, PIL pictures of 8 bits, or tensors of floats.
 
     Args:
         images: a folder or a file; or one or several of: files, PIL pictures, arrays (H, W), (H, W, 3),
-            (H, W, 4) of 8 bits, tensors (3, H, W) or (1, H, W) of 8 bits, or floats (3, S, S) in [-1, 1] of
-            that very size.
-        size: side S in pixels.
-        framing: how squares are made of them.
-
-    Returns:
-        (N, 3, S, S) float32 in [-1, 1], and N paths; none, if the pictures are no files.
+            (H, W, 4) of 8 bits, tensors (3, H, W) or (1, H, W) of 8 bits, or floats (3, H, W). Of files, a
+            mask is left out where its picture is given too.
+        framing: how they are found.
 
     Raises:
-        UserError: there are none, kinds are mixed, a shape is no picture's, one cannot be decoded, or
-            ``framing.first`` leaves none.
+        UserError: there are none, kinds are mixed, a shape is no picture's, or ``framing.first`` leaves none.
     """
     if isinstance(images, str | Path) and not found(images).is_file():
         items: list = list(list_pictures(images, framing))
     else:
         items = in_memory.listed(images)
+    if all(isinstance(item, str | Path) for item in items):
+        items = [found(str(item)) for item in items]
+        masks = set() if framing.every_file else masks_of(items, items)
+        items = [path for path in items if path not in masks]
     if framing.first is not None and framing.first >= len(items):
         raise UserError(
             f"train_pictures is {framing.first}, and there are {len(items)} pictures: give less, the rest "
@@ -183,14 +154,26 @@ def load_pictures(
     tensors = [picture for picture in pictures if isinstance(picture, Tensor)]
     if tensors and len(tensors) < len(pictures):
         raise UserError("pictures of 8 bits and of floats are mixed: give only one kind")
-    if tensors:
-        return in_memory.floats(tensors, size), ()
-    if pictures:
-        return load_pil(
-            [picture for picture in pictures if isinstance(picture, Image.Image)], size, framing
-        ), ()
-    paths = tuple(found(str(item)) for item in items)
-    return torch.stack([load_picture(path, size, framing) for path in paths]), paths
+    return tensors or [picture for picture in pictures if isinstance(picture, Image.Image)] or items
+
+
+def load_pictures(images: in_memory.Pictures, size: int, framing: Framing = AS_USUAL) -> Tensor:
+    """Pictures as they are given in Python, as (N, 3, S, S) float32 in [-1, 1].
+
+    Args:
+        images: of :func:`listed_pictures`; floats are of (3, S, S) in [-1, 1].
+        size: side S in pixels.
+        framing: how they are found and made squares of.
+
+    Raises:
+        UserError: what :func:`listed_pictures` refuses, or one cannot be decoded.
+    """
+    items = listed_pictures(images, framing)
+    if isinstance(items[0], Tensor):
+        return in_memory.floats([item for item in items if isinstance(item, Tensor)], size)
+    if isinstance(items[0], Image.Image):
+        return load_pil([item for item in items if isinstance(item, Image.Image)], size, framing)
+    return torch.stack([load_picture(item, size, framing) for item in items if isinstance(item, Path)])
 
 
 def load_picture(path: Path | str, size: int, framing: Framing = AS_USUAL) -> Tensor:
@@ -221,9 +204,9 @@ def _colour(name: str) -> tuple[int, int, int]:
 
 
 def fit_square(
-    image: Image.Image, size: int, fit: str, background: tuple[int, int, int], interpolation: str
+    image: Image.Image, size: int, fit: str, background: tuple[int, int, int] | int, interpolation: str
 ) -> Image.Image:
-    """RGB of any size to ``size`` x ``size``; see :class:`Framing`."""
+    """RGB, or grey, of any size to ``size`` x ``size``; see :class:`Framing`."""
     if fit not in _FITS:
         raise UserError(f"unknown fit {fit!r}: choose one of {', '.join(_FITS)}")
     if interpolation not in _FILTERS:
@@ -241,7 +224,7 @@ def fit_square(
         return image.resize((size, size), chosen, box=box)
     scale = size / max(width, height)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = Image.new("RGB", (size, size), background)
+    canvas = Image.new(image.mode, (size, size), background)
     canvas.paste(image.resize(inner, chosen), ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return canvas
 

@@ -55,8 +55,9 @@ class FolderPictures:
     """
 
     def __init__(self, root: str, image_size: int = 64, flip_p: float = 0.5) -> None:
-        from ldm.inversion.captions import caption_files, caption_of
+        from ldm.inversion.captions import caption_of
         from ldm.inversion.concept import concept_of
+        from ldm.io.beside import caption_files
         from ldm.io.files import read_text
         from ldm.io.pictures import list_pictures
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ldm.backbone.model import LatentDiffusion
 from ldm.diffusion import samplers
 from ldm.errors import UserError
-from ldm.io.decode import decode, flatten, turned_size, upright_size
+from ldm.io.decode import decode, flatten, picture_size, turned_size
 from ldm.io.pictures import Framing, load_pictures
 from ldm.paths import found
 
@@ -133,12 +133,12 @@ def _over(
 
 
 def _size(image: str | Path | Image.Image) -> tuple[int, int]:
-    return turned_size(image) if isinstance(image, Image.Image) else upright_size(image)
+    return turned_size(image) if isinstance(image, Image.Image) else picture_size(image)
 
 
 def _square(image: str | Path | Image.Image | Tensor, size: int, fit: str, background: str) -> Tensor:
     pictures = image[None] if isinstance(image, Tensor) else [image]
-    return load_pictures(pictures, size, Framing(fit=fit, background=background))[0][0]
+    return load_pictures(pictures, size, Framing(fit=fit, background=background))[0]
 
 
 @torch.no_grad()

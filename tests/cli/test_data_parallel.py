@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.cli import official
@@ -58,6 +59,9 @@ def test_two_processes_learn_the_word_of_one_with_the_whole_batch_also_when_resu
 ):
     words = ["invert", "--model", model_folder, "--images", pictures, "--name", "<toy>", "--init", "cat"]
     words += ["--device", "cpu"]
+    mask = Image.new("L", (24, 20))  # of one of the three pictures, whose right half does not count
+    mask.paste(255, (0, 0, 12, 20))
+    mask.save(pictures / "0.mask.png")
     assert cli(*words, "--batch-size", 4, "--steps", 8, "--out", "one").code == 0
     start = load_embedding("one/checkpoints/embeddings_gs-2.safetensors").vectors
     one = load_embedding("one/embeddings.safetensors").vectors

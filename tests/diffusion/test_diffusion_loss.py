@@ -154,3 +154,26 @@ def test_a_term_of_weight_zero_cannot_poison_the_total():
 def test_impossible_settings_are_refused(arguments):
     with pytest.raises(UserError):
         DiffusionLoss(Schedule(), **arguments)
+
+
+def test_under_a_mask_the_error_is_the_mean_that_is_weighted_by_it():
+    """Two samples of 2 x 2, one channel: sum(m e^2) / sum(m), by hand."""
+    z = torch.zeros(2, 1, 2, 2)
+    out = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]], [[[1.0, 1.0], [2.0, 2.0]]]])
+    mask = torch.tensor([[[[0.0, 1.0], [0.0, 0.5]]], [[[1.0, 1.0], [1.0, 1.0]]]])
+    t = torch.tensor([10, 20])
+    terms = DiffusionLoss(Schedule(), "x0")(out, z, z, t, z, mask)
+    torch.testing.assert_close(terms.simple, torch.tensor([(4 + 0.5 * 16) / 1.5, (1 + 1 + 4 + 4) / 4]))
+    torch.testing.assert_close(terms.per_sample, terms.simple)
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_a_mask_of_ones_changes_no_bit_and_its_scale_nothing(parameterization):
+    schedule = Schedule()
+    loss = DiffusionLoss(schedule, parameterization, original_elbo_weight=0.5, min_snr_gamma=5.0)
+    given = batch(schedule, parameterization)
+    ones = torch.ones(len(T), 1, 5, 5)
+    assert torch.equal(loss(*given, ones).per_sample, loss(*given).per_sample)
+    half = ones.clone()
+    half[:, :, :2] = 0
+    torch.testing.assert_close(loss(*given, half).per_sample, loss(*given, 0.25 * half).per_sample)

@@ -198,3 +198,14 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="mirror"):
         ConceptBatches(build(mirror=False), PromptSource("*"), **plain)
     ConceptBatches(build(mirror=False), PromptSource("*"), **plain, flip_p=0).batch(0)
+
+
+def test_masks_are_scaled_to_the_latents_and_mirrored_with_them():
+    masks = torch.rand(3, 1, 8, 8, generator=rng(1))
+    cache = encode_latents(Encoder(0.0), (2 * masks - 1).expand(3, 3, 8, 8), scale_factor=1.0, mirror=True)
+    source = ConceptBatches(cache, PromptSource("<x>"), batch_size=8, seed=0, concept="c", masks=masks)
+    batch = source.batch(0)  # of pictures that are their own masks
+    torch.testing.assert_close(2 * batch["mask"] - 1, batch["z"][:, :1])
+    assert batches().batch(0)["mask"] is None
+    with pytest.raises(UserError, match="3 pictures need as many masks, got 2"):
+        ConceptBatches(cache, PromptSource("<x>"), batch_size=1, seed=0, concept="c", masks=masks[:2])
