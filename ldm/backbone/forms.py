@@ -5,7 +5,7 @@ Each form is a context manager that is entered for training; when it is left, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,21 +21,27 @@ COMPUTE_DTYPE = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float3
 
 
 @contextmanager
-def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
+def stored_in(model: LatentDiffusion, precision: str, parts: Collection[str] | None = None) -> Iterator[None]:
     """Hold the frozen weights in the compute precision of a Lightning precision string for a while.
 
     Autocast would cast frozen float32 weights again at every use. v* stays float32. The UNet's are
     channels-last where convolutions are faster so: on GPUs, and in float32. Afterwards the model has
     the very weights that it had, on the device where it then is.
+
+    Args:
+        model: the model.
+        precision: a Lightning precision string, or the part of it before its dash: bf16, 16, 32 or 64.
+        parts: names of ``model.parts``; by default all.
     """
     dtype = COMPUTE_DTYPE[precision.partition("-")[0]]
-    modules = [module for part in model.parts.values() for module in part.modules()]
+    chosen = [part for name, part in model.parts.items() if parts is None or name in parts]
+    modules = [module for part in chosen for module in part.modules()]
     parameters = [p for module in modules for p in module.parameters(recurse=False)]
     buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
     # on the host: a GPU holds one of the two
     originals = [(p, p.data.cpu()) for p in parameters if p.dtype != dtype]
     whole = [(module, name, b.cpu()) for module, name, b in buffers if b.is_floating_point()]
-    for part in model.parts.values():
+    for part in chosen:
         part.to(dtype)
     if dtype == torch.float32 or torch.cuda.is_available():
         model.unet.to(memory_format=torch.channels_last)
@@ -51,6 +57,17 @@ def stored_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
         ) in whole:  # a cast gives a module new buffers, and its old parameters new data
             module._buffers[name] = buffer.to(module._buffers[name].device)  # type: ignore[union-attr]
         model.unet.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def drawn_in(model: LatentDiffusion, precision: str) -> Iterator[None]:
+    """Hold UNet and text conditioner in ``precision`` while pictures are drawn; "model" leaves them as they
+    are. The autoencoder keeps its own: half precision would show as steps of grey."""
+    if precision == "model":
+        yield
+    else:
+        with stored_in(model, precision, ("model.diffusion_model.", "cond_stage_model.")):
+            yield
 
 
 @contextmanager

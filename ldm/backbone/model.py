@@ -164,7 +164,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision in which the frozen weights are stored and computed."""
+        """Precision in which the weights of UNet and text conditioner are stored and computed."""
         return self.text.token_table.dtype
 
     def freeze(self) -> LatentDiffusion:
@@ -212,11 +212,11 @@ class LatentDiffusion(nn.Module):
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """Posterior over unscaled latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]."""
-        return self.autoencoder.encode(images.to(self.device, self.dtype))
+        return self.autoencoder.encode(images.to(self.device, self.autoencoder.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), about [-1, 1], float32, of scaled latents (B, C, h, w)."""
-        return self.autoencoder.decode((z / self.scale_factor).to(self.dtype)).float()
+        return self.autoencoder.decode((z / self.scale_factor).to(self.autoencoder.dtype)).float()
 
     # ------------------------------------------------------------------ prompts
 

@@ -109,11 +109,16 @@ def typed(words: Sequence[str]) -> dict[str, Any]:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """``--steps``, ``--scale`` and ``--sampler``; what is not given suits the model (``Sampling.of``)."""
+    """``--steps``, ``--scale``, ``--sampler``, ``--precision``: what is not given suits the model."""
     own = "(default: the model's own, else {})"
     parser.add_argument("--steps", type=int, help=f"sampling steps {own.format(50)}")
     parser.add_argument("--scale", type=float, help=f"guidance; 1 is none {own.format(5)}")
     parser.add_argument("--sampler", help=f"ddim, plms or dpm++ {own.format('ddim')}")
+    parser.add_argument(
+        "--precision",
+        metavar="BITS",
+        help="compute in bf16 (faster where the device has it), 16 or 32 (default: as the model is loaded)",
+    )
 
 
 def add_clip_skip(parser: argparse.ArgumentParser, default: str) -> None:

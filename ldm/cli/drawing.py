@@ -30,7 +30,7 @@ MAX_SEEDS = 100_000
 #: Options that a picture's own recipe answers.
 _OF_RECIPE = (
     "prompt", "prompts_file", "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale",
-    "sampler", "eta", "clip_skip",
+    "sampler", "precision", "eta", "clip_skip",
 )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ class Options:
     steps: int | None
     scale: float | None
     sampler: str | None
+    precision: str | None
     eta: float
     clip_skip: int | None
     batch_size: int | None
@@ -137,6 +138,7 @@ def read(args: argparse.Namespace) -> Options:
         steps=args.steps,
         scale=args.scale,
         sampler=args.sampler,
+        precision=args.precision,
         eta=args.eta or 0.0,
         clip_skip=args.clip_skip,
         batch_size=args.batch_size,
@@ -227,7 +229,13 @@ def draw(
     from ldm.sampling import editing, gallery
     from ldm.sampling.sample import Sampling
 
-    how = Sampling.of(model, steps=options.steps, sampler=options.sampler, scale=options.scale)
+    how = Sampling.of(
+        model,
+        steps=options.steps,
+        sampler=options.sampler,
+        scale=options.scale,
+        precision=options.precision,
+    )
     with common.output(options.out, Path("out", stamp())) as out:
         wanted = gallery.plan(
             model,

@@ -113,7 +113,7 @@ def _curve(args: argparse.Namespace, n: int) -> None:
     from ldm.experiments.curve import score_run
 
     common.resume_by(lambda: "run the same command again; what has been scored is kept")
-    how = {"steps": args.steps, "sampler": args.sampler, "scale": args.scale}
+    how = {"steps": args.steps, "sampler": args.sampler, "scale": args.scale, "precision": args.precision}
     with common.output(args.folder, args.folder):
         (scorer,) = _scorers(args)
         curve = score_run(
@@ -155,7 +155,9 @@ def _scorers(args: argparse.Namespace) -> list[Any]:
 def _sampling(args: argparse.Namespace, model: LatentDiffusion) -> Sampling:
     from ldm.sampling.sample import Sampling
 
-    return Sampling.of(model, steps=args.steps, sampler=args.sampler, scale=args.scale)
+    return Sampling.of(
+        model, steps=args.steps, sampler=args.sampler, scale=args.scale, precision=args.precision
+    )
 
 
 def _judge_and_sampling(args: argparse.Namespace, model: LatentDiffusion) -> tuple[Any, Sampling]:

@@ -47,8 +47,10 @@ def make_plan(config: ExperimentConfig, out: Path, scorers: Mapping[str, Identit
     base = spelled(config.base)
     model = base_model(base.get("model", "emoji"), base.get("checkpoint"), base.get("strict", True))
     concepts = collect(config.grid.concepts, out, model.image_size)
-    how = {"steps": config.score.steps, "sampler": config.score.sampler, "scale": config.score.scale}
-    sampling = Sampling.of(model, **how)
+    score = config.score
+    sampling = Sampling.of(
+        model, steps=score.steps, sampler=score.sampler, scale=score.scale, precision=score.precision
+    )
     judged = {name: identity.as_dict() for name, identity in scorers.items()}
     planner = _Planner(config, config.title or out.name, base, concepts, sampling, judged)
     for seed in config.grid.seeds:

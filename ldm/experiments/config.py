@@ -55,6 +55,7 @@ class ScoreConfig:
         steps: Steps of the sampler; ``null`` is the model's own number.
         sampler: ``ddim``, ``plms`` or ``dpm++``; ``null`` is the model's own.
         scale: Guidance scale; ``null`` is the model's own.
+        precision: What is computed in: ``bf16``, ``16``, ``32``, or ``model``, as the model is loaded.
     """
 
     protocol: Protocol = "paper"
@@ -70,6 +71,7 @@ class ScoreConfig:
     steps: Positive | None = None
     sampler: str | None = None
     scale: float | None = None
+    precision: Literal["model", "bf16", "16", "32"] = "model"
 
     def edits(self, of_concept: Sequence[str] | None) -> tuple[str, ...]:
         """The prompts of a concept: these, else its data set's own, else the usual ones."""

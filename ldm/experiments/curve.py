@@ -52,7 +52,7 @@ def score_run(
     Args:
         run: a run folder.
         prompts: what is drawn.
-        sampling: ``steps``, ``sampler`` and ``scale``; what is missing or ``None`` is the run's own.
+        sampling: fields of ``Sampling``; what is missing or ``None`` is the run's own.
         images: reference pictures; by default those of the run's settings, without the ones that were learned
             from if there are others.
         device: where pictures are drawn.

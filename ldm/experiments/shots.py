@@ -162,6 +162,7 @@ class Album:
                 steps=self.sampling.steps,
                 sampler=self.sampling.sampler,
                 scale=self.sampling.scale,
+                precision=self.sampling.precision,
                 source=begin.source,
                 x_T=begin.x_T,
             )
@@ -193,6 +194,7 @@ class Album:
             sampler=self.sampling.sampler,
             steps=self.sampling.steps,
             scale=float(self.sampling.scale),
+            precision=self.sampling.precision,
             eta=0.0,
             size=model.image_size,
             model=self.model,

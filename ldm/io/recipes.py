@@ -29,8 +29,8 @@ from ldm.io.files import opened, printable
 from ldm.paths import expanded
 
 RECIPE_VERSION = 1
-#: Of a picture with a setting that versions before would ignore.
-_WITH_CLIP_SKIP = 2
+#: Of a picture with settings that versions before would ignore.
+_WITH_CLIP_SKIP, _WITH_PRECISION = 2, 3
 #: The chunk that says that the others are a recipe.
 _MARK = "recipe"
 #: Text chunks are looked for in this much of a file; a word of 77 vectors of width 1280 takes 0.5 MB.
@@ -83,6 +83,7 @@ class Recipe:
         embeddings: the learned words in its prompts; metadata has "file" and "sha256".
         edit: ``None`` if it was drawn from noise alone.
         clip_skip: see ``ldm.load``; ``None``: the model's own.
+        precision: what UNet and text conditioner computed in; "model": as the model was loaded.
         version: of the program that drew it.
     """
 
@@ -103,6 +104,7 @@ class Recipe:
     embeddings: tuple[Embedding, ...] = field(default=())
     edit: Edit | None = None
     clip_skip: int | None = None
+    precision: str = "model"
 
     def same_picture(self, other: Recipe) -> bool:
         """Whether both describe one picture, whatever was drawn beside it, by whichever version."""
@@ -119,6 +121,8 @@ def to_text(recipe: Recipe) -> dict[str, str]:
         text["embeddings"] = json.dumps([_word(word) for word in recipe.embeddings], ensure_ascii=False)
     if recipe.clip_skip is not None:
         text |= {_MARK: str(_WITH_CLIP_SKIP), "clip_skip": str(recipe.clip_skip)}
+    if recipe.precision != "model":
+        text |= {_MARK: str(_WITH_PRECISION), "precision": recipe.precision}
     if recipe.edit is not None:
         text["edit"] = json.dumps(asdict(recipe.edit), ensure_ascii=False)
     return {key: printable(value) for key, value in text.items()}  # a file's name may be no Unicode
@@ -194,7 +198,7 @@ def load_recipe(path: Path | str) -> Recipe:
             f"{path} does not say how it was drawn: it is not by this program, or another program "
             "has saved it since"
         )
-    if text[_MARK] not in (str(RECIPE_VERSION), str(_WITH_CLIP_SKIP)):
+    if text[_MARK] not in map(str, (RECIPE_VERSION, _WITH_CLIP_SKIP, _WITH_PRECISION)):
         raise UserError(f"{path} has a recipe of version {text[_MARK][:20]!r}: use a newer ldm")
     try:
         return _from_text(text)
@@ -203,6 +207,7 @@ def load_recipe(path: Path | str) -> Recipe:
 
 
 def _from_text(text: Mapping[str, str]) -> Recipe:
+    version = int(text[_MARK])
     recipe = Recipe(
         prompt=text["prompt"],
         negative_prompt=text["negative_prompt"],
@@ -220,11 +225,24 @@ def _from_text(text: Mapping[str, str]) -> Recipe:
         batch_rows=int(text["batch_rows"]),
         embeddings=tuple(_words(json.loads(text.get("embeddings", "[]")))),
         edit=_edit(json.loads(text["edit"])) if "edit" in text else None,
-        clip_skip=int(text["clip_skip"]) if text[_MARK] == str(_WITH_CLIP_SKIP) else None,
+        clip_skip=_clip_skip(text) if version >= _WITH_CLIP_SKIP else None,
+        precision=_precision(text["precision"]) if version >= _WITH_PRECISION else "model",
     )
     if not (0 <= recipe.batch_row < recipe.batch_rows <= MAX_BATCH):
         raise ValueError("no such place in a batch")
     return recipe
+
+
+def _clip_skip(text: Mapping[str, str]) -> int | None:
+    if "clip_skip" not in text and text[_MARK] == str(_WITH_PRECISION):
+        return None
+    return int(text["clip_skip"])
+
+
+def _precision(text: str) -> str:
+    if text not in ("bf16", "16", "32"):
+        raise ValueError("no precision")
+    return text
 
 
 def _finite(text: str | float) -> float:

@@ -336,6 +336,11 @@ class AutoencoderKL(nn.Module):
             start = 2 * (self.posterior_std * self.linear.noise).log().flatten()
             self.quant_conv.bias.data[self.embed_dim :] = start
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which the weights are stored and computed."""
+        return self.decoder.conv_out.weight.dtype
+
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Posterior over unscaled latents of pictures in [-1, 1]; H and W divisible by f."""
         if self.encoder is None or self.quant_conv is None:

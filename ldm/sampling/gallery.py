@@ -83,7 +83,7 @@ def plan(
         learned: words as ``ldm.sampling.prompts.load`` returns them.
         negative_prompt: what the pictures stay away from.
         seeds, n: each prompt is drawn ``n`` times with each seed; picture i is that of (seed, i).
-        sampling: steps, sampler and scale; by default what suits the model.
+        sampling: steps, sampler, scale and precision; by default what suits the model.
         eta: as of ``ldm.sample``.
         model_name: what recipes call the model; of a path, its last part.
         edit: how the pictures are made from another picture, if they are.
@@ -113,6 +113,7 @@ def plan(
                 sampler=how.sampler,
                 steps=how.steps,
                 scale=float(how.scale),
+                precision=how.precision,
                 eta=eta,
                 size=model.image_size,
                 model=name,
@@ -287,6 +288,7 @@ def _draw(
         sampler=shared.sampler,
         steps=shared.steps,
         scale=shared.scale,
+        precision=shared.precision,
         eta=shared.eta,
         batch_size=len(recipes),
         source=source,

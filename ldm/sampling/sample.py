@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ldm import interrupt
+from ldm.backbone.forms import drawn_in
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import resolve
 from ldm.diffusion import samplers
@@ -33,17 +34,20 @@ class Sampling:
         steps: The number of sampling steps, which are made exactly.
         sampler: The sampler's name, one of ``ldm.diffusion.samplers.SAMPLERS``.
         scale: The scale of classifier-free guidance; 1 is no guidance.
+        precision: What UNet and text conditioner compute in: ``bf16``, ``16`` or ``32``, or ``model``, as
+            the model is loaded.
     """
 
     steps: Positive = 50
     sampler: str = "ddim"
     scale: float = 5.0
+    precision: Literal["model", "bf16", "16", "32"] = "model"
 
     @classmethod
     def of(cls, model: Any, **given: Any) -> Sampling:
         """Those ``given`` that are not ``None``, else the model's own, else the defaults.
 
-        The model's own are in the section ``inversion.show`` of its config.
+        The model's own steps, sampler and scale are in the section ``inversion.show`` of its config.
 
         Raises:
             UserError: an unknown sampler, no steps, more than the model has, or a scale that is no number.
@@ -88,6 +92,7 @@ def sample(
     steps: int | None = None,
     sampler: str | None = None,
     scale: float | None = None,
+    precision: str | None = None,
     eta: float = 0.0,
     seed: int | None = None,
     x_T: Tensor | None = None,
@@ -112,6 +117,8 @@ def sample(
         sampler: ``ddim``, ``plms`` or ``dpm++``; by default what suits the model, else ``ddim``.
         scale: Scale of classifier-free guidance: 1 switches it off, more follows the prompt more closely. By
             default what suits the model, else 5.
+        precision: What UNet and text conditioner compute in: ``bf16`` (faster than ``32`` where the device
+            has it), ``16`` or ``32``; by default as the model is loaded. The decoder keeps its own.
         eta: Share of fresh noise in each step of ``ddim``, in [0, 1].
         seed: Picture i is a function of (seed, i); ``None`` draws a seed from torch's generator.
         x_T: Noise (B or 1, C, h, w) to start from, instead of the seed's.
@@ -132,7 +139,7 @@ def sample(
             that do not agree.
         BrokenPictures: (a ``UserError``) numbers overflowed; it has the pictures that are whole.
     """
-    how = Sampling.of(model, steps=steps, sampler=sampler, scale=scale)
+    how = Sampling.of(model, steps=steps, sampler=sampler, scale=scale, precision=precision)
     steps, sampler, scale = how.steps, how.sampler, how.scale
     if seed is not None and seed < 0:
         raise UserError(f"seed is {seed}; give at least 0, or None for one of its own")
@@ -140,61 +147,62 @@ def sample(
         raise UserError(f"batch_size is {batch_size}; give at least 1")
     if (prompts is None) == (cond is None):
         raise UserError("give either prompts or cond")
-    if prompts is not None:
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise UserError("give at least one prompt")
-        with model.text.skipping(clip_skip):
-            cond = model.condition(prompts)
-    assert cond is not None
-    cond = condition_of(cond)
-    n = len(cond)
-    if uncond is None and scale != 1:
-        with model.text.skipping(clip_skip):
-            uncond = model.condition([negative_prompt])
-    uncond = None if uncond is None else condition_of(uncond)
-    if draws is None:
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
-        draws = [(seed, i) for i in range(n)]
-    elif seed is not None or len(draws) != n:
-        raise UserError(f"{len(draws)} draws for {n} prompts; give one a prompt, and no seed")
-    if x_T is None:
-        x_T = _noise_of(model, draws)
-    elif len(x_T) not in (1, n):
-        raise UserError(f"x_T has {len(x_T)} rows for {n} prompts; give one a prompt, or one for all")
-    x_T = x_T.expand(n, *x_T.shape[1:])
-    z_source = None if source is None else source.latents(model)
-    mask = None if source is None else source.latent_mask(model)
-    batch_size = batch_size or usual_batch(model.image_size)
-
-    def after_step(state: samplers.SamplerState) -> None:
-        interrupt.check()
-        if callback is not None:
-            callback(state)
-
     pieces, whole = [], []
-    for start in range(0, n, batch_size):
-        rows = slice(start, start + batch_size)
-        z = samplers.sample(
-            model.eps,
-            x_T[rows].to(model.device),
-            cond=cond[rows],
-            uncond=uncond[rows] if uncond is not None and len(uncond) == n else uncond,
-            scale=scale,
-            schedule=model.schedule,
-            sampler=sampler,
-            steps=steps,
-            eta=eta,
-            generator=[generator(s, "noise", i) for s, i in draws[rows]] if eta else None,
-            callback=after_step,
-            progress=progress,
-            source=z_source,
-            strength=1.0 if source is None else source.strength,
-            mask=mask,
-        )
-        piece = model.decode(z) if decode else z
-        whole.append(_sane(z, MOST) & _sane(piece, math.inf))
-        pieces.append(_finish(piece, source) if decode else z)
+    with drawn_in(model, how.precision):
+        if prompts is not None:
+            prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+            if not prompts:
+                raise UserError("give at least one prompt")
+            with model.text.skipping(clip_skip):
+                cond = model.condition(prompts)
+        assert cond is not None
+        cond = condition_of(cond)
+        n = len(cond)
+        if uncond is None and scale != 1:
+            with model.text.skipping(clip_skip):
+                uncond = model.condition([negative_prompt])
+        uncond = None if uncond is None else condition_of(uncond)
+        if draws is None:
+            seed = int(torch.randint(2**31, ())) if seed is None else seed
+            draws = [(seed, i) for i in range(n)]
+        elif seed is not None or len(draws) != n:
+            raise UserError(f"{len(draws)} draws for {n} prompts; give one a prompt, and no seed")
+        if x_T is None:
+            x_T = _noise_of(model, draws)
+        elif len(x_T) not in (1, n):
+            raise UserError(f"x_T has {len(x_T)} rows for {n} prompts; give one a prompt, or one for all")
+        x_T = x_T.expand(n, *x_T.shape[1:])
+        z_source = None if source is None else source.latents(model)
+        mask = None if source is None else source.latent_mask(model)
+        batch_size = batch_size or usual_batch(model.image_size)
+
+        def after_step(state: samplers.SamplerState) -> None:
+            interrupt.check()
+            if callback is not None:
+                callback(state)
+
+        for start in range(0, n, batch_size):
+            rows = slice(start, start + batch_size)
+            z = samplers.sample(
+                model.eps,
+                x_T[rows].to(model.device),
+                cond=cond[rows],
+                uncond=uncond[rows] if uncond is not None and len(uncond) == n else uncond,
+                scale=scale,
+                schedule=model.schedule,
+                sampler=sampler,
+                steps=steps,
+                eta=eta,
+                generator=[generator(s, "noise", i) for s, i in draws[rows]] if eta else None,
+                callback=after_step,
+                progress=progress,
+                source=z_source,
+                strength=1.0 if source is None else source.strength,
+                mask=mask,
+            )
+            piece = model.decode(z) if decode else z
+            whole.append(_sane(z, MOST) & _sane(piece, math.inf))
+            pieces.append(_finish(piece, source) if decode else z)
     drawn, broken = torch.cat(pieces), (~torch.cat(whole)).nonzero().flatten().tolist()
     if broken:
         first = f"number {broken[0]}" if prompts is None else f"of {prompts[broken[0]]!r}"

@@ -49,6 +49,19 @@ def test_a_word_with_vectors_for_each_layer_comes_back(tmp_path: Path) -> None:
     assert torch.equal(load_recipe(path).embeddings[0].vectors, word.vectors)
 
 
+def test_what_versions_before_would_ignore_makes_a_recipe_of_a_newer_form(tmp_path: Path) -> None:
+    for change, form in (({}, "1"), ({"clip_skip": 2}, "2"), ({"precision": "bf16"}, "3")):
+        recipe = replace(RECIPE, **change)
+        found = load_recipe(write(tmp_path / f"{form}.png", to_text(recipe)))
+        assert to_text(recipe)["recipe"] == form and found.same_picture(recipe)
+    both = replace(RECIPE, clip_skip=2, precision="bf16")
+    found = load_recipe(write(tmp_path / "both.png", to_text(both)))
+    assert (found.clip_skip, found.precision) == (2, "bf16")
+    text = {**to_text(both), "precision": "4"}
+    with pytest.raises(UserError, match="broken"):
+        load_recipe(write(tmp_path / "unknown.png", text))
+
+
 def test_it_can_be_read_with_the_eye(png: Path) -> None:
     text = Image.open(png).text
     assert text["prompt"] == RECIPE.prompt and text["Software"] == "ldm 0.1.0"
@@ -59,7 +72,13 @@ def test_the_same_picture_does_not_depend_on_what_was_drawn_beside_it() -> None:
     values = {**vars(RECIPE), "batch_row": 0, "batch_rows": 1, "version": "ldm 9"}
     assert Recipe(**values).same_picture(RECIPE)
     other = Embedding(WORD.placeholder, VECTORS + 1e-6, WORD.metadata)
-    for change in ({"scale": 2.0}, {"seed": 1}, {"edit": None}, {"embeddings": (other,)}):
+    for change in (
+        {"scale": 2.0},
+        {"seed": 1},
+        {"edit": None},
+        {"embeddings": (other,)},
+        {"precision": "16"},
+    ):
         assert not Recipe(**{**values, **change}).same_picture(RECIPE)
 
 

@@ -180,6 +180,19 @@ def test_a_model_in_bfloat16_draws_finite_float32(tiny_model: LatentDiffusion) -
     assert images.dtype == torch.float32 and images.isfinite().all()
 
 
+def test_a_precision_is_that_of_the_drawing_alone(tiny_model: LatentDiffusion) -> None:
+    seen = []
+    tiny_model.unet.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    tiny_model.autoencoder.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    before = [t.clone() for t in (*tiny_model.parameters(), *tiny_model.buffers())]
+    usual = sample(tiny_model, PROMPTS, steps=2, seed=0)
+    half = sample(tiny_model, PROMPTS, steps=2, seed=0, precision="bf16")
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2 and half.dtype == torch.float32
+    assert 0 < (half - usual).abs().mean() < 0.05
+    assert all(map(torch.equal, before, (*tiny_model.parameters(), *tiny_model.buffers())))
+    assert torch.equal(sample(tiny_model, PROMPTS, steps=2, seed=0), usual)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
