@@ -248,7 +248,7 @@ class LatentDiffusion(nn.Module):
                 with several sets of vectors starts all of them from (K, D).
             parts: what the word's file holds beside its vectors.
             progressive: optimiser steps at which the second, third, ... vector comes into use.
-            generator: of the initial noise (default: seed 0).
+            generator: of all that starts at random (default: seed 0).
             compat: quirks of the official code's start and placeholder.
 
         Raises:
@@ -280,7 +280,14 @@ class LatentDiffusion(nn.Module):
         name = tokenizer.decode_id(token_id)
         try:
             self.manager.add(
-                name, token_id, vectors, progressive, word=word, parts=parts, vocabulary=self.text.token_table
+                name,
+                token_id,
+                vectors,
+                progressive,
+                word=word,
+                parts=parts,
+                vocabulary=self.text.token_table,
+                generator=generator,
             )
         except ValueError:
             if name not in self.manager.placeholders:  # else it was there before, and stays

@@ -32,7 +32,8 @@ class Draw(NamedTuple):
     """A micro-batch of B samples of one concept.
 
     z, noise: (B, C, h, w) scaled latents, and the noise that is added to them; t: (B,) int64; prompts: B;
-    mask: (B, 1, h, w), where the loss counts, ``None`` for everywhere.
+    mask: (B, 1, h, w), where the loss counts, ``None`` for everywhere; kept: (B,) int64, how many units count
+    of words that can be cut, or ``None`` for all.
     """
 
     z: Tensor
@@ -40,11 +41,12 @@ class Draw(NamedTuple):
     noise: Tensor
     prompts: list[str]
     mask: Tensor | None = None
+    kept: Tensor | None = None
 
     def part(self, own: slice) -> Draw:
         """Some of the samples."""
-        mask = None if self.mask is None else self.mask[own]
-        return Draw(self.z[own], self.t[own], self.noise[own], self.prompts[own], mask)
+        mask, kept = (None if of_all is None else of_all[own] for of_all in (self.mask, self.kept))
+        return Draw(self.z[own], self.t[own], self.noise[own], self.prompts[own], mask, kept)
 
     def split(self, size: int) -> list[Draw]:
         """All of the samples, ``size`` at a time."""
@@ -83,7 +85,9 @@ class Objective:
     def draw(self, number: int) -> Draw:
         """Micro-batch ``number`` >= 0, on the host."""
         batch = self.batches.batch(number)
-        return Draw(batch["z"], *self.noise(batch["z"], number), batch["prompt"], batch["mask"])
+        rng = generator(self.batches.seed, self.batches.concept, "units", number)
+        kept = self.model.manager.draw_kept(len(batch["z"]), rng)
+        return Draw(batch["z"], *self.noise(batch["z"], number), batch["prompt"], batch["mask"], kept)
 
     def noise(self, z: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Timesteps (B,), one from each of B strata, and noise (B, C, h, w) for latents z, on the host."""
@@ -110,12 +114,13 @@ class Objective:
         return torch.cat([self._ids[prompt] for prompt in prompts])
 
     def keys(self, draw: Draw) -> list[tuple[Any, ...]]:
-        """What the context of each sample depends on: its prompt, and its timestep as far as the words in the
-        prompt vary with it."""
+        """What the context of each sample depends on: its prompt, and as far as the words in the prompt vary
+        with them its timestep and the units that count."""
         manager = self.model.manager
+        kept = [None] * len(draw.prompts) if draw.kept is None else draw.kept.tolist()
         return [
-            (prompt, *manager.moments(self.tokens([prompt]), t))
-            for prompt, t in zip(draw.prompts, draw.t.tolist(), strict=True)
+            (prompt, *manager.moments(self.tokens([prompt]), t, units))
+            for prompt, t, units in zip(draw.prompts, draw.t.tolist(), kept, strict=True)
         ]
 
     def pull(self, step: int) -> Tensor:
@@ -197,14 +202,14 @@ def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Context:
     Every concept puts in its own words, whose private ids may be another's too; the encoder then runs once.
     """
     keys = [part.objective.keys(part.draw) for part in parts]
-    different = [dict(zip(own, part.draw.t, strict=True)) for own, part in zip(keys, parts, strict=True)]
+    different = [{key: row for row, key in enumerate(own)} for own in keys]
     ids = [part.objective.tokens([key[0] for key in own]) for part, own in zip(parts, different, strict=True)]
     counts = [len(own) for own in different]
     looked_up = model.text.embed(torch.cat(ids)).split(counts)
-    placed = [
-        part.objective.model.manager(own_ids, embeds, part.step, torch.stack(list(own.values())))
-        for part, own_ids, embeds, own in zip(parts, ids, looked_up, different, strict=True)
-    ]
+    placed = []
+    for part, own_ids, embeds, own in zip(parts, ids, looked_up, different, strict=True):
+        t, kept = (None if x is None else x[list(own.values())] for x in (part.draw.t, part.draw.kept))
+        placed.append(part.objective.model.manager(own_ids, embeds, part.step, t, kept))
     joined, embeds = zip(*placed, strict=True)
     together = cat_contexts([Context(own) for own in embeds])  # one prompt for each layer, or one for all
     each = [(i, key) for i, own in enumerate(different) for key in own]

@@ -83,15 +83,39 @@ class Word(nn.Module):
     def forward(self, t: Tensor | None) -> Tensor:
         """v(t, l) as (B or 1, n or 1, K, D), with its gradient.
 
+        A kind that has :attr:`units` takes a second argument, ``kept``: how many of them count in each row,
+        (B,) int64, or ``None`` for all.
+
         Args:
             t: (B,) int64; ``None`` where no word at hand varies with time.
         """
         raise NotImplementedError
 
+    @property
+    def units(self) -> int:
+        """Of a kind whose word can be cut: how many ordered units it has, of which the first ones alone
+        make a word; 0 of all other kinds."""
+        return 0
+
+    def draw_kept(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """How many units count in each of n samples while the word is learned, (n,) int64; ``None``: all.
+
+        Args:
+            rng: on the CPU; a function of the run's seed, the concept and the number of the batch.
+        """
+        return None
+
     def table(self) -> Tensor:
         """The vectors by which the word is shown, measured and written, with their gradient: all that there
         are, or a sample of them."""
         raise NotImplementedError
+
+    def draw(self, rng: torch.Generator) -> None:
+        """Give what starts at random its values, before :meth:`fill`; not called for a word of a file.
+
+        Args:
+            rng: on the CPU; a function of the run's seed and the word's name.
+        """
 
     def fill(self, vectors: Tensor, parts: Mapping[str, Tensor], vocabulary: Tensor | None) -> None:
         """Give the parameters their start.

@@ -13,6 +13,7 @@ from ldm.words import (  # noqa: F401  a kind a line
     per_layer,
     per_stage,
     plain,
+    space_time,
 )
 from ldm.words.kind import KINDS, Fit, Word
 

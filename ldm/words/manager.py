@@ -80,7 +80,7 @@ class EmbeddingManager(nn.Module):
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self._by_id: dict[int, str] = {}
         self._trained: set[str] = set()
-        self._varying: set[str] = set()  # with time
+        self._varying: set[str] = set()  # with time, or with how many units count
         self._indices: dict[tuple[str, ...], Index] = {}
 
     @property
@@ -110,6 +110,7 @@ class EmbeddingManager(nn.Module):
         word: Mapping[str, Any] | str = "plain",
         parts: Mapping[str, Tensor] | None = None,
         vocabulary: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Give a placeholder its word.
 
@@ -124,6 +125,7 @@ class EmbeddingManager(nn.Module):
             word: the kind, or a mapping ``{kind: ..., setting: ...}``.
             parts: what the word's file holds beside ``vectors``.
             vocabulary: (V, D) the model's token embeddings, for kinds that measure themselves by them.
+            generator: of what a kind starts at random (default: seed 0).
 
         Raises:
             UserError: the placeholder exists already, there is no such kind or setting, or the vectors do
@@ -144,6 +146,8 @@ class EmbeddingManager(nn.Module):
         if steps and (len(steps) != count - 1 or list(steps) != sorted(steps)):
             raise ValueError(f"{count} vectors grow at {count - 1} rising steps")
         made = choice.make(self.fit, count).to(self.device)
+        if not parts:
+            made.draw(generator or torch.Generator().manual_seed(0))
         try:
             made.fill(vectors, parts or {}, vocabulary)
             start = (
@@ -256,14 +260,27 @@ class EmbeddingManager(nn.Module):
         """Whether a word that ``ids`` hold is another one at other timesteps."""
         return bool(self._varying) and not self._varying.isdisjoint(self._at_hand(ids))
 
-    def moments(self, ids: Tensor, t: int) -> tuple[int, ...]:
-        """What of timestep ``t`` matters to the words in ``ids``: timesteps of the same moments are alike."""
+    def moments(self, ids: Tensor, t: int, kept: int | None = None) -> tuple[int, ...]:
+        """What of timestep ``t``, and of ``kept`` units, matters to the words in ``ids``: where these are the
+        same, the words are."""
         if not self._varying:
             return ()
-        return tuple(self.word(name).moment(t) for name in self._at_hand(ids) if name in self._varying)
+        words = [self.word(name) for name in self._at_hand(ids) if name in self._varying]
+        cuts = () if kept is None else tuple(min(kept, word.units) for word in words)
+        return (*(word.moment(t) for word in words), *cuts)
+
+    def draw_kept(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """How many units of the words that train count in each of n samples, (n,) int64; ``None``: all."""
+        words = (word for word in self.trained_words() if word.units)
+        return next((word.draw_kept(n, rng) for word in words), None)
 
     def forward(
-        self, ids: Tensor, embeds: Tensor, step: int | Tensor | None = None, t: Tensor | None = None
+        self,
+        ids: Tensor,
+        embeds: Tensor,
+        step: int | Tensor | None = None,
+        t: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Put the v* into looked-up prompts. Pure: the arguments are left as they are.
 
@@ -279,6 +296,7 @@ class EmbeddingManager(nn.Module):
             step: optimiser step for progressive growth: one for all or a (B,) tensor; ``None`` is
                 fully grown.
             t: (B,) int64 timesteps, one a row; only words that vary with time need them.
+            kept: (B,) int64, how many units count in each row, of words that have any; ``None``: all.
 
         Returns:
             ids (B, L) with the private id on all of its k positions, and embeds (B, n, L, D) in the
@@ -295,7 +313,7 @@ class EmbeddingManager(nn.Module):
         source, row = places(ids, index, step, self.end_id if self.keep_end else None)
         shown, rows = carry(torch.stack([source, row]), embeds.device)
         moved = embeds.take_along_dim(shown[..., None], dim=1)
-        v_star = look_up([self.word(name) for name in names], rows.clamp(min=0), t)
+        v_star = look_up([self.word(name) for name in names], rows.clamp(min=0), t, kept)
         is_ours = rearrange(rows >= 0, "b l -> b 1 l 1")
         put_in = torch.where(is_ours, v_star.to(embeds.dtype), rearrange(moved, "b l d -> b 1 l d"))
         return ids.gather(1, source), put_in
@@ -371,7 +389,8 @@ class EmbeddingManager(nn.Module):
 
     def _put(self, placeholder: str, word: Word) -> None:
         self.words[_key(placeholder)] = word
-        (self._varying.add if word.varies_with_time else self._varying.discard)(placeholder)
+        varies = word.varies_with_time or bool(word.units)
+        (self._varying.add if varies else self._varying.discard)(placeholder)
 
     def _known(self, placeholder: str) -> str:
         placeholder = normal(placeholder)

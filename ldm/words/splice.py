@@ -85,8 +85,10 @@ def _with_end(is_end: Tensor, begin: Tensor, source: Tensor) -> Tensor:
     return torch.cat([source[:, :-1], last], dim=1)
 
 
-def look_up(words: Sequence[Word], rows: Tensor, t: Tensor | None) -> Tensor:
+def look_up(words: Sequence[Word], rows: Tensor, t: Tensor | None, kept: Tensor | None = None) -> Tensor:
     """The vectors (B, n or 1, L, D) that rows (B, L) of the words' joined tables name, at timesteps t (B,).
+
+    ``kept`` (B,) is how many units count of the words that have any.
 
     Raises:
         ValueError: there is no ``t``, and a word varies with time.
@@ -95,7 +97,8 @@ def look_up(words: Sequence[Word], rows: Tensor, t: Tensor | None) -> Tensor:
     if varying and t is None:
         raise ValueError("a word that varies with time needs the timesteps t")
     t = carry(t, rows.device) if varying and t is not None else None
-    own = [word(t) for word in words]  # each (B or 1, n or 1, K, D)
+    kept = None if kept is None else carry(kept, rows.device)
+    own = [word(t, kept) if word.units else word(t) for word in words]  # each (B or 1, n or 1, K, D)
     times, layers = max(len(v) for v in own), max(v.shape[1] for v in own)
     table = torch.cat([v.expand(times, layers, -1, -1) for v in own], dim=2)  # (B or 1, n, R, D)
     first = table.shape[2] * torch.arange(times * layers, device=rows.device)

@@ -116,7 +116,7 @@ class Embedding:
     @property
     def set_names(self) -> list[str]:
         """What each set of vectors is called: "layer 3", or "per_stage 3"; empty for a single one."""
-        name = "layer" if self.kind == "per_layer" else self.kind
+        name = "layer" if self.kind in ("per_layer", "space_time") else self.kind
         return [f"{name} {i + 1}" for i in range(self.sets or 0)]
 
     @property
