@@ -168,6 +168,29 @@ def _names(nearest: Sequence[Any]) -> list[str]:
     return [word for word, _ in nearest]
 
 
+class StopByScore(Callback):
+    """Ends a run of its own where its scores say so; of several processes, the one that scores tells all.
+
+    Args:
+        converged: whether this process has seen that it ends here.
+        every: in optimiser steps, how often the word is scored.
+    """
+
+    def __init__(self, converged: Callable[[], bool], every: int) -> None:
+        self.converged, self.every = converged, every
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if due(trainer.global_step, self.every):
+            stop = trainer.strategy.reduce_boolean_decision(self.converged(), all=False)
+            trainer.should_stop = trainer.should_stop or stop
+
+
 class EmbeddingCheckpoint(Callback):
     """Write ``checkpoints/embeddings_gs-<step>`` beside every resumable checkpoint and at the end.
 

@@ -230,6 +230,11 @@ def _check_together(config: InversionConfig) -> None:
         raise UserError(
             "stop.score_every keeps the best word, but model_lr changes its model as well; use one of them"
         )
+    if config.stop.rule == "score" and not (config.stop.score_every and config.stop.patience):
+        raise UserError(
+            "stop.rule=score ends a run after stop.patience scores without a better one: give stop.patience "
+            "and stop.score_every"
+        )
     if config.placeholder in config.more_words:
         raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
     check_names(tuple(config.words), config.formats)

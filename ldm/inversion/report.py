@@ -1,4 +1,4 @@
-"""The end of an inversion: final pictures and ``report.html``."""
+"""What an inversion shows: pictures on the way and at the end, and ``report.html``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
@@ -15,7 +16,8 @@ from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png, to_pil
 from ldm.io.runs import RunFolder
 from ldm.report.inversion import InversionReport, write_inversion_report
-from ldm.sampling.together import Order
+from ldm.sampling.together import Order, draw
+from ldm.training.callbacks import ImageLogger
 from ldm.training.dashboard import About, Dashboard, Shot
 from ldm.words.start import nearest_words
 
@@ -119,6 +121,18 @@ def tell_end(
     nearest = {key: value[0][0] for key, value in history[-1].items() if key.startswith("nearest/")}
     loss = {"loss": history[-1]["fixed_loss"], "loss at the start": history[0]["fixed_loss"]}
     dashboard.summary({"steps": step, "seconds": manifest["seconds"], **loss, **nearest})
+
+
+def image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfig) -> ImageLogger:
+    """The callback that draws a run's pictures on the way, into its folder ``images``."""
+
+    def samples(module: pl.LightningModule) -> dict[str, Tensor]:
+        return {"samples": draw(on_the_way(model, config))}
+
+    every, prompts = config.trainer.image_every, on_the_way(model, config).prompts
+    return ImageLogger(
+        samples, run.path / "images", every, columns=len(prompts), prompts=prompts, seed=config.seed
+    )
 
 
 #: steps of dpm++ at most, for pictures on the way: enough to see what becomes of a word

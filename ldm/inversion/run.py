@@ -129,7 +129,7 @@ def learn(
             config.trainer,
             config.logging,
             seed=config.seed,
-            callbacks=[c for c in (task.monitor, task.keeper, task.pictures, task.scores) if c is not None],
+            callbacks=task.callbacks,
             clip_norm=config.optim.clip_norm,
             resume=last,
             progress=progress,

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.device import device_of
-from ldm.evaluation.curve import Curve, CurveFolder, Prompts, draw
+from ldm.evaluation.curve import Curve, CurveFolder, Moment, Prompts, draw
 from ldm.evaluation.scorers import HELD_OUT, TRAINING, Scorer, load_scorer
 from ldm.inversion.callbacks import EmbeddingCheckpoint
 from ldm.inversion.concept import Concept
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.stopping import ScoreRule, score_rule
 from ldm.io.pictures import list_pictures
 from ldm.io.runs import RunFolder
 from ldm.sampling.sample import Sampling
 from ldm.training.callbacks import ImageLogger
 from ldm.training.dashboard import Dashboard
+from ldm.training.limits import due
 
 
 class ScoreLogger(ImageLogger):
@@ -32,13 +34,23 @@ class ScoreLogger(ImageLogger):
         keeper: saves the embedding that is scored.
         model: that it is learned on.
         every: in optimiser steps; also at step 0 and at the end.
+        stop: when a run ends before its last step; ``None`` is never.
+
+    Attributes:
+        converged: whether the rule ended the run at the step that was scored last.
     """
 
     def __init__(
-        self, curve: CurveFolder, keeper: EmbeddingCheckpoint, model: LatentDiffusion, every: int
+        self,
+        curve: CurveFolder,
+        keeper: EmbeddingCheckpoint,
+        model: LatentDiffusion,
+        every: int,
+        stop: ScoreRule | None = None,
     ) -> None:
         super().__init__(self._pictures, curve.folder, every)
-        self.curve, self.keeper, self.model = curve, keeper, model
+        self.curve, self.keeper, self.model, self.stop = curve, keeper, model, stop
+        self.converged = False
         self._step = 0
 
     def show(self, step: int, module: pl.LightningModule, loggers: Sequence[Logger] = ()) -> None:
@@ -47,6 +59,9 @@ class ScoreLogger(ImageLogger):
         self.keeper.save(step, module)
         if self.curve.known(step, self.keeper.path(step)) is None:  # of a run that goes on, it may be
             super().show(step, module, loggers)
+        if self.stop is not None:  # by the files: a run that goes on stops where it would have stopped
+            known = [one.product for at, one in self._moments() if at <= step and due(at, self.every)]
+            self.converged = self.stop(known)
 
     def keep(self, step: int, pictures: dict[str, Tensor], loggers: Sequence[Logger] = ()) -> None:
         """Score the pictures of ``step``, and hand the figures to the loggers."""
@@ -59,10 +74,14 @@ class ScoreLogger(ImageLogger):
 
     def write(self) -> Curve | None:
         """The report of all steps that were scored, and ``best.safetensors``; ``None`` if there are none."""
-        steps = sorted(int(path.stem) for path in self.curve.folder.glob("*.json"))
-        saved = {step: self.keeper.path(step) for step in steps if self.keeper.path(step).is_file()}
-        scored = {step: path for step, path in saved.items() if self.curve.known(step, path) is not None}
+        scored = {step: self.keeper.path(step) for step, _ in self._moments()}
         return self.curve.write(scored) if scored else None
+
+    def _moments(self) -> list[tuple[int, Moment]]:
+        """Every step that has been scored in this very way, and its figures, in their order."""
+        steps = sorted(int(path.stem) for path in self.curve.folder.glob("*.json"))
+        known = ((step, self.curve.known(step, self.keeper.path(step))) for step in steps)
+        return [(step, moment) for step, moment in known if moment is not None]
 
     def _pictures(self, _: pl.LightningModule) -> dict[str, Tensor]:
         curve, saved = self.curve, self.keeper.path(self._step)
@@ -89,7 +108,7 @@ def score_logger(
     show = config.show
     sampling = Sampling.of(model, steps=show.steps, sampler=show.sampler, scale=show.scale)
     curve = CurveFolder(run.path, scorer, references, kind, config.called, Prompts(), sampling)
-    return ScoreLogger(curve, keeper, model, config.stop.score_every)
+    return ScoreLogger(curve, keeper, model, config.stop.score_every, score_rule(config.stop))
 
 
 @lru_cache(maxsize=1)

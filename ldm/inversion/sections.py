@@ -133,10 +133,12 @@ class StopConfig:
     Attributes:
         monitor_every: Optimiser steps between two measurements.
         rule: ``patience`` ends a run where the loss no longer falls, ``dvar`` where it no longer
-            varies (Voronov et al. 2023, arXiv 2302.04841); the paper measures after every step.
-        patience: Stop once this many measurements in a row have not lowered the lowest loss before them by
-            ``min_improvement``. 0 never stops early.
-        min_improvement: The improvement that ``patience`` counts, as a share of the lowest loss so far: 0.01
+            varies (Voronov et al. 2023, arXiv 2302.04841); the paper measures after every step. ``score``
+            ends it where the word's scores no longer rise: the product of reconstruction and editability,
+            which are drawn and measured every ``score_every`` steps.
+        patience: Stop once this many measurements in a row have not lowered the lowest loss before them (with
+            ``score``: raised the highest score) by ``min_improvement``. 0 never stops early.
+        min_improvement: The improvement that ``patience`` counts, as a share of the best figure so far: 0.01
             is one per cent.
         dvar_window: Optimiser steps whose losses ``dvar`` compares with all losses. At least three
             measurements lie in it.
@@ -149,7 +151,7 @@ class StopConfig:
     """
 
     monitor_every: Positive = 25
-    rule: Literal["patience", "dvar"] = "patience"
+    rule: Literal["patience", "dvar", "score"] = "patience"
     patience: Count = 0
     min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.0
     dvar_window: Positive = 310

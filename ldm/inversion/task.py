@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from ldm.backbone.export import export_model
 from ldm.backbone.model import LatentDiffusion
 from ldm.config import dump_yaml, to_plain
-from ldm.device import device_of, machine
-from ldm.inversion.callbacks import EmbeddingCheckpoint, FixedBatchMonitor
+from ldm.errors import UserError
+from ldm.inversion.callbacks import EmbeddingCheckpoint, FixedBatchMonitor, StopByScore
 from ldm.inversion.captions import PromptSource, has_captions, read_captions
 from ldm.inversion.concept import Concept, concept_of
 from ldm.inversion.config import InversionConfig, as_official
@@ -30,19 +30,18 @@ from ldm.inversion.placeholders import (
     refuse_cut_prompts,
     warn_of_template_words,
 )
-from ldm.inversion.report import at_the_end, on_the_way
+from ldm.inversion.provenance import about_run, details_of
+from ldm.inversion.report import at_the_end, image_logger
 from ldm.inversion.step import Objective
 from ldm.inversion.stopping import stop_rule
-from ldm.inversion.templates import described
 from ldm.io.atomic import write_text
-from ldm.io.embeddings import Embedding, provenance, save_embeddings
+from ldm.io.embeddings import Embedding, save_embeddings
 from ldm.io.images import on_squares, save_png
 from ldm.io.pictures import list_pictures
-from ldm.io.runs import CONFIG_NAME, RunFolder, now, versions
+from ldm.io.runs import CONFIG_NAME, RunFolder, now
 from ldm.io.secrets import redacted, redacted_values
 from ldm.official.quirks import switches
 from ldm.sampling.sample import Sampling
-from ldm.sampling.together import draw
 from ldm.training.callbacks import ImageLogger
 from ldm.training.dashboard import About, Dashboard
 from ldm.training.optim import scale_lr
@@ -84,6 +83,7 @@ class Inversion:
         module: what trains; its model knows the word.
         monitor, keeper, pictures, scores: measure, save, draw and score it as it goes; without a run folder
             the last three are None.
+        stopper: ends a run of its own by its scores, where that is wished.
         words: what is learned, the placeholder first.
         details: a word, optimiser step and base model -> an embedding's metadata.
         image_words: per-image words, which go when it ends.
@@ -96,11 +96,23 @@ class Inversion:
     keeper: EmbeddingCheckpoint | None
     pictures: ImageLogger | None
     scores: ScoreLogger | None
+    stopper: Callback | None
     run: RunFolder | None
     words: tuple[str, ...]
     details: Callable[..., dict[str, str]]
     image_words: tuple[str, ...]
     about: About
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """For a run of its own, in their order."""
+        own = (self.monitor, self.keeper, self.pictures, self.scores, self.stopper)
+        return [callback for callback in own if callback is not None]
+
+    @property
+    def converged(self) -> bool:
+        """Whether a rule ends it at the step that was measured or scored last."""
+        return self.monitor.converged or (self.scores is not None and self.scores.converged)
 
     def learned(self, steps: int) -> list[Embedding]:
         """The words after so many steps, the placeholder first; a run folder gets them too."""
@@ -151,6 +163,8 @@ def prepare(
     run: RunFolder | None = None,
 ) -> Inversion:
     """Give ``model`` the word and encode the pictures; arguments as :func:`learn`."""
+    if config.stop.rule == "score" and run is None and config.trainer.writes:
+        raise UserError("stop.rule=score keeps its scores in the run's folder: learn the word by ldm invert")
     base_model = model.fingerprint()
     config = as_official(config, len(concept))
     _set_up(model, config)
@@ -162,19 +176,23 @@ def prepare(
     model.manager.train_only([*words, *image_words])
     batches = _batches(model, concept, config, prompts, run, base_model)
     refuse_cut_prompts(model, batches, words)
-    details = _details(model, config, words, base_model, concept.hashes, captioned=bool(captions))
-    keeper = pictures = scores = None
+    details = details_of(model, config, words, base_model, concept.hashes, captioned=bool(captions))
+    keeper = pictures = scores = stopper = None
     if run is not None:
         _write_inputs(run, concept, config, base_model)
         keeper = EmbeddingCheckpoint(run, words, details, config.trainer.checkpoint_every, config.formats)
         if config.trainer.image_every and config.show.prompts:
-            pictures = _image_logger(run, model, config)
+            pictures = image_logger(run, model, config)
         if config.stop.score_every:
-            scores = _score_logger(run, model, concept, config, keeper)
+            from ldm.inversion.scores import score_logger  # scorers load only when one is used
+
+            scores = score_logger(run, model, concept, config, keeper)
+    if config.stop.rule == "score":
+        stopper = StopByScore(lambda: scores is not None and scores.converged, config.stop.score_every)
     module, monitor = _module(model, batches, config, words), _monitor(config)
-    about = _about(concept, config, base_model)
+    about = about_run(concept, config, base_model)
     return Inversion(
-        config, module, monitor, keeper, pictures, scores, run, words, details, image_words, about
+        config, module, monitor, keeper, pictures, scores, stopper, run, words, details, image_words, about
     )
 
 
@@ -230,40 +248,6 @@ def _batches(
     )
 
 
-def _details(
-    model: LatentDiffusion,
-    config: InversionConfig,
-    words: Sequence[str],
-    base_model: str,
-    image_hashes: Sequence[str],
-    *,
-    captioned: bool,
-) -> Callable[..., dict[str, str]]:
-    """What makes the metadata of an embedding from its word, its step and the model that it belongs to.
-
-    It holds hashes and not the pictures: many inversions may wait for their turn.
-    """
-    vocabulary_id = model.text.tokenizer.vocabulary_id
-    token_ids = {name: vocabulary_id(name) for name in words}
-    if token_ids == {config.placeholder: None}:  # the official code can only call it by another token
-        token_ids[config.placeholder] = vocabulary_id("*")
-
-    def details(name: str, step: int, learned_on: str = base_model) -> dict[str, str]:
-        return provenance(
-            base_model=learned_on,
-            step=step,
-            seed=config.seed,
-            init=config.words[name],
-            templates="captions" if captioned else described(config.captions.templates),
-            image_hashes=image_hashes,
-            token_id=token_ids[name],
-            clip_skip=model.text.other_clip_skip,
-            init_from=config.init_from,
-        )
-
-    return details
-
-
 def _write_inputs(run: RunFolder, concept: Concept, config: InversionConfig, base_model: str) -> None:
     """Write the manifest and the training pictures, as the model sees them."""
     masks = {"mask_hashes": concept.mask_hashes} if concept.mask_hashes else {}
@@ -282,17 +266,6 @@ def _monitor(config: InversionConfig) -> FixedBatchMonitor:
         allow_untrained=config.stop.allow_untrained,
         stop=stop_rule(config.stop),
         warn_untrained=not config.strict,
-    )
-
-
-def _about(concept: Concept, config: InversionConfig, base_model: str) -> About:
-    return About(
-        config=redacted_values(to_plain(config)),
-        base_model=base_model,
-        model=redacted(config.model) if isinstance(config.model, str) else "",
-        pictures=redacted_values(concept.image_hashes),
-        machine=machine(device_of(config.trainer.accelerator)),
-        versions=versions(),
     )
 
 
@@ -324,26 +297,4 @@ def _module(
         max_steps=config.trainer.max_steps,
         model_lr=config.model_lr,
         vectors_only=quirks.vectors_only and not config.model_lr,
-    )
-
-
-def _score_logger(
-    run: RunFolder,
-    model: LatentDiffusion,
-    concept: Concept,
-    config: InversionConfig,
-    keeper: EmbeddingCheckpoint,
-) -> ScoreLogger:
-    from ldm.inversion.scores import score_logger  # scorers load only when one is used
-
-    return score_logger(run, model, concept, config, keeper)
-
-
-def _image_logger(run: RunFolder, model: LatentDiffusion, config: InversionConfig) -> ImageLogger:
-    def samples(module: pl.LightningModule) -> dict[str, Tensor]:
-        return {"samples": draw(on_the_way(model, config))}
-
-    every, prompts = config.trainer.image_every, on_the_way(model, config).prompts
-    return ImageLogger(
-        samples, run.path / "images", every, columns=len(prompts), prompts=prompts, seed=config.seed
     )

@@ -75,7 +75,7 @@ class Learner:
         """Whether it has made its steps, used up its time or converged."""
         limits = self.config.trainer
         late = too_late(self.seconds, limits.max_minutes)
-        return (self.step >= limits.max_steps or late or self.task.monitor.converged) and not self._micro
+        return (self.step >= limits.max_steps or late or self.task.converged) and not self._micro
 
     def begin(self) -> None:
         """Before its first step in a pack: claim the run folder, load what it goes on from."""
@@ -131,14 +131,20 @@ class Learner:
         self._report()
         if self._micro:
             return
-        step, task = self.step, self.task
-        if due(step, task.monitor.every, ends=self.done):
-            task.monitor.measure(step, self.module, self.precision.forward_context(), self._loggers)
+        self._measure_and_save()
+        scores = self.task.scores
+        if scores is not None and scores.due(self.step, ends=self.done):
+            scores.show(self.step, self.module, self._loggers)
+            self._measure_and_save()  # done by these scores, perhaps
+
+    def _measure_and_save(self) -> None:
+        """Do what is due at this step, and has not been done yet."""
+        step, monitor = self.step, self.task.monitor
+        if due(step, monitor.every, ends=self.done):
+            monitor.measure(step, self.module, self.precision.forward_context(), self._loggers)
         if self.saves:  # done by this measurement, perhaps
             self.keeper.save(step, self.module)
             self.save()
-        if task.scores is not None and task.scores.due(step, ends=self.done):
-            task.scores.show(step, self.module, self._loggers)
 
     def _report(self, *, wait: bool = False) -> None:
         self.module.losses.report(self._loggers, self.config.trainer.log_every, wait=wait)
