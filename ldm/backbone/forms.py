@@ -99,7 +99,9 @@ def compiled(unet: nn.Module, *, cuda_graphs: bool = False) -> Iterator[None]:
     eager = unet.forward
     fast = torch.compile(eager, mode="reduce-overhead" if cuda_graphs else None, dynamic=False)
 
-    def forward(x: Tensor, timesteps: Tensor, context: Any = None) -> Tensor:
+    def forward(x: Tensor, timesteps: Tensor, context: Any = None, maps: Any = None) -> Tensor:
+        if maps is not None:  # what is compiled reports nothing
+            return eager(x, timesteps, context, maps)
         return (fast if torch.is_grad_enabled() else eager)(x, timesteps, context)
 
     unet.forward = forward  # type: ignore[method-assign]

@@ -23,6 +23,7 @@ from ldm.diffusion.loss import DiffusionLoss, LossTerms
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError
 from ldm.io import checkpoints
+from ldm.models.attention import AttentionMaps
 from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.models.unet import UNetModel
 from ldm.official.quirks import FIXED, CompatConfig
@@ -316,13 +317,16 @@ class LatentDiffusion(nn.Module):
 
     # ------------------------------------------------------------------ diffusion
 
-    def predict(self, z_t: Tensor, t: Tensor, cond: Condition | Tensor) -> Tensor:
+    def predict(
+        self, z_t: Tensor, t: Tensor, cond: Condition | Tensor, maps: AttentionMaps | None = None
+    ) -> Tensor:
         """The UNet's own output (eps, v or x0) at noisy latents (B, C, h, w), t (B,) int64.
 
         ``cond`` is a :class:`Condition` of B rows, or a plain tensor (B, L, D), one context for all layers.
+        ``maps`` is told what the layers of its resolution read of it.
         """
         context = condition_of(cond).at(t).to(self.dtype)
-        return self.unet(z_t.to(self.dtype), t, context.layers)
+        return self.unet(z_t.to(self.dtype), t, context.layers, maps)
 
     def eps(self, z_t: Tensor, t: Tensor, cond: Condition | Tensor) -> Tensor:
         """The noise in z_t (B, C, h, w), whatever the UNet's parameterization."""
@@ -333,11 +337,17 @@ class LatentDiffusion(nn.Module):
         return self.schedule.q_sample(z, t, noise)
 
     def loss_terms(
-        self, z: Tensor, cond: Condition | Tensor, t: Tensor, noise: Tensor, mask: Tensor | None = None
+        self,
+        z: Tensor,
+        cond: Condition | Tensor,
+        t: Tensor,
+        noise: Tensor,
+        mask: Tensor | None = None,
+        maps: AttentionMaps | None = None,
     ) -> LossTerms:
         """All terms of the denoising loss, per sample; a mask (B, 1, h, w) says where it counts."""
         z_t = self.q_sample(z, t, noise)
-        return self.diffusion_loss(self.predict(z_t, t, cond), z, z_t, t, noise, mask)
+        return self.diffusion_loss(self.predict(z_t, t, cond, maps), z, z_t, t, noise, mask)
 
     def loss(self, z: Tensor, cond: Condition | Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The scalar that training minimises (Gal et al. 2022, eq. 2)."""

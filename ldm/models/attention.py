@@ -2,7 +2,8 @@
 
 A feature map (B, C, H, W) is read as H*W tokens; each block applies self-attention, cross-attention
 to the prompt's context (B, L, D) and a GEGLU feed-forward. Parameter names are those of the public
-checkpoints; attention itself is ``scaled_dot_product_attention``.
+checkpoints; attention itself is ``scaled_dot_product_attention``, and spelt out where :class:`AttentionMaps`
+asks what a picture reads of its prompt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,40 @@ from ldm.models.layers import GEGLU, group_norm, zero_init
 
 LayerContext = Tensor | tuple[Tensor, Tensor]
 """What a cross-attention reads: (B, L, D), or a pair of them, for its keys and for its values."""
+
+
+class AttentionMaps:
+    """Where a picture reads each position of its prompt: the cross-attention of one call of a UNet.
+
+    It is handed to the UNet, and the spatial transformers of its resolution report to it.
+
+    Args:
+        side: height and width of the feature maps whose layers report; the others are left as they are.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self._reported: list[Tensor] = []
+
+    def wants(self, features: Tensor) -> bool:
+        """Whether the layers of features (B, C, H, W) report."""
+        return features.shape[-2:] == (self.side, self.side)
+
+    def report(self, attention: Tensor) -> None:
+        """Take the attention of a layer, (B, H W, L), the mean over its heads; it sums to 1 over L."""
+        self._reported.append(attention)
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, L, H, W) float32, the mean over the layers that have reported.
+
+        Raises:
+            ValueError: none has.
+        """
+        if not self._reported:
+            raise ValueError(f"no cross-attention of {self.side} x {self.side} has reported")
+        maps = torch.stack(self._reported).mean(0)
+        return rearrange(maps, "b (h w) l -> b l h w", h=self.side)
 
 
 class CrossAttention(nn.Module):
@@ -34,13 +69,27 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Identity())
 
     def forward(self, x: Tensor, context: LayerContext | None = None) -> Tensor:
+        q, k, v = self._heads(x, context)
+        return self._joined(F.scaled_dot_product_attention(q, k, v))
+
+    def with_map(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
+        """The same within rounding, and the attention itself: (B, N, L) float32, the mean over the heads."""
+        q, k, v = self._heads(x, context)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        attention = scores.softmax(dim=-1, dtype=torch.float32)
+        return self._joined(attention.to(v.dtype) @ v), attention.mean(dim=1)
+
+    def _heads(self, x: Tensor, context: LayerContext | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, N, d), keys and values (B, heads, L, d)."""
         context = x if context is None else context
         keys, values = context if isinstance(context, tuple) else (context, context)
         q, k, v = (
             rearrange(tokens, "b n (heads d) -> b heads n d", heads=self.heads)
             for tokens in (self.to_q(x), self.to_k(keys), self.to_v(values))
         )
-        out = F.scaled_dot_product_attention(q, k, v)
+        return q, k, v
+
+    def _joined(self, out: Tensor) -> Tensor:
         return self.to_out(rearrange(out, "b heads n d -> b n (heads d)"))
 
 
@@ -67,10 +116,18 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: LayerContext | None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: LayerContext | None, with_map: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features (B, N, C), and with ``with_map`` what they read of the context, (B, N, L)."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        seen = None
+        if with_map and context is not None:
+            out, seen = self.attn2.with_map(self.norm2(x), context)
+        else:
+            out = self.attn2(self.norm2(x), context)
+        x = x + out
+        return x + self.ff(self.norm3(x)), seen
 
 
 class SpatialTransformer(nn.Module):
@@ -105,8 +162,11 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zero_init(nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1))
 
-    def forward(self, x: Tensor, context: LayerContext | None = None) -> Tensor:
-        height = x.shape[-2]
+    def forward(
+        self, x: Tensor, context: LayerContext | None = None, maps: AttentionMaps | None = None
+    ) -> Tensor:
+        """Features (B, C, H, W); ``maps`` is told what they read of the context, if it wants to know."""
+        height, with_map = x.shape[-2], maps is not None and maps.wants(x)
         h = self.norm(x)
         if not self.use_linear:
             h = self.proj_in(h)
@@ -115,9 +175,11 @@ class SpatialTransformer(nn.Module):
             h = self.proj_in(h)
         for block in self.transformer_blocks:
             if self.use_checkpoint and torch.is_grad_enabled():
-                h = checkpoint(block, h, context, use_reentrant=False)
+                h, seen = checkpoint(block, h, context, with_map, use_reentrant=False)
             else:
-                h = block(h, context)
+                h, seen = block(h, context, with_map)
+            if maps is not None and seen is not None:
+                maps.report(seen)
         if self.use_linear:
             h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=height)

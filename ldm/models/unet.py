@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ldm.models.attention import LayerContext, SpatialTransformer
+from ldm.models.attention import AttentionMaps, LayerContext, SpatialTransformer
 from ldm.models.layers import group_norm, timestep_embedding, zero_init
 
 
@@ -86,13 +86,17 @@ class TimestepSequential(nn.Sequential):
     """A sequence whose layers each get what they need: time embedding, the next context or neither."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, emb: Tensor, contexts: Iterator[LayerContext | None]
+        self,
+        x: Tensor,
+        emb: Tensor,
+        contexts: Iterator[LayerContext | None],
+        maps: AttentionMaps | None = None,
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, next(contexts))
+                x = layer(x, next(contexts), maps)
             else:
                 x = layer(x)
         return x
@@ -119,6 +123,7 @@ class UNetModel(nn.Module):
     Attributes:
         num_transformers: spatial transformers, in the order of computation what may each be given a
             context of its own.
+        attention_factors: downsampling factors of all of them, that of the middle included.
 
     Raises:
         ValueError: both or neither of ``num_heads`` and ``num_head_channels`` given, or channels that
@@ -151,7 +156,10 @@ class UNetModel(nn.Module):
         def res(channels: int, out: int) -> ResBlock:
             return ResBlock(channels, emb_channels, out, dropout, use_checkpoint)
 
+        factors = set[int]()
+
         def transformer(channels: int) -> SpatialTransformer:
+            factors.add(factor)
             heads = num_heads if num_heads != -1 else channels // num_head_channels
             if heads < 1 or channels % heads:
                 raise ValueError(f"{channels} channels do not split into heads of equal width")
@@ -205,6 +213,7 @@ class UNetModel(nn.Module):
                     factor //= 2
                 self.output_blocks.append(TimestepSequential(*layers))
 
+        self.attention_factors = tuple(sorted(factors))
         self.num_transformers = sum(isinstance(m, SpatialTransformer) for m in self.modules())
 
         self.out = nn.Sequential(
@@ -214,7 +223,11 @@ class UNetModel(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | Sequence[LayerContext] | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | Sequence[LayerContext] | None = None,
+        maps: AttentionMaps | None = None,
     ) -> Tensor:
         """Predict the target (eps, v or x0) of noisy latents.
 
@@ -224,6 +237,7 @@ class UNetModel(nn.Module):
             context: (B, L, D), read by every spatial transformer; or a sequence with one for each of the
                 ``num_transformers`` in the order of computation (extended conditioning, Voynov et al.
                 2023), or with a single one for all.
+            maps: is told what the layers of its resolution read of the context.
 
         Returns:
             (B, out_channels, h, w).
@@ -232,11 +246,11 @@ class UNetModel(nn.Module):
         contexts = self._by_transformer(context)
         skips = []
         for block in self.input_blocks:
-            x = block(x, emb, contexts)
+            x = block(x, emb, contexts, maps)
             skips.append(x)
-        x = self.middle_block(x, emb, contexts)
+        x = self.middle_block(x, emb, contexts, maps)
         for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb, contexts)
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, contexts, maps)
         return self.out(x)
 
     def _by_transformer(
