@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ldm.cli import common
 from ldm.errors import UserError
 from ldm.io.runs import LIST_NAME, slug, stamp
+from ldm.text.english import counted
 
 if TYPE_CHECKING:
     from ldm.inversion.many.concept_list import Learn
@@ -61,7 +62,7 @@ def learn(
         common.resume_by(lambda: f"continue with: {again}")
         results = learn_list(entries, folder, learn, resume=resume)
         failed = [result for result in results if result.status == "failed"]
-        common.heading(f"learned {len(results) - len(failed)} of {len(results)} concepts")
+        common.heading(f"learned {len(results) - len(failed)} of {counted(len(results), 'concept')}")
         common.say(*_table(results), f"  summary     {folder / SUMMARY}")
         if len(failed) < len(results):
             common.say(f"  embeddings  {folder / 'embeddings.safetensors'}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli import common
 from ldm.errors import UserError
 from ldm.paths import found
+from ldm.text.english import counted
 
 if TYPE_CHECKING:
     from ldm.backbone.model import LatentDiffusion
@@ -249,7 +250,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None
             sampling=sampling,
             invert_settings=settings,
         )
-    _print(f"{args.concepts} held-out concepts", result.summary())
+    _print(counted(args.concepts, "held-out concept"), result.summary())
     _say_where(out, "contact_sheet.png")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import common
 from ldm.errors import UserError
+from ldm.text.english import counted
 
 if TYPE_CHECKING:
     from ldm.experiments.config import ExperimentConfig
@@ -217,7 +218,7 @@ def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         own = [row for row in rows if (row["scorer"], row["metric"]) == (scorer, metric)]
         own = [row for row in own if row["references"] == references]
         against = f", against {references}" if references else ""
-        common.heading(f"{metric}, {scorer}{against}, {own[0]['concepts']} concepts")
+        common.heading(f"{metric}, {scorer}{against}, {counted(own[0]['concepts'], 'concept')}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in ("setup", "figure", "95 %", "to " + own[0]["baseline"], "95 %", "ceiling", "n"):
             table.add_column(Text(name), justify="left" if name == "setup" else "right", overflow="fold")

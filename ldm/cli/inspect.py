@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXAMPLE = """\
   ldm inspect runs/my-run/embeddings.safetensors
   ldm inspect out/00_a-photo-of-cat-toy_0_00.png
+  ldm inspect cat.safetensors dog.pt      # several, one table each
 """
 
 
@@ -29,7 +30,7 @@ def register(subparsers: common.Subparsers) -> None:
         "drew: its recipe, and the words in it.",
         EXAMPLE,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .pt, .bin or .png")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".safetensors, .pt, .bin or .png")
     parser.add_argument("--top", type=int, default=5, help="nearest words shown (default: 5)")
     common.add_model(parser, default=None)
     parser.set_defaults(run=run)
@@ -38,23 +39,34 @@ def register(subparsers: common.Subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print a table a word, and one of a picture's recipe."""
     from ldm.backbone.loading import load
-    from ldm.io import recipes
-    from ldm.io.embeddings import check_width, load_embeddings
+    from ldm.io.embeddings import check_width
 
-    if recipes.has_recipe(args.file):
-        recipe = recipes.load_recipe(args.file)
-        embeddings.print_table(args.file.name, recipes.facts(recipe))
-        words = list(recipe.embeddings)
-        if not words:
-            return
-    else:
-        words = load_embeddings(args.file)
+    recipes, words = [], []
+    for file in args.files:  # all are read before anything is shown
+        recipe, found = _read(file)
+        recipes += [(file.name, recipe)] if recipe else []
+        words += found
+    for name, rows in recipes:
+        embeddings.print_table(name, rows)
+    if not words:
+        return
     model = load(args.model or "emoji", args.checkpoint, common.torch_device(args.device))
     if args.model:  # named: then it must fit
         for word in words:
             check_width(word, model.text.width)
     for word in words:
         embeddings.print_table(word.placeholder, _rows(word, model, max(1, args.top)))
+
+
+def _read(file: Path) -> tuple[list[tuple[str, str]], list[Embedding]]:
+    """A picture's recipe as rows, of an embedding file none; and the words that the file holds."""
+    from ldm.io import recipes
+    from ldm.io.embeddings import load_embeddings
+
+    if not recipes.has_recipe(file):
+        return [], load_embeddings(file)
+    recipe = recipes.load_recipe(file)
+    return recipes.facts(recipe), list(recipe.embeddings)
 
 
 def _rows(word: Embedding, model: LatentDiffusion, top: int) -> list[tuple[str, str]]:

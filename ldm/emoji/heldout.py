@@ -41,6 +41,7 @@ from ldm.io.runs import now, versions
 from ldm.io.tables import write_csv
 from ldm.report.evaluation import EvaluationReport, Table, write_evaluation_report
 from ldm.sampling.sample import Sampling, sample
+from ldm.text.english import counted
 
 #: Learns a word as ``ldm.invert`` does.
 InvertFunction = Callable[..., Embedding]
@@ -325,7 +326,7 @@ def _write(result: HeldOutResult, sheet: Image.Image, tasks: Sequence[_Task], ou
     summary = result.summary()
     write_json(out / "result.json", {"summary": summary, **manifest, "concepts": result.rows})
     table = Table("Concepts", COLUMNS, [[row[c] for c in COLUMNS] for row in result.rows], NOTE)
-    notes = [f"{len(tasks)} concepts that the model never saw, each learned from "
+    notes = [f"{counted(len(tasks), 'concept')} that the model never saw, each learned from "
              f"{first.pictures} pictures."]  # fmt: skip
     title = "Inversion of held-out concepts"
     sheets = {"Training pictures, neutral samples, one sample a colour": path}

@@ -140,6 +140,6 @@ def learn(
     seconds = time.perf_counter() - started
     words = task.learned(trainer.global_step)
     if record is not None:
-        task.report(words, seconds, draw(at_the_end(model, config)), trainer.loggers)
+        task.report(words, seconds, draw(at_the_end(model, config), progress=progress), trainer.loggers)
     Dashboard(trainer.loggers).close()
     return words[0]

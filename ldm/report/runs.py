@@ -137,6 +137,8 @@ def columns(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for run in runs:
         step = f"{run.step} of {run.steps}" if run.steps else str(run.step)
+        if run.state == "stopped" and run.step == run.steps:
+            step += ", last pictures missing"
         own = [run.name, run.word, run.state, step, run.loss, run.seconds]
         own += [run.scores.get(name) for name in scores]
         rows.append(own + [run.settings.get(name) for name in settings])

@@ -49,9 +49,10 @@ class Order:
         return self.sampler, self.steps, self.scale
 
 
-def draw(order: Order) -> Tensor:
-    """The pictures (n, 3, H, W) of one order, in [-1, 1]; raises what :func:`ldm.sample` raises."""
-    return next(iter(_together([order])))
+def draw(order: Order, *, progress: bool = False) -> Tensor:
+    """The pictures (n, 3, H, W) of one order, in [-1, 1], with a bar if there is ``progress``; raises what
+    :func:`ldm.sample` raises."""
+    return next(iter(_together([order], progress)))
 
 
 def draw_together(orders: Iterable[Order]) -> Iterator[Tensor | UserError]:
@@ -87,7 +88,7 @@ def _drawn(group: Sequence[Order]) -> list[Tensor | UserError]:
 
 
 @torch.no_grad()
-def _together(orders: Sequence[Order]) -> Sequence[Tensor]:
+def _together(orders: Sequence[Order], progress: bool = False) -> Sequence[Tensor]:
     """The pictures of each order; out of memory is met by fewer at a time."""
     draws = [(order.seed, i) for order in orders for i in range(len(order.prompts))]
     if not draws:
@@ -105,6 +106,7 @@ def _together(orders: Sequence[Order]) -> Sequence[Tensor]:
                 steps=first.steps,
                 scale=first.scale,
                 batch_size=size,
+                progress=progress,
             )
             return pictures.split([len(order.prompts) for order in orders])
         except Exception as error:

@@ -1,4 +1,4 @@
-"""A little English, for prompts that are put together."""
+"""A little English, for prompts that are put together and for what is told."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def article(name: str) -> str:
     if name.startswith(_CONSONANT_BUT_AN):
         return "an "
     return "an " if name[0] in "aeiou" and not name.startswith(_VOWEL_BUT_A) else "a "
+
+
+def counted(number: int, noun: str) -> str:
+    """``"1 word"``, ``"2 words"``: a number and a noun whose plural ends in s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 _UNCOUNTED = frozenset(

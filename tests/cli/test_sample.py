@@ -224,6 +224,16 @@ def test_inspect_shows_provenance_norms_and_nearest_words(cli, model_folder, emb
         assert part in result.out
 
 
+def test_inspect_takes_several_files_and_reads_all_before_it_shows_any(
+    cli, model_folder, embedding, tmp_path
+):
+    other = save_embeddings(Embedding("<other>", torch.randn(1, 32)), tmp_path / "other.safetensors")
+    shown = cli("inspect", embedding, other, "--model", model_folder).out
+    assert "<toy>" in shown and "<other>" in shown
+    refused = cli("inspect", embedding, tmp_path / "none.safetensors", "--model", model_folder)
+    assert refused.code == 2 and not refused.out
+
+
 def test_inspect_finds_the_word_that_a_vector_is(cli, model_folder, tiny_model, tmp_path):
     cat = tiny_model.text.tokenizer.words("cat")[0]
     vectors = tiny_model.text.token_table[[cat]].detach()

@@ -1,6 +1,7 @@
 """All runs of a folder at a glance, from what their folders hold."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def test_runs_are_found_below_with_their_state_step_loss_and_what_differs(runs: 
         assert find_runs(runs)[0].state == "stopped"  # held by this very process
     head, rows = columns([stopped, done])
     assert head[-1] == "optim.lr" and [row[-1] for row in rows] == [0.02, 0.01]
+    whole = replace(stopped, step=100)
+    assert columns([whole])[1][0][3] == "100 of 100, last pictures missing"
 
 
 def test_scores_of_evaluations_in_a_run_are_columns(runs: Path) -> None:

@@ -33,6 +33,7 @@ from ldm.inversion.run import as_trained
 from ldm.inversion.snapshot import Snapshot, SnapshotFile
 from ldm.io.runs import RunFolder
 from ldm.sampling.together import draw_together
+from ldm.text.english import counted
 from ldm.training.fit import attention_kernel
 from ldm.training.loggers import check_loggers
 from ldm.training.memory import USABLE, free_bytes, freed_memory_kept, in_one_line, step_bytes, too_large
@@ -112,7 +113,7 @@ def learn_many(
             # as in a run of its own, the last pictures are drawn by the model as it was loaded
             for result in finish([(named[learner.run.path.name], learner, e) for learner, e in left]):
                 results[result.name] = result
-            bar.set_postfix_str(f"{len(results)} of {len(jobs)} concepts done")
+            bar.set_postfix_str(f"{len(results)} of {counted(len(jobs), 'concept')} done")
             if not members.busy:
                 break
             form = trained_form(
