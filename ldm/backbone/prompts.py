@@ -47,8 +47,8 @@ def _context(
     t: Tensor | None = None,
 ) -> Context:
     """The context of looked-up ids (B, L), at timesteps t (B,)."""
-    ids, embeds = manager(ids, text.embed(ids), step, t)
-    return Context(text.contexts(embeds, ids))
+    placed = manager(ids, text.embed(ids), step, t)
+    return Context(*text.keys_and_values(placed.embeds, placed.ids, placed.aside))
 
 
 class _AtEachTime:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.device import carry
-from ldm.diffusion.condition import Context, cat_contexts
+from ldm.diffusion.condition import Context
 from ldm.diffusion.loss import LossTerms
 from ldm.inversion.context import ContextTerm
 from ldm.inversion.latents import ConceptBatches
 from ldm.seeding import generator
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 from ldm.words.regularize import Form, regularization
+from ldm.words.splice import join
 
 #: the number of the first batch that is only measured: training never comes so far
 FAR = 2**40
@@ -210,10 +211,9 @@ def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Context:
     for part, own_ids, embeds, own in zip(parts, ids, looked_up, different, strict=True):
         t, kept = (None if x is None else x[list(own.values())] for x in (part.draw.t, part.draw.kept))
         placed.append(part.objective.model.manager(own_ids, embeds, part.step, t, kept))
-    joined, embeds = zip(*placed, strict=True)
-    together = cat_contexts([Context(own) for own in embeds])  # one prompt for each layer, or one for all
+    together = join(placed)  # one prompt for each layer, or one for all
     each = [(i, key) for i, own in enumerate(different) for key in own]
     places = {key: row for row, key in enumerate(each)}
     rows = torch.tensor([places[i, key] for i, own in enumerate(keys) for key in own])
-    context = Context(model.text.contexts(together.tokens, torch.cat(joined)))
+    context = Context(*model.text.keys_and_values(together.embeds, together.ids, together.aside))
     return context[carry(rows, model.device)]

@@ -142,7 +142,10 @@ class BertConditioner(TextConditioner):
     def token_table(self) -> Tensor:
         return self.transformer.token_emb.weight
 
-    def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
-        """Contextual embeddings (B, L, D) of token embeddings; ``ids`` is not needed here."""
+    def hidden(self, embeds: Tensor, ids: Tensor) -> Tensor:
+        """Hidden states (B, L, D) of token embeddings; ``ids`` is not needed here."""
         t = self.transformer
-        return t.norm(t.attn_layers(embeds + t.pos_emb.emb.weight[: embeds.shape[1]]))
+        return t.attn_layers(embeds + t.pos_emb.emb.weight[: embeds.shape[1]])
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.transformer.norm(hidden)

@@ -68,15 +68,15 @@ def build_tower(
     )
 
 
-def encode(tower: Any, embeds: Tensor, clip_skip: int) -> Tensor:
-    """Contexts (B, L, D) of token embeddings: the blocks up to the ``clip_skip``-th last, the final norm."""
+def hidden_states(tower: Any, embeds: Tensor, clip_skip: int) -> Tensor:
+    """Hidden states (B, L, D) of token embeddings, after the blocks up to the ``clip_skip``-th last."""
     length = embeds.shape[1]
     mask = torch.full((length, length), -math.inf, device=embeds.device, dtype=embeds.dtype).triu(1)
     x = embeds + tower.positional_embedding[:length]
     blocks = tower.transformer.resblocks
     for block in blocks[: len(blocks) + 1 - clip_skip]:
         x = block(x, attn_mask=mask)
-    return tower.ln_final(x)
+    return x
 
 
 class OpenClipConditioner(TextConditioner):
@@ -115,9 +115,12 @@ class OpenClipConditioner(TextConditioner):
     def token_table(self) -> Tensor:
         return self.model.token_embedding.weight
 
-    def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
+    def hidden(self, embeds: Tensor, ids: Tensor) -> Tensor:
         assert self.clip_skip is not None
-        return encode(self.model, embeds, self.clip_skip)
+        return hidden_states(self.model, embeds, self.clip_skip)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.model.ln_final(hidden)
 
 
 class ClipConditioner(TextConditioner):
@@ -194,9 +197,12 @@ class ClipConditioner(TextConditioner):
     def init_position(self) -> Tensor:
         return self.tower.positional_embedding[0]
 
-    def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
+    def hidden(self, embeds: Tensor, ids: Tensor) -> Tensor:
         assert self.clip_skip is not None
-        return encode(self.tower, embeds, self.clip_skip)
+        return hidden_states(self.tower, embeds, self.clip_skip)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.tower.ln_final(hidden)
 
     def _load(self, path: Path) -> None:
         try:

@@ -18,7 +18,8 @@ class TextConditioner(nn.Module):
     """Prompts to (B, L, D) contexts in three steps: ``tokenize``, ``embed``, ``encode``.
 
     The embedding manager replaces rows between the last two, so what is learned passes through the
-    whole transformer. A subclass says where its token table is and what ``encode`` computes.
+    whole transformer. A subclass says where its token table is and what ``hidden`` and ``finish`` compute,
+    which ``encode`` is made of.
 
     Attributes:
         tokenizer: text to ids.
@@ -94,9 +95,17 @@ class TextConditioner(nn.Module):
         """``clip_skip`` where it is not the model's own, which nobody needs to be told."""
         return None if self.clip_skip == self.own_clip_skip else self.clip_skip
 
+    def hidden(self, embeds: Tensor, ids: Tensor) -> Tensor:
+        """Last hidden states (B, L, D) of token embeddings (B, L, D), without positions, and their ids."""
+        raise NotImplementedError
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Contexts (B, L, D) of last hidden states: the final layer norm."""
+        raise NotImplementedError
+
     def encode(self, embeds: Tensor, ids: Tensor) -> Tensor:
         """Contexts (B, L, D) of token embeddings (B, L, D), without positions, and their ids."""
-        raise NotImplementedError
+        return self.finish(self.hidden(embeds, ids))
 
     def contexts(self, embeds: Tensor, ids: Tensor) -> Tensor:
         """Contexts (B, n, L, D) of what the embedding manager returns: embeds (B, n, L, D), one prompt for
@@ -104,3 +113,25 @@ class TextConditioner(nn.Module):
         n = embeds.shape[1]
         flat = self.encode(rearrange(embeds, "b n l d -> (b n) l d"), repeat(ids, "b l -> (b n) l", n=n))
         return rearrange(flat, "(b n) l d -> b n l d", n=n)
+
+    def keys_and_values(
+        self, embeds: Tensor, ids: Tensor, aside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What cross-attention makes its keys of, and its values where these are of something else.
+
+        Args:
+            embeds, ids: as for :meth:`contexts`.
+            aside: (B, n, L, D), what words say to the values alone, in units of the last hidden state h at
+                their positions: values are made of h + ||h|| aside, and keys of h, both after the final norm.
+
+        Returns:
+            (B, n, L, D) twice; without ``aside`` the second one is ``None``.
+        """
+        if aside is None:
+            return self.contexts(embeds, ids), None
+        n = embeds.shape[1]
+        flat, repeated = rearrange(embeds, "b n l d -> (b n) l d"), repeat(ids, "b l -> (b n) l", n=n)
+        h = self.hidden(flat, repeated)
+        moved = h + h.norm(dim=-1, keepdim=True) * rearrange(aside, "b n l d -> (b n) l d")
+        keys, values = (rearrange(self.finish(x), "(b n) l d -> b n l d", n=n) for x in (h, moved))
+        return keys, values

@@ -46,7 +46,7 @@ def context_distance(
     private, k, m = manager.placeholders[placeholder], manager.count(placeholder, step), len(class_ids)
     begins = (ids == private).int().argmax(dim=1, keepdim=True)  # (B, 1)
     other_ids = _replaced(ids, begins, class_ids)
-    own_ids, own = manager(ids, text.embed(ids), step, t)  # (B, L), (B, n, L, D)
+    own_ids, own, _ = manager(ids, text.embed(ids), step, t)  # (B, L), (B, n, L, D)
     h = text.contexts(own, own_ids)
     with torch.no_grad():  # after the other one: autocast keeps the weights that it was given first
         c = text.contexts(text.embed(other_ids)[:, None], other_ids)  # (B, 1, L, D)

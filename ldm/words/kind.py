@@ -80,11 +80,13 @@ class Word(nn.Module):
         """Of :meth:`table`: (K, D), or (m, K, D) with m sets of vectors."""
         raise NotImplementedError
 
-    def forward(self, t: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         """v(t, l) as (B or 1, n or 1, K, D), with its gradient.
 
         A kind that has :attr:`units` takes a second argument, ``kept``: how many of them count in each row,
-        (B,) int64, or ``None`` for all.
+        (B,) int64, or ``None`` for all. A kind that also says something to the values of cross-attention
+        alone returns a pair: v, and in the same shape what is added to the text encoder's last hidden states
+        h at the word's positions, in units of ||h|| (``TextConditioner.keys_and_values``).
 
         Args:
             t: (B,) int64; ``None`` where no word at hand varies with time.

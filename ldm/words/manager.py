@@ -25,7 +25,7 @@ from ldm.errors import UserError
 from ldm.names import normal
 from ldm.words.kind import Fit, Word
 from ldm.words.kinds import Choice, choose
-from ldm.words.splice import Index, index_of, look_up, places
+from ldm.words.splice import Index, Placed, index_of, look_up, places
 
 MAX_INDICES = 64  # sets of placeholders whose index is kept
 _PLAIN = frozenset(string.ascii_letters + string.digits)
@@ -281,7 +281,7 @@ class EmbeddingManager(nn.Module):
         step: int | Tensor | None = None,
         t: Tensor | None = None,
         kept: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Placed:
         """Put the v* into looked-up prompts. Pure: the arguments are left as they are.
 
         Every occurrence of a placeholder becomes its k vectors in use side by side; what follows
@@ -299,24 +299,28 @@ class EmbeddingManager(nn.Module):
             kept: (B,) int64, how many units count in each row, of words that have any; ``None``: all.
 
         Returns:
-            ids (B, L) with the private id on all of its k positions, and embeds (B, n, L, D) in the
-            dtype of ``embeds``; gradients reach v* through its own positions only. n is the number of
-            layers where a word that occurs, or trains, differs between them, else 1.
+            ids (B, L) with the private id on all of its k positions; embeds (B, n, L, D) in the dtype of
+            ``embeds``, gradients reaching v* through its own positions only; and what the words say to the
+            values of cross-attention alone. n is the number of layers where a word that occurs, or trains,
+            differs between them, else 1.
 
         Raises:
             ValueError: there is no ``t``, and a word at hand varies with time.
         """
         names = self._at_hand(ids)
         if not names:
-            return ids, embeds[:, None]
+            return Placed(ids, embeds[:, None])
         index = self._index(names, ids.device)
         source, row = places(ids, index, step, self.end_id if self.keep_end else None)
         shown, rows = carry(torch.stack([source, row]), embeds.device)
-        moved = embeds.take_along_dim(shown[..., None], dim=1)
-        v_star = look_up([self.word(name) for name in names], rows.clamp(min=0), t, kept)
+        moved = rearrange(embeds.take_along_dim(shown[..., None], dim=1), "b l d -> b 1 l d")
+        v_star, aside = look_up([self.word(name) for name in names], rows.clamp(min=0), t, kept)
         is_ours = rearrange(rows >= 0, "b l -> b 1 l 1")
-        put_in = torch.where(is_ours, v_star.to(embeds.dtype), rearrange(moved, "b l d -> b 1 l d"))
-        return ids.gather(1, source), put_in
+        return Placed(
+            ids.gather(1, source),
+            torch.where(is_ours, v_star.to(embeds.dtype), moved),
+            None if aside is None else aside.to(embeds.dtype) * is_ours,
+        )
 
     def _at_hand(self, ids: Tensor) -> tuple[str, ...]:
         """Placeholders that occur in ``ids``, and those that train (their gradient is 0 where they do

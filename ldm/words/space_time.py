@@ -2,10 +2,17 @@
 
     x = (1000 t / T, l),  e = (sin w x, cos w x) / sqrt(m)      w in R^(m x 2), drawn once and never learned
     h = f(f(W e)),        f(x) = LeakyReLU(LayerNorm(A x + a))   of 128 units
-    v(t, l) = ||v_0|| o / ||o||,   o = O h                       v_0 is the word's start
+    v(t, l) = ||v_0|| o / ||o||,   (o, b) = O h                  v_0 is the word's start
 
 The rows of W start at e of the anchors: ten timesteps times the n layers. The network starts at random, and
 the init word gives it the length of v alone.
+
+The textual bypass tells b past the text encoder: with its last hidden state h_S at the word,
+
+    h_S + 0.2 ||h_S|| b / ||b||
+
+is what the values of cross-attention are made of, after the final layer norm; keys are made of h_S as it is.
+So b changes how a thing looks, and not where in the picture attention finds it.
 
 Nested dropout orders the units by their weight: in a half of the samples of a step, h_i = 0 for all i >= c,
 where c is drawn anew for each of them. A word that has been learned can therefore be cut at any c: the first
@@ -33,6 +40,8 @@ class SpaceTimeSettings:
     """Settings of words that are a network of time and layer.
 
     Attributes:
+        bypass: Let the word also say something to the values of cross-attention, past the text encoder.
+        bypass_size: Length of what it says there, as a share of that of the encoder's last hidden state.
         dropout: Share of the samples in which the last units are left out while the word is learned.
         hidden: Number of units that are left out one by one, which is the width of the network.
         anchors: Timesteps, at equal distances, at which the rows of the first layer start.
@@ -42,6 +51,8 @@ class SpaceTimeSettings:
         sigma_layer: Standard deviation of the frequencies in the number of the layer.
     """
 
+    bypass: bool = False
+    bypass_size: Factor = 0.2
     dropout: Share = 0.5
     hidden: Annotated[int, Range(1, 1024)] = 128
     anchors: Annotated[int, Range(1, 100)] = 10
@@ -68,7 +79,7 @@ class SpaceTime(Word):
         self.mapper = nn.Sequential(
             nn.Linear(2 * settings.frequencies, anchors), *_block(anchors, hidden), *_block(hidden, hidden)
         )
-        self.out = nn.Linear(hidden, count * fit.width)
+        self.out = nn.Linear(hidden, (2 if settings.bypass else 1) * count * fit.width)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,17 +97,25 @@ class SpaceTime(Word):
         phase = times * in_time + layers * in_layer  # no product that half precision rounds
         return torch.cat([phase.sin(), phase.cos()], dim=-1) / len(self.frequencies) ** 0.5
 
-    def forward(self, t: Tensor | None, kept: Tensor | None = None) -> Tensor:
+    def forward(self, t: Tensor | None, kept: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         assert t is not None
+        v_star, *aside = self.said(t, kept)
+        v_star = self.norm * F.normalize(v_star, dim=-1)
+        return (v_star, self.settings.bypass_size * F.normalize(aside[0], dim=-1)) if aside else v_star
+
+    def said(self, t: Tensor, kept: Tensor | None = None) -> tuple[Tensor, ...]:
+        """o, and with the bypass b, each (B, n, K, D)."""
         with torch.autocast(t.device.type, enabled=False):
             h = self.mapper(self.features(t))  # (B, n, units)
             if kept is not None:
                 h = h * (torch.arange(self.units, device=t.device) < rearrange(kept, "b -> b 1 1"))
-            said = rearrange(self.out(h), "b n (k d) -> b n k d", k=self.count)
-            return self.norm * F.normalize(said, dim=-1)
+            return rearrange(
+                self.out(h), "b n (two k d) -> two b n k d", k=self.count, d=self.fit.width
+            ).unbind()
 
     def table(self) -> Tensor:
-        return self(torch.tensor([self.fit.timesteps // 2], device=self.norm.device))[0]
+        v_star = self.said(torch.tensor([self.fit.timesteps // 2], device=self.norm.device))[0]
+        return self.norm * F.normalize(v_star[0], dim=-1)
 
     def draw_kept(self, n: int, rng: torch.Generator) -> Tensor | None:
         if not self.settings.dropout:

@@ -16,6 +16,30 @@ from ldm.words.kind import Word
 NEVER = torch.iinfo(torch.int64).max
 
 
+class Placed(NamedTuple):
+    """B prompts with their words in place: ids (B, L), embeds (B, n, L, D), and aside (B, n, L, D), what the
+    words say to the values of cross-attention alone, ``None`` where none does."""
+
+    ids: Tensor
+    embeds: Tensor
+    aside: Tensor | None = None
+
+
+def join(prompts: Sequence[Placed]) -> Placed:
+    """The rows of several as one, with as many layers as any of them has."""
+    n = max(one.embeds.shape[1] for one in prompts)
+
+    def stacked(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.expand(-1, n, -1, -1) for part in parts])
+
+    said = [torch.zeros_like(one.embeds) if one.aside is None else one.aside for one in prompts]
+    return Placed(
+        torch.cat([one.ids for one in prompts]),
+        stacked([one.embeds for one in prompts]),
+        None if all(one.aside is None for one in prompts) else stacked(said),
+    )
+
+
 class Index(NamedTuple):
     """Finds P placeholders in ids: their sorted ids (P,), the rows where their vectors begin when all are one
     table (P,), and the step from which each vector is used (P, max K)."""
@@ -85,10 +109,17 @@ def _with_end(is_end: Tensor, begin: Tensor, source: Tensor) -> Tensor:
     return torch.cat([source[:, :-1], last], dim=1)
 
 
-def look_up(words: Sequence[Word], rows: Tensor, t: Tensor | None, kept: Tensor | None = None) -> Tensor:
-    """The vectors (B, n or 1, L, D) that rows (B, L) of the words' joined tables name, at timesteps t (B,).
+def look_up(
+    words: Sequence[Word], rows: Tensor, t: Tensor | None, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What rows (B, L) of the words' joined tables name, at timesteps t (B,).
 
-    ``kept`` (B,) is how many units count of the words that have any.
+    Args:
+        kept: (B,) how many units count of the words that have any.
+
+    Returns:
+        Vectors (B, n or 1, L, D), and in the same shape what they say to the values of cross-attention alone,
+        ``None`` where no word says anything.
 
     Raises:
         ValueError: there is no ``t``, and a word varies with time.
@@ -98,9 +129,18 @@ def look_up(words: Sequence[Word], rows: Tensor, t: Tensor | None, kept: Tensor 
         raise ValueError("a word that varies with time needs the timesteps t")
     t = carry(t, rows.device) if varying and t is not None else None
     kept = None if kept is None else carry(kept, rows.device)
-    own = [word(t, kept) if word.units else word(t) for word in words]  # each (B or 1, n or 1, K, D)
-    times, layers = max(len(v) for v in own), max(v.shape[1] for v in own)
-    table = torch.cat([v.expand(times, layers, -1, -1) for v in own], dim=2)  # (B or 1, n, R, D)
+    own = [word(t, kept) if word.units else word(t) for word in words]  # each (B or 1, n or 1, K, D), or two
+    pairs = [said if isinstance(said, tuple) else (said, None) for said in own]
+    vectors = _rows_of([v for v, _ in pairs], rows)
+    if all(aside is None for _, aside in pairs):
+        return vectors, None
+    return vectors, _rows_of([torch.zeros_like(v) if aside is None else aside for v, aside in pairs], rows)
+
+
+def _rows_of(tables: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Rows (B, L) of joined tables, each (B or 1, n or 1, K, D): (B, n or 1, L, D)."""
+    times, layers = max(len(v) for v in tables), max(v.shape[1] for v in tables)
+    table = torch.cat([v.expand(times, layers, -1, -1) for v in tables], dim=2)  # (B or 1, n, R, D)
     first = table.shape[2] * torch.arange(times * layers, device=rows.device)
     where = rearrange(first, "(b n) -> b n 1", n=layers) + rearrange(rows, "b l -> b 1 l")
     return F.embedding(where, rearrange(table, "b n r d -> (b n r) d"))

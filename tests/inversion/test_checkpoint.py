@@ -107,7 +107,7 @@ def word_of(out: Path) -> torch.Tensor:
         {"word": "two_halves"},
         {"word": {"kind": "directional", "decay": 0.5}},
         {"word": "per_stage"},
-        {"word": {"kind": "space_time", "hidden": 8, "anchors": 2, "frequencies": 16}},
+        {"word": {"kind": "space_time", "hidden": 8, "anchors": 2, "frequencies": 16, "bypass": True}},
     ],
     ids=str,
 )

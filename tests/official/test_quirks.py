@@ -133,7 +133,7 @@ def test_end_falls_off(tiny_model: LatentDiffusion, concept: Concept, falls_off:
     # [CLS] a photo of a <toy> on the [SEP]: 8 + 7 positions of which 12 are kept
     text = tiny_model.text
     ids = text.tokenize(["a photo of a <toy> on the"])
-    ids, _ = tiny_model.manager(ids, text.embed(ids))
+    ids, *_ = tiny_model.manager(ids, text.embed(ids))
     assert ids.shape == (1, 12)
     end, toy = text.tokenizer.end_id, tiny_model.manager.placeholders["<toy>"]
     assert ids[0, -1].item() == (toy if falls_off else end)

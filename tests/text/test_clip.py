@@ -177,7 +177,7 @@ def test_vectors_of_a_placeholder_enter_the_prompt_and_the_end_token_stays(
     manager.add("<toy>", private, vectors)
     crowded = "a <toy> " * 8 + "b b"  # 18 tokens in their frame: full before the vectors are in
     ids = text.tokenize(["a photo of <toy>, red", crowded])
-    new_ids, embeds = manager(ids, text.embed(ids))
+    new_ids, embeds, _ = manager(ids, text.embed(ids))
     embeds = embeds[:, 0]  # one prompt for all layers of a denoiser
     ours = (new_ids == private).nonzero()
     assert ours[:k].tolist() == [[0, 4 + i] for i in range(k)]

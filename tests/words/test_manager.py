@@ -94,7 +94,7 @@ def test_vectorised_equals_the_slow_obvious_one(case, keep_end: bool) -> None:
     given_ids, given_embeds = ids.clone(), embeds.clone()
     expected_ids, expected_embeds = slow(manager, ids, embeds, step)
 
-    new_ids, new_embeds = manager(ids, embeds, step)
+    new_ids, new_embeds, _ = manager(ids, embeds, step)
 
     assert new_ids.equal(expected_ids) and new_embeds.equal(expected_embeds)
     assert ids.equal(given_ids) and embeds.equal(given_embeds), "the arguments were edited"
@@ -126,7 +126,7 @@ def test_layers_are_told_apart_only_where_a_word_that_has_them_occurs_or_trains(
 
 def test_each_layer_has_its_own_gradient() -> None:
     manager = build([2], per_layer=[True])
-    _, embeds = manager(torch.tensor([[1, VOCAB + 7, END, PAD, PAD]]), torch.randn(1, 5, WIDTH))
+    _, embeds, _ = manager(torch.tensor([[1, VOCAB + 7, END, PAD, PAD]]), torch.randn(1, 5, WIDTH))
     embeds[:, 1].sum().backward()
     grad = manager.parameter(NAMES[0]).grad
     assert grad.equal(torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(LAYERS, 2, WIDTH))
@@ -141,7 +141,7 @@ def test_vectors_are_spliced_in_and_the_rest_moves_right() -> None:
     manager = build([3])
     private = VOCAB + 7
     ids = torch.tensor([[1, private, 5, END, PAD, PAD]])
-    new_ids, new_embeds = manager(ids, torch.zeros(1, 6, WIDTH))
+    new_ids, new_embeds, _ = manager(ids, torch.zeros(1, 6, WIDTH))
     assert new_ids.tolist() == [[1, private, private, private, 5, END]]
     assert new_embeds[0, 0, 1:4].equal(manager.vectors("S*"))
 
@@ -150,7 +150,7 @@ def test_the_end_token_stays_last_when_vectors_overflow_unless_compat() -> None:
     ids = torch.tensor([[1, VOCAB + 7, 5, 6, END]])
     embeds = torch.arange(5.0)[None, :, None].expand(1, 5, WIDTH)
     manager = build([4])
-    new_ids, new_embeds = manager(ids, embeds)
+    new_ids, new_embeds, _ = manager(ids, embeds)
     assert new_ids[0, -1] == END and new_embeds[0, 0, -1].equal(embeds[0, -1])
     manager.keep_end = False
     assert END not in manager(ids, embeds)[0]
@@ -170,7 +170,7 @@ def test_gradient_reaches_only_the_vectors_used_and_only_from_their_positions() 
     manager = build([2, 3, 1], [None, [5, 6], None])
     ids = torch.tensor([[1, VOCAB + 6, 4, VOCAB + 6, END, PAD, PAD]])
     embeds = torch.randn(1, 7, WIDTH, requires_grad=True)
-    _, out = manager(ids, embeds, 5)  # two of three vectors of NAMES[1], twice
+    _, out, _ = manager(ids, embeds, 5)  # two of three vectors of NAMES[1], twice
     weight = torch.arange(7.0)[None, :, None]
     (out * weight).sum().backward()
     used = manager.parameter(NAMES[1]).grad
@@ -183,7 +183,7 @@ def test_gradient_reaches_only_the_vectors_used_and_only_from_their_positions() 
 
 def test_without_placeholders_prompts_pass_unchanged() -> None:
     ids, embeds = torch.tensor([[1, 5, END]]), torch.randn(1, 3, WIDTH)
-    new_ids, new_embeds = EmbeddingManager(WIDTH, VOCAB, END)(ids, embeds)
+    new_ids, new_embeds, _ = EmbeddingManager(WIDTH, VOCAB, END)(ids, embeds)
     assert new_ids.equal(ids) and new_embeds.equal(embeds[:, None])
 
 
@@ -268,7 +268,7 @@ def test_removed_placeholder_leaves_the_others_in_place() -> None:
     manager.remove(NAMES[1])
     ids = torch.tensor([[1, VOCAB + 6, VOCAB + 5, END]])
     embeds = torch.zeros(1, 4, WIDTH)
-    new_ids, new_embeds = manager(ids, embeds)
+    new_ids, new_embeds, _ = manager(ids, embeds)
     assert new_ids.equal(ids) and new_embeds[0, 0, 1].equal(embeds[0, 1])
     assert new_embeds[0, 0, 2].equal(kept[0])
 

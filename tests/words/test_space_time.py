@@ -12,6 +12,7 @@ from ldm.errors import UserError
 from ldm.inversion.concept import Concept
 from ldm.inversion.step import Part, contexts
 from ldm.io.embeddings import load_embedding, save_embeddings
+from ldm.models.attention import CrossAttention
 from ldm.sampling.prompts import teach
 from ldm.sampling.sample import sample
 from ldm.words.files import embedding_of
@@ -49,7 +50,8 @@ def test_the_first_layer_starts_at_the_anchors() -> None:
     assert first.weight.equal(at.reshape(15, 32))
     torch.testing.assert_close(first(at).reshape(15, 15).diagonal(), torch.ones(15))
     assert made.frequencies[:, 0].std() < 0.1 < made.frequencies[:, 1].std()
-    assert sum(p.numel() for p in choose("space_time").make(Fit(768, 16, 1000), 1).parameters()) == 464_544
+    whole = choose({"kind": "space_time", "bypass": True}).make(Fit(768, 16, 1000), 1)
+    assert sum(p.numel() for p in whole.parameters()) == 563_616  # the paper: 0.56 million
 
 
 def test_the_start_is_the_seeds() -> None:
@@ -113,8 +115,62 @@ def test_a_step_draws_its_cuts_and_what_is_measured_is_whole(
     torch.testing.assert_close(found[0], whole[0])
 
 
-def test_its_file_restores_it(tiny_model: LatentDiffusion, tmp_path: Path) -> None:
-    tiny_model.add_placeholder("<toy>", init="dog", word=SMALL, num_vectors=2)
+def test_the_bypass_reaches_values_and_not_keys(tiny_model: LatentDiffusion) -> None:
+    settings = {**SMALL, "bypass": True, "bypass_size": 0.3}
+    tiny_model.add_placeholder("<toy>", init="dog", word=settings, num_vectors=2)
+    tiny_model.add_placeholder("<plain>", init="cat")
+    t = torch.tensor([40, 900])
+    with torch.no_grad():
+        told = tiny_model.condition(["a <toy> and <plain>", "a cat"]).at(t)
+        v_star, aside = tiny_model.manager.word("<toy>")(t)
+        ids, text = tiny_model.text.tokenize(["a <toy> and <plain>"]), tiny_model.text
+        placed = tiny_model.manager(ids, text.embed(ids), None, t[:1])
+        assert placed.embeds[0, :, 2:4].equal(v_star[0]) and placed.aside[0, :, 2:4].equal(aside[0])
+        assert not placed.aside[:, :, [0, 1, *range(4, 12)]].any()
+        torch.testing.assert_close(aside.norm(dim=-1), torch.full(aside.shape[:-1], 0.3))
+        for layer, (keys, values) in enumerate(told.layers):
+            h = text.transformer.attn_layers(placed.embeds[:, layer] + text.transformer.pos_emb.emb.weight)
+            torch.testing.assert_close(keys[:1], text.transformer.norm(h))
+            h[:, 2:4] += h[:, 2:4].norm(dim=-1, keepdim=True) * aside[:1, layer]
+            torch.testing.assert_close(values[:1], text.transformer.norm(h))
+            assert keys[1].equal(values[1])  # no word is there
+    images = sample(tiny_model, ["a <toy> and <plain>", "a cat"], steps=4, seed=0, scale=3.0)
+    torch.testing.assert_close(
+        sample(tiny_model, ["a <toy> and <plain>"], steps=4, seed=0, scale=3.0), images[:1]
+    )
+
+
+def test_attention_by_hand_with_values_of_another_context() -> None:
+    attention, x, keys, values = CrossAttention(2, 2, 1, 2), *(torch.randn(1, 3, 2) for _ in range(3))
+    scores = attention.to_q(x)[0] @ attention.to_k(keys)[0].T / math.sqrt(2)
+    expected = attention.to_out(scores.softmax(dim=-1) @ attention.to_v(values)[0])
+    torch.testing.assert_close(attention(x, (keys, values))[0], expected)
+
+
+def test_a_batch_of_words_with_and_without_the_bypass_is_what_each_is_alone(
+    tiny_model: LatentDiffusion, concept: Concept
+) -> None:
+    parts = []
+    for word in ("plain", {**SMALL, "bypass": True}):
+        own = tiny_model.with_own_words()
+        own.add_placeholder("<toy>", init="dog", word=word)
+        objective = _module(own, concept).objective
+        parts.append(Part(objective, objective.draw(0), 0))
+    alone = [contexts(tiny_model, [part]) for part in parts]
+    both = contexts(tiny_model, parts)
+    assert alone[0].values is None
+    torch.testing.assert_close(both.tokens[2:], alone[1].tokens)
+    torch.testing.assert_close(both.values[2:], alone[1].values)
+    torch.testing.assert_close(both.values[:2], alone[0].tokens.expand_as(both.values[:2]))
+    both.values.sum().backward()
+    word = parts[1].objective.model.manager.word("<toy>")
+    assert word.out.weight.grad[32:].abs().sum() > 0  # of b
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+def test_its_file_restores_it(tiny_model: LatentDiffusion, tmp_path: Path, bypass: bool) -> None:
+    settings = {**SMALL, "bypass": bypass}
+    tiny_model.add_placeholder("<toy>", init="dog", word=settings, num_vectors=2)
     images = sample(tiny_model, ["a <toy>"], steps=4, seed=0)
     saved = embedding_of(tiny_model.manager, "<toy>", {})
     read = load_embedding(save_embeddings(saved, tmp_path / "toy.safetensors"))
@@ -131,4 +187,4 @@ def test_its_file_restores_it(tiny_model: LatentDiffusion, tmp_path: Path) -> No
         ({"norm": read.parts["norm"]}, "is missing"),
     ):
         with pytest.raises(UserError, match=message):
-            tiny_model.add_placeholder("<other>", read.vectors, word=SMALL, parts=parts)
+            tiny_model.add_placeholder("<other>", read.vectors, word=settings, parts=parts)
