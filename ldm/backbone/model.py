@@ -304,16 +304,22 @@ class LatentDiffusion(nn.Module):
         tokenizer.remove_placeholder(name)
         self.manager.remove(name)
 
-    def condition(self, prompts: str | list[str], step: int | Tensor | None = None) -> Condition:
+    def condition(
+        self, prompts: str | list[str], step: int | Tensor | None = None, truncate: int | None = None
+    ) -> Condition:
         """What the UNet is told by B prompts, or by one; each different prompt is encoded once.
 
         Args:
             prompts: B prompts, or one.
             step: optimiser step of progressive words, one for all or a (B,) tensor; ``None``: grown.
+            truncate: how many of their first units count of words that can be cut (``space_time``).
+
+        Raises:
+            UserError: such a word has fewer units than ``truncate``.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self.cuts.tell(self.text.tokenizer, self.manager, dict.fromkeys(prompts))
-        return encode(self.text, self.manager, prompts, step)
+        return encode(self.text, self.manager, prompts, step, truncate)
 
     # ------------------------------------------------------------------ diffusion
 

@@ -17,7 +17,11 @@ MOST_KEPT = 2**28
 
 
 def encode(
-    text: TextConditioner, manager: EmbeddingManager, prompts: Sequence[str], step: int | Tensor | None
+    text: TextConditioner,
+    manager: EmbeddingManager,
+    prompts: Sequence[str],
+    step: int | Tensor | None,
+    truncate: int | None = None,
 ) -> Condition:
     """The condition of B prompts, each different one encoded once.
 
@@ -26,6 +30,10 @@ def encode(
         manager: the learned words.
         prompts: B prompts.
         step: optimiser step of progressive words, one for all or a (B,) tensor; ``None``: fully grown.
+        truncate: how many units count of words that can be cut; ``None``: all.
+
+    Raises:
+        UserError: such a word has fewer units than that.
     """
     steps = step.tolist() if isinstance(step, Tensor) else [step] * len(prompts)
     places = {key: i for i, key in enumerate(dict.fromkeys(zip(prompts, steps, strict=True)))}
@@ -33,8 +41,10 @@ def encode(
         step = torch.tensor([s for _, s in places])
     ids = text.tokenize([prompt for prompt, _ in places])  # stays on the host, which works out where v* goes
     rows = torch.tensor([places[key] for key in zip(prompts, steps, strict=True)])
+    if truncate is not None:
+        manager.check_cut(ids, truncate)
     if manager.varies_with_time(ids):
-        return Varying(_AtEachTime(text, manager, ids, step), rows)
+        return Varying(_AtEachTime(text, manager, ids, step, truncate), rows)
     context = _context(text, manager, ids, step)
     return context if len(places) == len(prompts) else context[carry(rows, context.tokens.device)]
 
@@ -45,9 +55,10 @@ def _context(
     ids: Tensor,
     step: int | Tensor | None,
     t: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Context:
-    """The context of looked-up ids (B, L), at timesteps t (B,)."""
-    placed = manager(ids, text.embed(ids), step, t)
+    """The context of looked-up ids (B, L), at timesteps t (B,), of the ``kept`` (B,) first units."""
+    placed = manager(ids, text.embed(ids), step, t, kept)
     return Context(*text.keys_and_values(placed.embeds, placed.ids, placed.aside))
 
 
@@ -60,12 +71,18 @@ class _AtEachTime:
     Args:
         ids: (U, L) tokens of the different prompts.
         step: as of :func:`encode`, one for all or (U,).
+        truncate: as of :func:`encode`.
     """
 
     def __init__(
-        self, text: TextConditioner, manager: EmbeddingManager, ids: Tensor, step: int | Tensor | None
+        self,
+        text: TextConditioner,
+        manager: EmbeddingManager,
+        ids: Tensor,
+        step: int | Tensor | None,
+        truncate: int | None = None,
     ) -> None:
-        self.text, self.manager, self.ids, self.step = text, manager, ids, step
+        self.text, self.manager, self.ids, self.step, self.truncate = text, manager, ids, step, truncate
         self.clip_skip = text.clip_skip  # the one of this moment, whenever it is asked
         self._kept: dict[tuple[int, ...], Context] = {}
 
@@ -87,8 +104,9 @@ class _AtEachTime:
     def _encoded(self, asked: Sequence[tuple[int, int]]) -> Context:
         rows, t = torch.tensor(asked).T
         step = self.step[rows] if isinstance(self.step, Tensor) else self.step
+        kept = None if self.truncate is None else torch.full_like(t, self.truncate)
         with self.text.skipping(self.clip_skip):
-            return _context(self.text, self.manager, self.ids[rows], step, t)
+            return _context(self.text, self.manager, self.ids[rows], step, t, kept)
 
 
 def _size(context: Context) -> int:

@@ -30,7 +30,7 @@ MAX_SEEDS = 100_000
 #: Options that a picture's own recipe answers.
 _OF_RECIPE = (
     "prompt", "prompts_file", "embedding", "n", "seed", "seeds", "negative_prompt", "steps", "scale",
-    "sampler", "precision", "eta", "clip_skip",
+    "sampler", "precision", "eta", "clip_skip", "truncate",
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ class Options:
     precision: str | None
     eta: float
     clip_skip: int | None
+    truncate: int | None
     batch_size: int | None
     out: Path | None
     grid: bool
@@ -96,6 +97,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     common.add_sampling(parser)
     add("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
     common.add_clip_skip(parser, "the one that the words were learned with, else the model's own")
+    add(
+        "--truncate",
+        type=int,
+        metavar="N",
+        help="let the N first units count of a word of kind space_time: fewer obey the prompt more and "
+        "resemble the pictures less (default: all)",
+    )
     add("--batch-size", type=int, help="pictures drawn at once (default: 64, fewer of large ones)")
     add("--out", type=Path, metavar="DIR", help="folder of the pictures (default: out/<date>)")
     add("--grid", action=argparse.BooleanOptionalAction, default=True, help="grid.png with all pictures")
@@ -141,6 +149,7 @@ def read(args: argparse.Namespace) -> Options:
         precision=args.precision,
         eta=args.eta or 0.0,
         clip_skip=args.clip_skip,
+        truncate=args.truncate,
         batch_size=args.batch_size,
         out=args.out,
         grid=args.grid,
@@ -249,6 +258,7 @@ def draw(
             eta=options.eta,
             model_name=options.model or "emoji",
             edit=edit,
+            truncate=options.truncate,
         )
         start = editing.start(model, source, wanted[0].recipe) if source else (None, None)
         common.resume_by(lambda: f"the same command with --out {common.command([out])} goes on")

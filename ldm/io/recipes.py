@@ -30,7 +30,7 @@ from ldm.paths import expanded
 
 RECIPE_VERSION = 1
 #: Of a picture with settings that versions before would ignore.
-_WITH_CLIP_SKIP, _WITH_PRECISION = 2, 3
+_WITH_CLIP_SKIP, _WITH_PRECISION, _WITH_TRUNCATE = 2, 3, 4
 #: The chunk that says that the others are a recipe.
 _MARK = "recipe"
 #: Text chunks are looked for in this much of a file; a word of 77 vectors of width 1280 takes 0.5 MB.
@@ -84,6 +84,7 @@ class Recipe:
         edit: ``None`` if it was drawn from noise alone.
         clip_skip: see ``ldm.load``; ``None``: the model's own.
         precision: what UNet and text conditioner computed in; "model": as the model was loaded.
+        truncate: how many units counted of words that can be cut; ``None``: all.
         version: of the program that drew it.
     """
 
@@ -105,6 +106,7 @@ class Recipe:
     edit: Edit | None = None
     clip_skip: int | None = None
     precision: str = "model"
+    truncate: int | None = None
 
     def same_picture(self, other: Recipe) -> bool:
         """Whether both describe one picture, whatever was drawn beside it, by whichever version."""
@@ -123,6 +125,8 @@ def to_text(recipe: Recipe) -> dict[str, str]:
         text |= {_MARK: str(_WITH_CLIP_SKIP), "clip_skip": str(recipe.clip_skip)}
     if recipe.precision != "model":
         text |= {_MARK: str(_WITH_PRECISION), "precision": recipe.precision}
+    if recipe.truncate is not None:
+        text |= {_MARK: str(_WITH_TRUNCATE), "truncate": str(recipe.truncate)}
     if recipe.edit is not None:
         text["edit"] = json.dumps(asdict(recipe.edit), ensure_ascii=False)
     return {key: printable(value) for key, value in text.items()}  # a file's name may be no Unicode
@@ -198,7 +202,7 @@ def load_recipe(path: Path | str) -> Recipe:
             f"{path} does not say how it was drawn: it is not by this program, or another program "
             "has saved it since"
         )
-    if text[_MARK] not in map(str, (RECIPE_VERSION, _WITH_CLIP_SKIP, _WITH_PRECISION)):
+    if text[_MARK] not in map(str, range(RECIPE_VERSION, _WITH_TRUNCATE + 1)):
         raise UserError(f"{path} has a recipe of version {text[_MARK][:20]!r}: use a newer ldm")
     try:
         return _from_text(text)
@@ -207,7 +211,6 @@ def load_recipe(path: Path | str) -> Recipe:
 
 
 def _from_text(text: Mapping[str, str]) -> Recipe:
-    version = int(text[_MARK])
     recipe = Recipe(
         prompt=text["prompt"],
         negative_prompt=text["negative_prompt"],
@@ -225,18 +228,19 @@ def _from_text(text: Mapping[str, str]) -> Recipe:
         batch_rows=int(text["batch_rows"]),
         embeddings=tuple(_words(json.loads(text.get("embeddings", "[]")))),
         edit=_edit(json.loads(text["edit"])) if "edit" in text else None,
-        clip_skip=_clip_skip(text) if version >= _WITH_CLIP_SKIP else None,
-        precision=_precision(text["precision"]) if version >= _WITH_PRECISION else "model",
+        clip_skip=int(text["clip_skip"]) if _says(text, "clip_skip", _WITH_CLIP_SKIP) else None,
+        precision=_precision(text["precision"]) if _says(text, "precision", _WITH_PRECISION) else "model",
+        truncate=int(text["truncate"]) if _says(text, "truncate", _WITH_TRUNCATE) else None,
     )
     if not (0 <= recipe.batch_row < recipe.batch_rows <= MAX_BATCH):
         raise ValueError("no such place in a batch")
     return recipe
 
 
-def _clip_skip(text: Mapping[str, str]) -> int | None:
-    if "clip_skip" not in text and text[_MARK] == str(_WITH_PRECISION):
-        return None
-    return int(text["clip_skip"])
+def _says(text: Mapping[str, str], key: str, form: int) -> bool:
+    """Whether a recipe has a value that came with a form: that one must have it, newer ones may."""
+    version = int(text[_MARK])
+    return version == form or version > form and key in text
 
 
 def _precision(text: str) -> str:

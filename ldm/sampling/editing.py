@@ -80,5 +80,6 @@ def start(model: LatentDiffusion, source: Source, recipe: Recipe) -> tuple[Sourc
         steps=recipe.steps,
         scale=recipe.scale,
         negative_prompt=recipe.negative_prompt,
+        truncate=recipe.truncate,
     )
     return None, x_T

@@ -73,6 +73,7 @@ def plan(
     eta: float = 0.0,
     model_name: str = "emoji",
     edit: Edit | None = None,
+    truncate: int | None = None,
 ) -> list[Wanted]:
     """Every picture of some prompts and seeds: those of a prompt together, and in them those of a seed.
 
@@ -87,14 +88,17 @@ def plan(
         eta: as of ``ldm.sample``.
         model_name: what recipes call the model; of a path, its last part.
         edit: how the pictures are made from another picture, if they are.
+        truncate: as of ``ldm.sample``.
 
     Raises:
-        UserError: ``{}`` where no one word is meant, learned words that nothing uses, or too many pictures.
+        UserError: ``{}`` where no one word is meant, learned words that nothing uses, nothing that
+            ``truncate`` could cut, or too many pictures.
     """
     prompts = [words.put(prompt, learned) for prompt in prompts]
     negative = words.put(negative_prompt, learned)
     beside = f"{negative}\n{edit.invert or ''}" if edit else negative
     words.check_used(model, [*prompts, beside], learned)
+    words.check_truncate(model, [*prompts, beside], learned, truncate)
     if len(prompts) * len(seeds) * n > MAX_PICTURES:
         raise UserError(f"that makes {len(prompts) * len(seeds) * n} pictures; draw fewer at once")
     how = sampling or Sampling.of(model)
@@ -122,6 +126,7 @@ def plan(
                 embeddings=used,
                 edit=edit,
                 clip_skip=model.text.other_clip_skip,
+                truncate=truncate,
             )
             wanted.append(Wanted(out / f"{number:02d}_{slug(prompt)}_{seed}_{index:02d}.png", recipe))
     return wanted
@@ -294,4 +299,5 @@ def _draw(
         source=source,
         x_T=x_T,
         progress=progress,
+        truncate=shared.truncate,
     )

@@ -126,6 +126,22 @@ def check_used(model: LatentDiffusion, texts: Sequence[str], words: Sequence[Emb
             log.warning("no prompt uses %s, the word of %s", word.placeholder, word.metadata["file"])
 
 
+def check_truncate(
+    model: LatentDiffusion, texts: Sequence[str], words: Sequence[Embedding], truncate: int | None
+) -> None:
+    """Refuse to cut words where no text uses one that can be cut.
+
+    Raises:
+        UserError: names a kind of word that can be.
+    """
+    used = used_in(model, "\n".join(texts), words)
+    if truncate is not None and not any(model.manager.word(word.placeholder).units for word in used):
+        raise UserError(
+            f"truncate is {truncate}, but no prompt uses a word that can be cut: leave it out, or use a word "
+            "of kind space_time"
+        )
+
+
 def used_in(model: LatentDiffusion, text: str, words: Sequence[Embedding]) -> list[Embedding]:
     """Those of the words, all known to the model, that a text uses."""
     tokenizer = model.text.tokenizer

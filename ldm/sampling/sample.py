@@ -104,6 +104,7 @@ def sample(
     source: Source | None = None,
     draws: Sequence[tuple[int, int]] | None = None,
     clip_skip: int | None = None,
+    truncate: int | None = None,
 ) -> Tensor:
     """Draw one picture a prompt.
 
@@ -130,6 +131,8 @@ def sample(
         source: A picture to draw from, made by ``ldm.load_source``: SDEdit, or inpainting if it has a mask.
         draws: The (seed, i) of each picture, one a prompt, instead of ``seed``.
         clip_skip: Which of the last blocks of a CLIP text encoder is used; by default the model's own.
+        truncate: How many of their first units count of words that can be cut (the kind ``space_time``), by
+            default all: fewer obey the prompt more and resemble the pictures less.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1], or (B, C, h, w) latents.
@@ -147,6 +150,8 @@ def sample(
         raise UserError(f"batch_size is {batch_size}; give at least 1")
     if (prompts is None) == (cond is None):
         raise UserError("give either prompts or cond")
+    if truncate is not None and prompts is None:
+        raise UserError("truncate goes with prompts; with cond, give it to model.condition")
     pieces, whole = [], []
     with drawn_in(model, how.precision):
         if prompts is not None:
@@ -154,13 +159,13 @@ def sample(
             if not prompts:
                 raise UserError("give at least one prompt")
             with model.text.skipping(clip_skip):
-                cond = model.condition(prompts)
+                cond = model.condition(prompts, truncate=truncate)
         assert cond is not None
         cond = condition_of(cond)
         n = len(cond)
         if uncond is None and scale != 1:
             with model.text.skipping(clip_skip):
-                uncond = model.condition([negative_prompt])
+                uncond = model.condition([negative_prompt], truncate=truncate)
         uncond = None if uncond is None else condition_of(uncond)
         if draws is None:
             seed = int(torch.randint(2**31, ())) if seed is None else seed

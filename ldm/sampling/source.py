@@ -152,6 +152,7 @@ def find_noise(
     negative_prompt: str = "",
     iterations: int = 5,
     progress: bool = False,
+    truncate: int | None = None,
 ) -> Tensor:
     """The noise from which DDIM draws a picture: DDIM inversion (Gal et al. 2022, App. A).
 
@@ -168,6 +169,7 @@ def find_noise(
         iterations: Network calls in each step. One is the usual inversion; more come nearer to the exact
             inverse.
         progress: Show a progress bar.
+        truncate: As in ``ldm.sample``.
 
     Returns:
         x_T (1, C, h, w) float32.
@@ -175,8 +177,8 @@ def find_noise(
     return samplers.invert(
         model.eps,
         source.latents(model),
-        cond=model.condition([prompt]),
-        uncond=model.condition([negative_prompt]) if scale != 1 else None,
+        cond=model.condition([prompt], truncate=truncate),
+        uncond=model.condition([negative_prompt], truncate=truncate) if scale != 1 else None,
         scale=scale,
         schedule=model.schedule,
         steps=steps,

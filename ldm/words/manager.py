@@ -269,6 +269,13 @@ class EmbeddingManager(nn.Module):
         cuts = () if kept is None else tuple(min(kept, word.units) for word in words)
         return (*(word.moment(t) for word in words), *cuts)
 
+    def check_cut(self, ids: Tensor, kept: int) -> None:
+        """Refuse to let the first ``kept`` units count of a word in ``ids`` that has fewer."""
+        for name in self._at_hand(ids):
+            units = self.word(name).units
+            if units and not 0 <= kept <= units:
+                raise UserError(f"truncate is {kept}, but {name} has {units} units: give 0 to {units}")
+
     def draw_kept(self, n: int, rng: torch.Generator) -> Tensor | None:
         """How many units of the words that train count in each of n samples, (n,) int64; ``None``: all."""
         words = (word for word in self.trained_words() if word.units)

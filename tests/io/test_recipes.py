@@ -50,13 +50,19 @@ def test_a_word_with_vectors_for_each_layer_comes_back(tmp_path: Path) -> None:
 
 
 def test_what_versions_before_would_ignore_makes_a_recipe_of_a_newer_form(tmp_path: Path) -> None:
-    for change, form in (({}, "1"), ({"clip_skip": 2}, "2"), ({"precision": "bf16"}, "3")):
+    for change, form in (
+        ({}, "1"),
+        ({"clip_skip": 2}, "2"),
+        ({"precision": "bf16"}, "3"),
+        ({"truncate": 8}, "4"),
+    ):
         recipe = replace(RECIPE, **change)
         found = load_recipe(write(tmp_path / f"{form}.png", to_text(recipe)))
         assert to_text(recipe)["recipe"] == form and found.same_picture(recipe)
     both = replace(RECIPE, clip_skip=2, precision="bf16")
-    found = load_recipe(write(tmp_path / "both.png", to_text(both)))
-    assert (found.clip_skip, found.precision) == (2, "bf16")
+    for more, kept in ((both, None), (replace(both, truncate=0), 0)):
+        found = load_recipe(write(tmp_path / "both.png", to_text(more)))
+        assert (found.clip_skip, found.precision, found.truncate) == (2, "bf16", kept)
     text = {**to_text(both), "precision": "4"}
     with pytest.raises(UserError, match="broken"):
         load_recipe(write(tmp_path / "unknown.png", text))
@@ -78,6 +84,7 @@ def test_the_same_picture_does_not_depend_on_what_was_drawn_beside_it() -> None:
         {"edit": None},
         {"embeddings": (other,)},
         {"precision": "16"},
+        {"truncate": 3},
     ):
         assert not Recipe(**{**values, **change}).same_picture(RECIPE)
 
@@ -105,7 +112,7 @@ def word(**values: object) -> str:
 @pytest.mark.parametrize(("key", "value"), [
     ("seed", "one"), ("seed", "9" * 10_000), ("steps", ""), ("scale", "nan"), ("eta", "inf"),
     ("batch_rows", "1000000000"), ("batch_row", "4"), ("batch_row", "-1"), ("prompt", None),
-    ("recipe", "2"), ("recipe", "3"), ("edit", "[]"), ("edit", "{}"),
+    ("recipe", "2"), ("recipe", "3"), ("recipe", "4"), ("edit", "[]"), ("edit", "{}"),
     ("embeddings", "{"), ("embeddings", "5"),
     ("embeddings", "[" * 100_000), ("embeddings", word(K=10**9)), ("embeddings", word(K=-1, D=-2)),
     ("embeddings", word(float32="!!")), ("embeddings", word(float32="AAAA")), ("embeddings", word(K="1")),

@@ -12,9 +12,11 @@ from ldm.errors import UserError
 from ldm.inversion.concept import Concept
 from ldm.inversion.step import Part, contexts
 from ldm.io.embeddings import load_embedding, save_embeddings
+from ldm.io.recipes import load_recipe
 from ldm.models.attention import CrossAttention
+from ldm.sampling import gallery, prompts
 from ldm.sampling.prompts import teach
-from ldm.sampling.sample import sample
+from ldm.sampling.sample import Sampling, sample
 from ldm.words.files import embedding_of
 from ldm.words.kind import Fit
 from ldm.words.kinds import choose
@@ -188,3 +190,44 @@ def test_its_file_restores_it(tiny_model: LatentDiffusion, tmp_path: Path, bypas
     ):
         with pytest.raises(UserError, match=message):
             tiny_model.add_placeholder("<other>", read.vectors, word=settings, parts=parts)
+
+
+def test_a_word_is_cut_at_sampling(tiny_model: LatentDiffusion) -> None:
+    tiny_model.add_placeholder("<toy>", init="dog", word={**SMALL, "bypass": True})
+    whole, same, cut = (
+        sample(tiny_model, ["a <toy>", "a cat"], steps=2, scale=2.0, seed=0, truncate=n) for n in (None, 6, 2)
+    )
+    assert whole.equal(same) and not whole[0].allclose(cut[0]) and whole[1].equal(cut[1])
+    t = torch.tensor([500])
+    with torch.no_grad():
+        told = tiny_model.condition("a <toy>", truncate=2).at(t)
+        ids, text = tiny_model.text.tokenize(["a <toy>"]), tiny_model.text
+        placed = tiny_model.manager(ids, text.embed(ids), None, t, torch.tensor([2]))
+        keys, values = text.keys_and_values(placed.embeds, placed.ids, placed.aside)
+    assert told.tokens.equal(keys) and told.values.equal(values)
+    for n in (-1, 7):
+        with pytest.raises(UserError, match=f"truncate is {n}, but <toy> has 6 units: give 0 to 6"):
+            tiny_model.condition("a <toy>", truncate=n)
+    with pytest.raises(UserError, match=r"give it to model\.condition"):
+        sample(tiny_model, cond=tiny_model.condition("a <toy>"), truncate=2)
+
+
+def test_a_pictures_recipe_says_how_its_word_was_cut(tiny_model: LatentDiffusion, tmp_path: Path) -> None:
+    tiny_model.add_placeholder("<toy>", init="dog", word=SMALL)
+    tiny_model.add_placeholder("<plain>", init="cat")
+    for name in ("<toy>", "<plain>"):
+        save_embeddings(embedding_of(tiny_model.manager, name, {}), tmp_path / f"{name[1:-1]}.safetensors")
+        tiny_model.remove_placeholder(name)
+    learned = prompts.load([tmp_path / "toy.safetensors", tmp_path / "plain.safetensors"])
+    teach(tiny_model, learned, force=True)
+    quick = {"learned": learned, "sampling": Sampling(steps=2, scale=1.0), "n": 1}
+    with pytest.raises(UserError, match="no prompt uses a word that can be cut"):
+        gallery.plan(tiny_model, ["a <plain>"], tmp_path, truncate=2, **quick)
+    (one,) = gallery.plan(tiny_model, ["a <toy>"], tmp_path, truncate=2, **quick)
+    assert gallery.draw_into(tiny_model, [one]) == 0
+    recipe = load_recipe(one.path)
+    assert recipe.truncate == 2 and recipe.same_picture(one.recipe)
+    tiny_model.remove_placeholder("<toy>")
+    teach(tiny_model, recipe.embeddings, force=True)  # the recipe's own copy of the network
+    again = gallery.draw_again(tiny_model, recipe, tmp_path / "again.png")
+    assert again.read_bytes() == one.path.read_bytes()
