@@ -78,7 +78,11 @@ def register(subparsers: common.Subparsers) -> None:
         help="learn from the first K of them by name and keep the rest as references for ldm evaluate",
     )
     add("--name", metavar="WORD", help='the new word, any string, such as "<cat-toy>"')
-    add("--init", metavar="PHRASE", help='known words to start from, such as "cat toy"')
+    add(
+        "--init",
+        metavar="PHRASE",
+        help='known words to start from, such as "cat toy"; "pictures" takes those nearest to the pictures',
+    )
     add("--steps", type=int, help="optimiser steps")
     add("--lr", type=float, help="base learning rate, before it is scaled by the batch size")
     add("--batch-size", type=int)
@@ -238,6 +242,9 @@ def invert(
         plural = "s" if word.K > 1 else ""
         each = f" for each of {word.layers} layers" if word.layers else ""
         common.heading(f"learned {word.placeholder}: {word.K} vector{plural} of width {word.D}{each}")
+        if config.init == "pictures" and word.placeholder == config.placeholder:
+            chosen = word.metadata["init"]
+            common.say(f"  start      {chosen}, nearest to the pictures by {config.init_pictures.scorer}")
     sample: list[str | Path] = ["ldm", "sample", "--model", *_model_words(config, out)]
     sample += ["--embedding", out / "embeddings.safetensors"]
     sample += ["--prompt", f"a photo of {config.called} on a red background", "--n", "8"]

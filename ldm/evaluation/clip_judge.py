@@ -158,6 +158,17 @@ class ClipJudge:
             text=f"WordPiece of {self.tokenizer.vocab_size} words, {self.tokenizer.max_length} tokens",
         )
 
+    def knows(self, word: str) -> bool:
+        """Whether it was trained on a word: one of its concepts' names, or of its vocabulary if those are not
+        known."""
+        if self.concepts:
+            return word in self._names
+        return self.tokenizer.vocabulary_id(word) is not None
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(concept.label for concept in self.concepts)
+
     @property
     def device(self) -> torch.device:
         return next(self.clip.parameters()).device

@@ -16,6 +16,7 @@ from ldm.inversion.sections import (
     CaptionsConfig,
     ComputeConfig,
     ContextConfig,
+    InitPicturesConfig,
     PicturesConfig,
     ShowConfig,
     StopConfig,
@@ -31,6 +32,9 @@ from ldm.training.optim import OptimConfig
 from ldm.training.timesteps import TimestepConfig
 from ldm.words.kinds import KINDS, choose
 from ldm.words.regularize import Form
+
+#: the value of ``init`` that leaves it to the pictures
+PICTURES = "pictures"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class InversionConfig:
         clip_skip: Which of the last blocks of a CLIP text encoder is used, counted as web UIs do: 1 is the
             last one. ``null`` is the model's own choice.
         init: A phrase whose token embeddings are the start of the word. ``null`` starts near the mean of the
-            vocabulary.
+            vocabulary, and ``pictures`` from the words that are nearest to the pictures.
+        init_pictures: How ``init: pictures`` chooses them.
         init_from: What of the phrase is the start: its token embeddings (``embedding``), or what the text
             encoder gives for them (``encoder``; CrossInit, arXiv 2312.15905), which is nearer in length and
             direction to what is learned.
@@ -102,6 +107,7 @@ class InversionConfig:
     strict: bool = True
     clip_skip: Positive | None = None
     init: str | None = None
+    init_pictures: InitPicturesConfig = field(default_factory=InitPicturesConfig)
     init_from: Literal["embedding", "encoder"] = "embedding"
     init_scale: Factor = 1.0
     more_words: dict = field(default_factory=dict)
@@ -145,8 +151,9 @@ class InversionConfig:
 
     @property
     def words(self) -> dict[str, str | None]:
-        """Every new word and its init phrase, ``placeholder`` first."""
-        return {self.placeholder: self.init, **self.more_words}
+        """Every new word and its init phrase, ``placeholder`` first; the pictures' one once it is chosen."""
+        init = self.init_pictures.chosen if self.init == PICTURES else self.init
+        return {self.placeholder: init, **self.more_words}
 
     def class_of(self, word: str) -> str | None:
         """The class word that a word's contexts are compared with."""
@@ -212,7 +219,16 @@ def _check_together(config: InversionConfig) -> None:
     for word, init in config.more_words.items():
         if not (isinstance(word, str) and word.strip() and isinstance(init, str | None)):
             raise UserError(f"config more_words has {word!r}: {init!r}; give a name: init phrase, or null")
+    if config.init == PICTURES and config.init_embedding:
+        raise UserError(
+            "the word cannot start from the pictures and from init_embedding: leave out one of them"
+        )
+    if PICTURES in config.more_words.values():
+        raise UserError("init=pictures is for the placeholder alone: give the words of more_words a phrase")
+    to_be_chosen = {config.placeholder} if config.init == PICTURES else set()
     for word, init in config.words.items():
+        if word in to_be_chosen:
+            continue
         if config.init_from == "encoder" and not init:
             raise UserError(
                 f"init_from=encoder starts {word} from what the text encoder makes of a phrase: give init"

@@ -8,7 +8,7 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.config import to_plain
 from ldm.device import device_of, machine
 from ldm.inversion.concept import Concept
-from ldm.inversion.config import InversionConfig
+from ldm.inversion.config import PICTURES, InversionConfig
 from ldm.inversion.templates import described
 from ldm.io.embeddings import provenance
 from ldm.io.runs import versions
@@ -48,6 +48,16 @@ def details_of(
         )
 
     return details
+
+
+def origin(config: InversionConfig, word: str) -> str:
+    """Where a word starts, for a person to read."""
+    phrase = config.words[word]
+    if not phrase:
+        return config.init_embedding.name if config.init_embedding else "vocabulary mean"
+    notes = [f"nearest to the pictures by {config.init_pictures.scorer}"] if config.init == PICTURES else []
+    notes += ["the text encoder's output"] if config.init_from == "encoder" else []
+    return f"{phrase} ({', '.join(notes)})" if notes else phrase
 
 
 def about_run(concept: Concept, config: InversionConfig, base_model: str) -> About:

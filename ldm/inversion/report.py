@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.backbone.model import LatentDiffusion
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.provenance import origin
 from ldm.io.embeddings import Embedding
 from ldm.io.images import save_png, to_pil
 from ldm.io.runs import RunFolder
@@ -63,8 +64,7 @@ def finish(
     decode, show = model.text.tokenizer.decode_id, config.show
     summary = {
         "pictures": len(training),
-        "init": ", ".join(config.words[name] or "vocabulary mean" for name in names)
-        + (" (the text encoder's output)" if config.init_from == "encoder" else ""),
+        "init": ", ".join(origin(config, name) for name in names),
         "vectors": "; ".join(word.size for word in words),
         "steps": words[0].metadata.get("step", ""),
         "batch size": config.batch_size,

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from ldm.backbone import loading
@@ -13,10 +14,12 @@ from ldm.backbone.forms import trained_form
 from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.inversion.concept import Concept
-from ldm.inversion.config import InversionConfig, as_official, check
+from ldm.inversion.config import PICTURES, InversionConfig, as_official, check
+from ldm.inversion.nearest_init import with_chosen_init
 from ldm.inversion.report import at_the_end
 from ldm.inversion.resume import (
     OF_INVERSIONS,
+    kept_config,
     refuse_changes,
     refuse_fewer_steps,
     refuse_other_inputs,
@@ -60,8 +63,8 @@ def run_inversion(
     check(config)
     config.trainer.check_machine()
     check_loggers(config.logging)
-    config = as_trained(config)
     out = expanded(out)
+    config = as_trained(config, out if resume else None)
     if is_claimed(out.parent) and (out.parent / LIST_NAME).is_file():
         raise UserError(f"the list in {out.parent} is being learned, with {out.name} in it: wait for its end")
     if resume:  # looked at before anything is written
@@ -71,6 +74,7 @@ def run_inversion(
             config.model, config.checkpoint, strict=config.strict, clip_skip=config.clip_skip
         )
         concept, captions = read_pictures(config, model.image_size)
+        config = with_chosen_init(config, model, concept)
         run = create_run(out, resume=resume) if config.trainer.writes else RunFolder(out)
         if resume:
             refuse_other_inputs(run, model, concept)
@@ -82,8 +86,13 @@ def run_inversion(
         return learn(model, concept, config, captions=captions, run=run, resume=resume, progress=progress)
 
 
-def as_trained(config: InversionConfig) -> InversionConfig:
-    """What trains, and is written down: with the steps at which words grow."""
+def as_trained(config: InversionConfig, begun: Path | None = None) -> InversionConfig:
+    """What trains, and is written down: with the steps at which words grow, and with the phrase that the
+    pictures chose when the run in the folder ``begun`` was begun."""
+    kept = kept_config(begun, InversionConfig) if begun and config.init == PICTURES else None
+    if kept and not config.init_pictures.chosen:
+        own = replace(config.init_pictures, chosen=kept.init_pictures.chosen)
+        config = replace(config, init_pictures=own)
     pictures = 0
     if switches(config.compat).encoder_calls and config.progressive:  # when a word grows depends on them
         pictures = len(list_pictures(config.images, config.framing())[: config.train_pictures])

@@ -104,14 +104,22 @@ def score_logger(
     if config.train_pictures is not None:
         every = list_pictures(config.images, replace(config.framing(), first=None))
         references, kind = every[config.train_pictures :], HELD_OUT
-    scorer = _scorer(config.stop.scorer, str(device_of(config.trainer.accelerator)))
+    scorer = shared_scorer(config.stop.scorer, config)
     show = config.show
     sampling = Sampling.of(model, steps=show.steps, sampler=show.sampler, scale=show.scale)
     curve = CurveFolder(run.path, scorer, references, kind, config.called, Prompts(), sampling)
     return ScoreLogger(curve, keeper, model, config.stop.score_every, score_rule(config.stop))
 
 
-@lru_cache(maxsize=1)
+def shared_scorer(name: str, config: InversionConfig) -> Scorer:
+    """A scorer on the device of the run, one for all members of a pack.
+
+    Raises:
+        UserError: it is unknown, or its weights are not here.
+    """
+    return _scorer(name, str(device_of(config.trainer.accelerator)))
+
+
+@lru_cache(maxsize=2)  # who scores, and who chooses the start
 def _scorer(name: str, device: str) -> Scorer:
-    """One for all members of a pack."""
     return load_scorer(name, device)

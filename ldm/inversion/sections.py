@@ -1,4 +1,4 @@
-"""The sections of an inversion's settings: captions, context, pictures, show, stop, compute."""
+"""The sections of an inversion's settings: init_pictures, captions, context, pictures, show, stop, ..."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ DEFAULT_PROMPTS = (
     "a photo of {} on a blue background",
     "a photo of two {} on the beach",
 )
+
+
+@dataclass(frozen=True)
+class InitPicturesConfig:
+    """``init_pictures:``, how ``init: pictures`` chooses the words that are nearest to the pictures.
+
+    Candidates are the whole words of the model's vocabulary that the model has learned and the scorer knows.
+    They are compared as "a photo of a WORD" with the mean of the pictures' features.
+
+    Attributes:
+        scorer: Who compares; it must read texts. ``emoji-clip`` knows emoji alone: for photos use such as
+            ``clip:ViT-B-32/openai``. Its weights must be on this machine.
+        words: Number of words, the nearest first, that the word starts from as from a phrase.
+        chosen: The phrase that was chosen. A run writes it into its ``config.yaml``, by which the same word
+            is learned again without the scorer. ``null`` chooses.
+    """
+
+    scorer: str = "emoji-clip"
+    words: Annotated[int, Range(1, 64)] = 1
+    chosen: str | None = None
 
 
 @dataclass(frozen=True)

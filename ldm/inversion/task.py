@@ -23,6 +23,7 @@ from ldm.inversion.config import InversionConfig, as_official
 from ldm.inversion.context import context_term
 from ldm.inversion.latents import ConceptBatches, cached_latents, encode_latents
 from ldm.inversion.module import TextualInversion
+from ldm.inversion.nearest_init import with_chosen_init
 from ldm.inversion.placeholders import (
     add_image_words,
     add_words,
@@ -166,7 +167,7 @@ def prepare(
     if config.stop.rule == "score" and run is None and config.trainer.writes:
         raise UserError("stop.rule=score keeps its scores in the run's folder: learn the word by ldm invert")
     base_model = model.fingerprint()
-    config = as_official(config, len(concept))
+    config = as_official(with_chosen_init(config, model, concept), len(concept))
     _set_up(model, config)
     add_words(model, config)
     image_words = add_image_words(model, config, len(concept)) if config.captions.per_image_tokens else ()

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from ldm.errors import UserError
 from ldm.io.files import opened
+from ldm.text.english import is_english
 from ldm.text.tokenizer import PlaceholderTokenizer
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,11 @@ class ClipTokenizer(PlaceholderTokenizer):
             added=_added(Path(folder), ids, rows) if folder else None,
         )
         self.mend = mend
+
+    def _word_of(self, token: str) -> str:
+        """As it ends with "</w>" where a word does, or one is spelled to its end: "ation" is a token too."""
+        word = token.removesuffix("</w>")
+        return word if word != token and is_english(word) else ""
 
     def _pieces(self, text: str) -> list[int]:
         if not self.mend:

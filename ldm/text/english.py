@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+from ldm.paths import PACKAGE
+
 _VOWEL_BUT_A = ("uni", "eu", "uk", "ufo", "one", "use", "ewe")
 
 
@@ -33,6 +37,27 @@ _UNCOUNTED = frozenset(
     baseball basketball softball lacrosse hockey golf boxing fuji bread falafel food cooking milk
     dna clothes weather music mail medicine construction camping landscape paper custard fondue
     kaaba saturn""".split()
+)
+
+
+@cache
+def _english() -> frozenset[str]:
+    return frozenset((PACKAGE / "assets" / "bert" / "vocab.txt").read_text("utf-8").split())
+
+
+def is_english(word: str) -> bool:
+    """Whether a word in small letters is one of the 20,000 that English texts have most of: BERT's."""
+    return word in _english()
+
+
+#: words that name nothing; longer ones than two letters
+FUNCTION_WORDS = frozenset(
+    """the and for with without from that this these those there here are was were been being has have had
+    will would can could shall should may might must not nor but yet then than too very just also only even
+    its his her hers him them they their theirs you your yours our ours she who whom whose which what when
+    where why how all any both each few more most other some such own same into onto upon over under above
+    below off out near after before again once about against between through during until while because
+    one two three four five six seven eight nine ten""".split()
 )
 
 

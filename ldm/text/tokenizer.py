@@ -24,6 +24,7 @@ from ldm.errors import UserError
 from ldm.io.files import opened
 from ldm.names import normal
 from ldm.paths import found
+from ldm.text.english import FUNCTION_WORDS
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class PlaceholderTokenizer:
         self._taken: dict[int, int] = {}  # a word of the vocabulary that a placeholder took -> private id
         self._pattern: re.Pattern[str] | None = None  # made when it is needed, of all placeholders at once
         self._remembered: dict[str, list[int]] = {}
+        self._whole: dict[str, int] = {}  # whole_words, once they are wanted
         self._warned: set[str] = set()
 
     @property
@@ -147,6 +149,23 @@ class PlaceholderTokenizer:
         """The id of a text that is exactly one token of the vocabulary; placeholders are left aside."""
         ids = self._added.get(text.lower()) or self._pieces(text)
         return ids[0] if len(ids) == 1 and ids[0] != self.unknown_id else None
+
+    def whole_words(self) -> Mapping[str, int]:
+        """Words of the vocabulary that name something and are one token each -> id, in the order of the ids.
+
+        They are made of small letters, at least three of them; placeholders are left aside.
+        """
+        if not self._whole:  # the same mapping is every copy's
+            for token_id, token in enumerate(self._tokens):
+                word = self._word_of(token)
+                plain = len(word) > 2 and word.isascii() and word.isalpha() and word.islower()
+                if plain and word not in FUNCTION_WORDS and self.vocabulary_id(word) == token_id:
+                    self._whole[word] = token_id
+        return self._whole
+
+    def _word_of(self, token: str) -> str:
+        """The word that a token of the vocabulary is; of WordPiece's, what goes on with a word has signs."""
+        return token
 
     def _cut(self, text: str) -> list[int]:
         """Ids of a text in which placeholders that are strings have been found."""

@@ -189,3 +189,13 @@ def test_a_pipe_among_the_files_of_a_tokenizer_waits_for_nobody(tmp_path, clip_v
     else:
         with pytest.raises(UserError, match="holds no CLIP vocabulary|pipe"):
             ClipTokenizer(folder=tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "held"), [("clip", 1125), ("bert", 6302)])
+def test_whole_words_name_something_and_are_no_ends_of_words(kind: str, held: int) -> None:
+    tokenizer = OURS[kind]()
+    tokenizer._tokens = tokenizer._tokens[:7000]  # those that come first; all of them take a second
+    found = tokenizer.whole_words()
+    assert {"cat", "photo", "house"} <= set(found) and found["photo"] == held
+    assert not {"the", "ca", "ation", "##ing", "cat</w>", "!"} & set(found)
+    assert list(found.values()) == sorted(found.values())

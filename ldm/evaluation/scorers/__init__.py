@@ -28,11 +28,17 @@ __all__ = [
     "Identity",
     "Score",
     "Scorer",
+    "is_blind_to_text",
     "load_scorer",
     "require_same",
 ]
 
 SHIPPED = "emoji-clip"
+
+
+def is_blind_to_text(name: str | Path) -> bool:
+    """Whether a scorer of that name reads no text, as far as can be said before it is loaded."""
+    return str(name).startswith("dino:")
 
 
 def load_scorer(name: str | Path = SHIPPED, device: str = "cpu", *, allow_download: bool = False) -> Scorer:

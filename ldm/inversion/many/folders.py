@@ -11,6 +11,7 @@ from ldm.errors import UserError
 from ldm.inversion.config import InversionConfig, check
 from ldm.inversion.many.jobs import Job, Result
 from ldm.inversion.many.learner import Learner
+from ldm.inversion.nearest_init import with_chosen_init
 from ldm.inversion.report import at_the_end
 from ldm.inversion.resume import OF_INVERSIONS, kept_config, refuse_changes, refuse_other_inputs
 from ldm.inversion.task import Inversion, prepare, read_pictures, write_config
@@ -36,12 +37,13 @@ def prepared(job: Job, model: LatentDiffusion, run: RunFolder, resume: bool) -> 
     """The job, ready to train: its run folder made, its pictures encoded, its word in a twin of ``model``."""
     check(job.config)
     concept, captions = read_pictures(job.config, model.image_size)
+    config = with_chosen_init(job.config, model, concept)
     with claimed(run.path, half=lambda _: True, deep=True):
         create_run(run.path, resume=resume)
         refuse_other_inputs(run, model, concept)
-        write_config(run, job.config)
-        with in_one_line(job.config.batch_size):
-            return prepare(model.with_own_words(), concept, job.config, captions=captions, run=run)
+        write_config(run, config)
+        with in_one_line(config.batch_size):
+            return prepare(model.with_own_words(), concept, config, captions=captions, run=run)
 
 
 def finish(left: Sequence[tuple[Job, Learner, UserError | None]]) -> Iterator[Result]:

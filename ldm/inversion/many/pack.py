@@ -93,7 +93,7 @@ def learn_many(
     for job in jobs:  # all pictures are encoded first, in full precision
         run = RunFolder(Path(out) / job.name)
         try:
-            job = replace(job, config=as_trained(job.config))
+            job = replace(job, config=as_trained(job.config, run.path if resume else None))
             if resume and is_finished(job, run):
                 results[job.name] = kept(job, run)
             else:
