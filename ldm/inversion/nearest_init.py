@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,6 @@ def nearest(words: tuple[str, ...], images: Tensor, scorer: Scorer) -> list[tupl
 
 @lru_cache(maxsize=2)
 @torch.no_grad()
-def _text_features(scorer: Scorer, words: tuple[str, ...]) -> Tensor:
-    """(W, D) of unit length; the same for all members of a pack."""
+def _text_features(scorer: Any, words: tuple[str, ...]) -> Tensor:
+    """(W, D) of unit length, of a :class:`Scorer`; the same for all members of a pack."""
     return scorer.text_features([f"a photo of {article(word)}{word}" for word in words])
