@@ -114,7 +114,7 @@ class SpaceTime(Word):
             ).unbind()
 
     def table(self) -> Tensor:
-        v_star = self.said(torch.tensor([self.fit.timesteps // 2], device=self.norm.device))[0]
+        v_star = self.said(torch.full((1,), self.fit.timesteps // 2, device=self.norm.device))[0]
         return self.norm * F.normalize(v_star[0], dim=-1)
 
     def draw_kept(self, n: int, rng: torch.Generator) -> Tensor | None:
