@@ -101,8 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--truncate",
         type=int,
         metavar="N",
-        help="let the N first units count of a word of kind space_time: fewer obey the prompt more and "
-        "resemble the pictures less (default: all)",
+        help="draw by the N first units of a word of kind space_time, which has 128 (default: all)",
     )
     add("--batch-size", type=int, help="pictures drawn at once (default: 64, fewer of large ones)")
     add("--out", type=Path, metavar="DIR", help="folder of the pictures (default: out/<date>)")

@@ -131,8 +131,8 @@ def sample(
         source: A picture to draw from, made by ``ldm.load_source``: SDEdit, or inpainting if it has a mask.
         draws: The (seed, i) of each picture, one a prompt, instead of ``seed``.
         clip_skip: Which of the last blocks of a CLIP text encoder is used; by default the model's own.
-        truncate: How many of their first units count of words that can be cut (the kind ``space_time``), by
-            default all: fewer obey the prompt more and resemble the pictures less.
+        truncate: How many of their first units count of words that can be cut (the kind ``space_time``); by
+            default all.
 
     Returns:
         (B, 3, H, W) float32 in [-1, 1], or (B, C, h, w) latents.

@@ -15,8 +15,8 @@ is what the values of cross-attention are made of, after the final layer norm; k
 So b changes how a thing looks, and not where in the picture attention finds it.
 
 Nested dropout orders the units by their weight: in a half of the samples of a step, h_i = 0 for all i >= c,
-where c is drawn anew for each of them. A word that has been learned can therefore be cut at any c: the first
-units hold what matters most, and less of them obey a prompt more and resemble the pictures less.
+where c is drawn anew for each of them. The first units come to hold what matters most, and a word that has
+been learned can be cut at any c. In the paper fewer units obey a prompt more and resemble the pictures less.
 """
 
 from __future__ import annotations
