@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CONCEPT := configs/emoji/concepts/koala
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick lint docs wheel lock model-gpu
@@ -13,8 +12,8 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv with the locked versions of everything (once)
 
-demo: $(STAMP) ## teach the shipped model a new word from five pictures (about a minute on two cores)
-	$(BIN)/ldm invert --model emoji --images $(CONCEPT) --name "<koala>" --init "bear"
+demo: $(STAMP) ## teach the shipped model two new words from five pictures each (two minutes on two cores)
+	$(BIN)/ldm invert --concepts configs/emoji/demo.yaml
 
 test: $(STAMP) ## run the tests, two workers of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

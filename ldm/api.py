@@ -12,6 +12,7 @@ from ldm.inversion.config import settle
 from ldm.inversion.run import learn
 from ldm.inversion.task import captions_of
 from ldm.io.embeddings import Embedding
+from ldm.io.in_memory import Pictures
 from ldm.sampling.sample import sample
 from ldm.training.loggers import trust_settings
 
@@ -20,7 +21,7 @@ __all__ = ["evaluate", "invert", "load", "sample"]
 
 def invert(
     model: LatentDiffusion,
-    images: Any,
+    images: Pictures,
     placeholder: str,
     init: str | None = None,
     *,
@@ -63,7 +64,9 @@ def invert(
     return learn(model, concept, config, captions=captions, progress=progress)
 
 
-def evaluate(model: LatentDiffusion, embedding: Embedding, images: Any, **settings: Any) -> dict[str, Any]:
+def evaluate(
+    model: LatentDiffusion, embedding: Embedding, images: Pictures, **settings: Any
+) -> dict[str, Any]:
     """Measure a word: reconstruction, editability and obeyed backgrounds, as ``ldm evaluate`` does.
 
     Args:

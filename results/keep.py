@@ -22,6 +22,7 @@ import torch
 
 from ldm.device import cpu_has_bfloat16, machine
 from ldm.experiments.commit import commit
+from ldm.text.english import counted
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Wide enough that no table of figures is broken into two lines.
@@ -37,12 +38,13 @@ def facts(words: list[str], seconds: float) -> dict[str, str]:
     cpu = machine(torch.device("cpu"))
     bits = torch.backends.cpu.get_cpu_capability() + (", bfloat16" if cpu_has_bfloat16() else "")
     gpu = machine(torch.device("cuda")) if torch.cuda.is_available() else "none"
+    cores = counted(len(os.sched_getaffinity(0)), "core")
     threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
     return {
         "command": f"`{shlex.join(words)}`",
         "commit": commit(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "processor": f"{cpu} ({bits}), {len(os.sched_getaffinity(0))} cores, {threads} threads",
+        "processor": f"{cpu} ({bits}), {cores}, {counted(int(threads), 'thread')}",
         "GPU": gpu,
         "torch": torch.__version__,
         "seconds in all": f"{seconds:.0f}",

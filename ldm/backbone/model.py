@@ -28,6 +28,7 @@ from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.models.unet import UNetModel
 from ldm.official.quirks import FIXED, CompatConfig
 from ldm.ranges import Range
+from ldm.text.conditioner import TextConditioner
 from ldm.words.manager import EmbeddingManager
 from ldm.words.room import CutNotices, room_of
 from ldm.words.start import encoder_outputs, initial_vectors
@@ -113,7 +114,7 @@ class LatentDiffusion(nn.Module):
         self,
         autoencoder: AutoencoderKL,
         unet: UNetModel,
-        text: Any,
+        text: TextConditioner,
         *,
         image_size: int,
         scale_factor: float,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.scorers.base import Scorer
@@ -219,7 +220,7 @@ def _git(folder: Path, *words: str) -> str:
 
 # -------------------------------------------------------------------- drawing and scoring
 def draw_subject(
-    model: Any,
+    model: LatentDiffusion,
     sample: Callable[..., Tensor],
     subject: Subject,
     word: str,

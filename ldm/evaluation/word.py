@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.backbone.model import LatentDiffusion
 from ldm.evaluation import metrics
 from ldm.evaluation.colours import COLOUR_NAMES
 from ldm.evaluation.drawing import SampleFunction, colour_prompt, draw
@@ -45,7 +46,7 @@ EDIT_PROMPTS = (
 
 
 def evaluate_embedding(
-    model: Any,
+    model: LatentDiffusion,
     embedding: Embedding,
     images: Tensor,
     *,
@@ -133,7 +134,7 @@ def references_of(embedding: Embedding, hashes: Sequence[str]) -> tuple[list[int
     return (held_out, HELD_OUT) if held_out else (list(range(len(hashes))), TRAINING)
 
 
-def _scorer(scorer: Scorer | str, model: Any, allow_download: bool) -> Scorer:
+def _scorer(scorer: Scorer | str, model: LatentDiffusion, allow_download: bool) -> Scorer:
     if not isinstance(scorer, str):
         return scorer
     device = str(getattr(model, "device", "cpu"))
@@ -165,7 +166,7 @@ def _write_embedding(
     samples: Sequence[tuple[str, Tensor]],
     backgrounds: Tensor,
     out: Path,
-    model: Any,
+    model: LatentDiffusion,
 ) -> None:
     """``samples``: of each prompt, (n, 3, H, W); ``backgrounds``: a picture a colour."""
     n, size = len(samples[0][1]), tuple(samples[0][1].shape[-2:])

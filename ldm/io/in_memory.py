@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ Pictures = One | Iterable[One]
 _KINDS = "a folder, files, PIL pictures, arrays or tensors"
 
 
-def listed(images: Any) -> list[Any]:
+def listed(images: Pictures) -> list[One]:
     """One picture as a list of one, and a batch as its pictures.
 
     Raises:
@@ -42,7 +41,7 @@ def listed(images: Any) -> list[Any]:
     return items
 
 
-def picture(item: Any) -> Image.Image | Tensor:
+def picture(item: One) -> Image.Image | Tensor:
     """A picture of 8 bits as PIL's, one of floats as a tensor (3, H, W).
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Sampling:
     precision: Literal["model", "bf16", "16", "32"] = "model"
 
     @classmethod
-    def of(cls, model: Any, **given: Any) -> Sampling:
+    def of(cls, model: LatentDiffusion, **given: object) -> Sampling:
         """Those ``given`` that are not ``None``, else the model's own, else the defaults.
 
         The model's own steps, sampler and scale are in the section ``inversion.show`` of its config.
