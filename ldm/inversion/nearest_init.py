@@ -8,9 +8,10 @@ text with the word w, the start is the word of the largest cosine of f and g_w.
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -79,13 +80,14 @@ def nearest(words: tuple[str, ...], images: Tensor, scorer: Scorer) -> list[tupl
     """All words with their cosine to the mean feature of images (N, 3, H, W), the nearest first; equals stay
     in their order."""
     mean = F.normalize(scorer.image_features(images).mean(dim=0), dim=0)
-    cosines = (_text_features(scorer, words) @ mean).cpu()
+    cosines = (_text_features(cast(Hashable, scorer), words) @ mean).cpu()
     order = cosines.sort(descending=True, stable=True)
     return [(words[i], value) for i, value in zip(order.indices.tolist(), order.values.tolist(), strict=True)]
 
 
 @lru_cache(maxsize=2)
 @torch.no_grad()
-def _text_features(scorer: Any, words: tuple[str, ...]) -> Tensor:
-    """(W, D) of unit length, of a :class:`Scorer`; the same for all members of a pack."""
+def _text_features(scorer: Hashable, words: tuple[str, ...]) -> Tensor:
+    """(W, D) of unit length; the same for all members of a pack."""
+    assert isinstance(scorer, Scorer)
     return scorer.text_features([f"a photo of {article(word)}{word}" for word in words])
