@@ -23,6 +23,7 @@ from ldm.evaluation.scorers.base import weights_hash
 from ldm.evaluation.scorers.identity import Identity
 from ldm.io.atomic import atomic_write, write_bytes, write_text
 from ldm.io.checkpoints import read_state_dict
+from ldm.io.tensors import save_tensors
 from ldm.paths import found
 from ldm.text.tokenizer import Tokenizer
 
@@ -232,14 +233,13 @@ def save_clip(
 
     Matrices are stored in half precision, vectors and statistics (a few kilobytes) in full.
     """
-    from safetensors.torch import save_file
 
     def stored(value: Tensor) -> Tensor:
         half = value.is_floating_point() and value.ndim > 1
         return value.detach().cpu().to(torch.float16 if half else value.dtype).contiguous()
 
     with atomic_write(folder / WEIGHTS) as path:
-        save_file({name: stored(value) for name, value in clip.state_dict().items()}, path)
+        save_tensors({name: stored(value) for name, value in clip.state_dict().items()}, path)
     write_text(folder / CONFIG, dump_yaml(to_plain(config)))
     write_bytes(folder / VOCABULARY, found(vocabulary).read_bytes())
     write_concepts(concepts, folder / CONCEPTS)

@@ -19,7 +19,6 @@ from typing import Protocol, TypedDict
 import torch
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -27,6 +26,7 @@ from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource
 from ldm.io.atomic import atomic_write
 from ldm.io.files import native
+from ldm.io.tensors import save_tensors
 from ldm.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -148,10 +148,8 @@ def cached_latents(
         encode, images, scale_factor=scale_factor, mirror=mirror, batch_size=batch_size, progress=progress
     )
     with atomic_write(path) as temporary:
-        save_file(
-            {"mean": cache.mean.contiguous(), "std": cache.std.contiguous()},
-            str(temporary),
-            metadata={"key": key},
+        save_tensors(
+            {"mean": cache.mean.contiguous(), "std": cache.std.contiguous()}, temporary, {"key": key}
         )
     return cache
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -137,7 +138,9 @@ def atomic_write(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     except Exception as error:
         # A missing or unreadable *other* file inside the body is not a failed write of this one.
         name = getattr(error, "filename", None)
-        foreign = isinstance(name, str | os.PathLike) and Path(name) not in {temporary, path, *path.parents}
+        foreign = isinstance(name, str | os.PathLike) and not _ours(
+            Path(name), {temporary, path, *path.parents}
+        )
         readable = None if foreign else write_error(path, error)
         if readable is None:
             raise
@@ -148,6 +151,35 @@ def atomic_write(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
         except OSError:  # its folder is gone or is a file: nothing was written there
             pass
         writing.discard(temporary)
+
+
+@contextmanager
+def private_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, removed at the end, for a writer that makes temporary files of its own.
+
+    If the process is killed, the folder is found by its name like any temporary file, and what is in it
+    goes with it.
+    """
+    folder = _temporary(path)
+    writing.add(folder)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        remove_temporary(folder)
+        writing.discard(folder)
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove a temporary file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _ours(name: Path, known: set[Path]) -> bool:
+    return name in known or is_temporary(name) or is_temporary(name.parent)
 
 
 def _place(temporary: Path, path: Path) -> None:

@@ -158,7 +158,7 @@ def sweep(folder: Path, *, deep: bool = False) -> None:
     for place in places:
         for path in place.glob(".*.tmp*"):
             if atomic.is_temporary(path) and _left(path):
-                path.unlink(missing_ok=True)
+                atomic.remove_temporary(path)
 
 
 def _left(path: Path) -> bool:

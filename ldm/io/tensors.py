@@ -7,20 +7,31 @@ order of their headers. Here names are sorted.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.io.atomic import private_folder
+
 
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a ``.safetensors`` file; the caller makes it atomic."""
-    save_file(dict(tensors), str(path), dict(metadata) if metadata else None)
+    """Write a ``.safetensors`` file; the caller makes it atomic.
+
+    The library writes to a name of its own choice, and renames that. It does so in a folder with a name that
+    tells whose it is, so that what a killed process leaves is found and removed.
+    """
+    path = Path(path)
+    with private_folder(path) as folder:
+        written = folder / "tensors"
+        save_file(dict(tensors), str(written), dict(metadata) if metadata else None)
+        os.replace(written, path)
     if metadata and len(metadata) > 1:
-        _sort_metadata(Path(path))
+        _sort_metadata(path)
 
 
 def _sort_metadata(path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.io.atomic import atomic_write
+from ldm.io.tensors import save_tensors
 from ldm.seeding import generator
 
 
@@ -44,10 +44,10 @@ class LatentBank:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            save_file(
+            save_tensors(
                 {name: getattr(self, name) for name in self.TENSORS},
-                str(temporary),
-                metadata={"captions": json.dumps(self.captions)},
+                temporary,
+                {"captions": json.dumps(self.captions)},
             )
 
     @classmethod

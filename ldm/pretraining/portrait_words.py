@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +25,7 @@ from ldm.config import ASSETS
 from ldm.errors import UserError
 from ldm.io.atomic import atomic_write
 from ldm.io.checkpoints import load_model_weights, read_state_dict
+from ldm.io.tensors import save_tensors
 from ldm.models.layers import zero_init
 from ldm.pretraining.sources import UNNAMED
 from ldm.seeding import generator
@@ -118,7 +118,7 @@ def save_picture_words(state: Mapping[str, Tensor], folder: Path) -> Path:
     """Write the words' weights beside a model, matrices in half precision."""
     stored = {k: (v.half() if v.ndim > 1 else v).contiguous().cpu() for k, v in state.items()}
     with atomic_write(folder / FILE) as path:
-        save_file(stored, path)
+        save_tensors(stored, path)
     return folder / FILE
 
 
