@@ -59,7 +59,7 @@ def invert(
     own = {"images": str(folder), "placeholder": placeholder}
     trust_settings(settings)
     config = settle(model.inversion_defaults, settings, given, own)
-    concept = concept_of(images, model.image_size, config.framing())
+    concept = concept_of(images, model.image_size, config.framing(), tuple(config.words))
     captions = captions_of(concept, config)
     return learn(model, concept, config, captions=captions, progress=progress)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -75,6 +75,17 @@ def _read_caption(file: Path, subject: str, words: Collection[str]) -> tuple[str
     return captions
 
 
+def joined(words: Iterable[str]) -> str:
+    """Words as a prompt names several: "S_1 and S_2"."""
+    return " and ".join(words)
+
+
+def some(words: Sequence[str], generator: torch.Generator) -> list[str]:
+    """A random subset that is not empty, in random order; all sizes are as likely."""
+    count = 1 + int(torch.randint(len(words), (1,), generator=generator))
+    return [words[i] for i in torch.randperm(len(words), generator=generator)[:count].tolist()]
+
+
 class PromptSource:
     """Draws the prompt for picture i.
 
@@ -82,7 +93,9 @@ class PromptSource:
     (``ldm.inversion.templates``), or one's own sentences; "dual" and "style-dual" need ``image_tokens``, one
     word a picture, and use them with probability ``mixing_prob``, else the "object" or "style" set; one's
     own are then continued by "with" that word. captions: from :func:`read_captions`, instead of
-    templates. coarse_class: a word that templates put before the subject.
+    templates. coarse_class: a word that templates put before the subject. subsets: for every picture, the
+    words that it shows; a prompt then names some of them, "S_1 and S_2", in place of the subject: how many is
+    drawn first, all numbers alike, then which, in random order (Break-A-Scene, arXiv 2305.16311).
     """
 
     def __init__(
@@ -94,6 +107,7 @@ class PromptSource:
         image_tokens: Sequence[str] | None = None,
         mixing_prob: float = 0.25,
         coarse_class: str | None = None,
+        subsets: Sequence[Sequence[str]] | None = None,
     ) -> None:
         own = None if isinstance(kind, str) else tuple(f"{line} with {{}}" for line in kind)
         dual = image_tokens is not None if own is not None else kind in _PLAIN_OF
@@ -109,6 +123,9 @@ class PromptSource:
                 )
             )
         self.name = f"{coarse_class} {subject}" if coarse_class else subject
+        self.subsets = subsets
+        if subsets is not None:
+            self.name = joined(dict.fromkeys(word for words in subsets for word in words))
         self.captions = captions
         self.image_tokens = image_tokens
         self.mixing_prob = mixing_prob if dual else 0.0
@@ -126,7 +143,10 @@ class PromptSource:
         return [self.name] if self.captions is None else [text for own in self.captions for text in own]
 
     def prompt(self, image_index: int, generator: torch.Generator) -> str:
-        """A prompt for picture ``image_index``; two numbers are drawn, whatever is chosen."""
+        """A prompt for picture ``image_index``.
+
+        Two numbers are drawn, whatever is chosen, and then a subset of its words, where there are any.
+        """
         mix, pick = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
         if self.captions is not None:
             own = self.captions[image_index]
@@ -134,7 +154,8 @@ class PromptSource:
         if self.image_tokens is not None and mix < self.mixing_prob:
             line = self._dual[int(pick * len(self._dual))]
             return render(line, self.name, self.image_tokens[image_index])
-        return render(self._plain[int(pick * len(self._plain))], self.name)
+        name = self.name if self.subsets is None else joined(some(self.subsets[image_index], generator))
+        return render(self._plain[int(pick * len(self._plain))], name)
 
     def prompts(self, image_indices: Sequence[int], generator: torch.Generator) -> list[str]:
         """One prompt for each of ``image_indices``."""

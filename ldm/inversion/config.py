@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from ldm.config import merge, recheck, resolve
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
-from ldm.inversion.captions import contains_placeholder
+from ldm.inversion.captions import contains_placeholder, joined
 from ldm.inversion.presets import layered
 from ldm.inversion.sections import (
     CaptionsConfig,
@@ -80,6 +80,9 @@ class InversionConfig:
         regularization_form: That distance: ``squared`` as in the paper, or ``norm`` as in CrossInit; the mean
             over the vectors of a word.
         context: A pull on what the rest of a prompt says.
+        attention_loss: Weight of the squared difference between where the UNet reads a word, its
+            cross-attention divided by its maximum, and the word's mask (Break-A-Scene, arXiv 2305.16311, has
+            0.01). It keeps several words of one picture apart, and is added to the loss.
         model_lr: Learning rate, never scaled, of UNet and text encoder, which then train as well; the tuned
             model is written to the folder ``model`` of the run. 0 keeps them frozen.
         compat: ``official`` reproduces every quirk of the official code, a mapping single ones. A switch
@@ -121,6 +124,7 @@ class InversionConfig:
     regularization: Amount = 0.0
     regularization_form: Form = "squared"
     context: ContextConfig = field(default_factory=ContextConfig)
+    attention_loss: Amount = 0.0
     model_lr: Amount = 0.0
     compat: Literal["official"] | CompatConfig = FIXED
     batch_size: Batch = 4
@@ -162,7 +166,17 @@ class InversionConfig:
     @property
     def called(self) -> str:
         """What ``{}`` stands for."""
+        if self.captions.subsets and not self.subject:
+            return joined(self.words)
         return self.subject or self.placeholder
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """``show.prompts`` with what they name: with ``captions.subsets`` each of the words, then all."""
+        several = self.captions.subsets and len(self.words) > 1
+        names = (*self.words, self.called) if several else (self.called,)
+        each = ((prompt, names if "{}" in prompt else names[:1]) for prompt in self.show.prompts)
+        return tuple(prompt.replace("{}", name) for prompt, own in each for name in own)
 
     def framing(self) -> Framing:
         """How the pictures are found and made squares of."""
@@ -251,6 +265,7 @@ def _check_together(config: InversionConfig) -> None:
             "stop.rule=score ends a run after stop.patience scores without a better one: give stop.patience "
             "and stop.score_every"
         )
+    _check_masks(config)
     if config.placeholder in config.more_words:
         raise UserError(f"{config.placeholder} is the placeholder: leave it out of more_words")
     check_names(tuple(config.words), config.formats)
@@ -259,6 +274,28 @@ def _check_together(config: InversionConfig) -> None:
             raise UserError(
                 f"the prompt {prompt!r} has no placeholder; write {{}} or {' or '.join(config.words)} in it"
             )
+
+
+def _check_masks(config: InversionConfig) -> None:
+    """Refuse settings that need masks of words and do not read them, or that the masks leave no room for."""
+    captions = config.captions
+    for name, needed in (("captions.subsets", captions.subsets), ("attention_loss", config.attention_loss)):
+        if needed and config.pictures.mask != "file":
+            raise UserError(f"{name} needs the masks of words: set pictures.mask=file")
+    others = {
+        "subject": config.subject,
+        "captions.coarse_class": captions.coarse_class,
+        "captions.per_image_tokens": captions.per_image_tokens,
+        "captions.files": captions.files,
+    }
+    for name, given in others.items():
+        if captions.subsets and given:
+            raise UserError(f"captions.subsets says what a caption names: leave out {name}")
+    if config.attention_loss and (config.compute.compiled or config.compute.cuda_graphs):
+        raise UserError(
+            "attention_loss reads the attention of the UNet, which a compiled one does not tell: set "
+            "compute.compiled and compute.cuda_graphs to false"
+        )
 
 
 def as_official(config: InversionConfig, pictures: int) -> InversionConfig:

@@ -20,10 +20,10 @@ import torch
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource
+from ldm.inversion.masks import ConceptMasks
 from ldm.io.atomic import atomic_write
 from ldm.io.files import native
 from ldm.io.tensors import save_tensors
@@ -171,12 +171,14 @@ def _read_cache(path: Path, key: str, scale_factor: float) -> LatentCache | None
 
 class Batch(TypedDict):
     """z: (B, C, h, w) scaled latents; image_index: (B,) int64; prompt: B strings; mask: (B, 1, h, w), where
-    the loss counts, ``None`` for everywhere."""
+    the loss counts, ``None`` for everywhere; areas: (B, W, r, r), where the prompt's words are, if that is
+    compared with anything."""
 
     z: Tensor
     image_index: Tensor
     prompt: list[str]
     mask: Tensor | None
+    areas: Tensor | None
 
 
 class ConceptBatches:
@@ -184,8 +186,8 @@ class ConceptBatches:
 
     Pictures come in shuffled rounds, so that after N draws each was drawn once. ``step`` counts
     batches: with gradient accumulation that is micro-batches, not optimiser steps. concept names
-    the generators (the placeholder, say); flip_p is the probability of a mirrored picture. masks:
-    (N, 1, S, S) in [0, 1] says where the pictures count; a latent counts by the mean over its pixels.
+    the generators (the placeholder, say); flip_p is the probability of a mirrored picture; masks say where
+    the pictures count.
     """
 
     def __init__(
@@ -197,7 +199,7 @@ class ConceptBatches:
         seed: int,
         concept: str,
         flip_p: float = 0.5,
-        masks: Tensor | None = None,
+        masks: ConceptMasks | None = None,
     ) -> None:
         if batch_size < 1 or len(cache) < 1:
             raise UserError(f"batches of {batch_size} from {len(cache)} pictures cannot be drawn")
@@ -213,7 +215,7 @@ class ConceptBatches:
         self.seed = seed
         self.concept = concept
         self.flip_p = flip_p
-        self.masks = None if masks is None else adaptive_avg_pool2d(masks, cache.shape[1:])
+        self.masks = masks
 
     def image_indices(self, step: int) -> Tensor:
         """(B,) int64: which pictures batch ``step`` shows."""
@@ -231,10 +233,7 @@ class ConceptBatches:
         flip = torch.rand(self.batch_size, generator=rng) < self.flip_p
         prompts = self.prompts.prompts(indices.tolist(), rng)
         z = self.cache.sample(indices, flip, rng)
-        mask = None if self.masks is None else mirrored(self.masks[indices], flip)
-        return {"z": z, "image_index": indices, "prompt": prompts, "mask": mask}
-
-
-def mirrored(pictures: Tensor, flip: Tensor) -> Tensor:
-    """Pictures (B, C, h, w), mirrored where ``flip`` (B,)."""
-    return torch.where(flip[:, None, None, None], pictures.flip(-1), pictures)
+        where = indices, flip, prompts
+        mask = None if self.masks is None else self.masks.mask(*where)
+        areas = None if self.masks is None else self.masks.areas(*where)
+        return {"z": z, "image_index": indices, "prompt": prompts, "mask": mask, "areas": areas}

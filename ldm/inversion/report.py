@@ -78,7 +78,7 @@ def finish(
         placeholders=names,
         summary=summary,
         training_images=training,
-        cut_outs=sorted((run.path / "images").glob("counts_*.png")),
+        cut_outs=_cut_outs(run.path / "images", tuple(config.words)),
         samples_by_step=by_step,
         prompts=prompts,
         curves=curves,
@@ -96,6 +96,15 @@ def finish(
     path = run.file("report.html")
     write_inversion_report(report, path)
     return path
+
+
+def _cut_outs(folder: Path, words: Sequence[str]) -> list[tuple[str, Path]]:
+    """The pictures of what counts, each with the word that it counts for, "" for all that is there."""
+    found = []
+    for path in sorted(folder.glob("counts_*.png")):
+        number = re.fullmatch(r"counts_\d+_(\d+)", path.stem)
+        found.append((words[int(number[1])] if number else "", path))
+    return found
 
 
 def tell_end(
@@ -141,7 +150,7 @@ STEPS_ON_THE_WAY = 20
 
 def on_the_way(model: LatentDiffusion, config: InversionConfig) -> Order:
     """One picture of each prompt, in few steps."""
-    prompts = tuple(prompt.replace("{}", config.called) for prompt in config.show.prompts)
+    prompts = config.drawn
     steps = min(STEPS_ON_THE_WAY, config.show.steps)
     return Order(model, prompts, "dpm++", steps, config.show.scale, config.seed)
 
@@ -149,6 +158,5 @@ def on_the_way(model: LatentDiffusion, config: InversionConfig) -> Order:
 def at_the_end(model: LatentDiffusion, config: InversionConfig) -> Order:
     """``samples_per_prompt`` pictures of each prompt, by the settings of the run."""
     show = config.show
-    prompts = (prompt.replace("{}", config.called) for prompt in show.prompts)
-    rows = tuple(prompt for prompt in prompts for _ in range(show.samples_per_prompt))
+    rows = tuple(prompt for prompt in config.drawn for _ in range(show.samples_per_prompt))
     return Order(model, rows, show.sampler, show.steps, show.scale, config.seed)

@@ -51,6 +51,9 @@ class CaptionsConfig:
         per_image_tokens: Learn one more word for each picture ("a photo of S* with S_i"), which takes up
             what is special about that picture and is dropped at the end.
         mixing_prob: With ``per_image_tokens``, the share of the captions that contain the picture's own word.
+        subsets: Name in each caption a random subset of the words that its picture has masks of, as in "a
+            photo of <cat> and <mug>" (Break-A-Scene, arXiv 2305.16311); ``{}`` in a template is where they
+            stand, and ``{}`` in ``show.prompts`` is drawn for each word and for all of them.
     """
 
     templates: str | tuple[str, ...] = "object"
@@ -58,6 +61,7 @@ class CaptionsConfig:
     files: bool | None = None
     per_image_tokens: bool = False
     mixing_prob: Share = 0.25
+    subsets: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "templates", _sentences(self.templates))
@@ -110,7 +114,8 @@ class PicturesConfig:
         every_file: Take every file of the folder for a picture, hidden ones and masks too; the first one that
             is none stops the run. Without, other files are skipped with a warning.
         mask: Where in a picture the concept is; only there does the loss count. ``file`` reads a mask beside
-            the picture, ``cat.mask.png`` for ``cat.jpg``, white where the concept is. ``alpha`` takes what is
+            the picture, ``cat.mask.png`` for ``cat.jpg``, white where the concept is, or masks of single
+            words, ``cat.WORD.mask.png``, of which those count that the caption names. ``alpha`` takes what is
             opaque in the picture. A picture without a mask counts whole. ``ignore`` counts all of every
             picture.
         flip_p: Probability that a picture is mirrored.

@@ -18,8 +18,10 @@ from ldm.backbone.model import LatentDiffusion
 from ldm.device import carry
 from ldm.diffusion.condition import Context
 from ldm.diffusion.loss import LossTerms
+from ldm.inversion.attention import AttentionTerm, attention_distance
 from ldm.inversion.context import ContextTerm
 from ldm.inversion.latents import ConceptBatches
+from ldm.models.attention import AttentionMaps
 from ldm.seeding import generator
 from ldm.training.timesteps import TimestepConfig, draw_timesteps
 from ldm.words.regularize import Form, regularization
@@ -34,7 +36,8 @@ class Draw(NamedTuple):
 
     z, noise: (B, C, h, w) scaled latents, and the noise that is added to them; t: (B,) int64; prompts: B;
     mask: (B, 1, h, w), where the loss counts, ``None`` for everywhere; kept: (B,) int64, how many units count
-    of words that can be cut, or ``None`` for all.
+    of words that can be cut, or ``None`` for all; areas: (B, W, r, r), where the prompts' words are, if that
+    is compared with anything.
     """
 
     z: Tensor
@@ -43,11 +46,13 @@ class Draw(NamedTuple):
     prompts: list[str]
     mask: Tensor | None = None
     kept: Tensor | None = None
+    areas: Tensor | None = None
 
     def part(self, own: slice) -> Draw:
         """Some of the samples."""
-        mask, kept = (None if of_all is None else of_all[own] for of_all in (self.mask, self.kept))
-        return Draw(self.z[own], self.t[own], self.noise[own], self.prompts[own], mask, kept)
+        optional = self.mask, self.kept, self.areas
+        mask, kept, areas = (None if of_all is None else of_all[own] for of_all in optional)
+        return Draw(self.z[own], self.t[own], self.noise[own], self.prompts[own], mask, kept, areas)
 
     def split(self, size: int) -> list[Draw]:
         """All of the samples, ``size`` at a time."""
@@ -65,6 +70,7 @@ class Objective:
         form: of that distance.
         summed_drift: the official form of that distance (``CompatConfig``).
         context: what keeps the rest of a prompt, if anything does.
+        attention: what keeps words where their masks are, if anything does.
     """
 
     def __init__(
@@ -77,10 +83,11 @@ class Objective:
         form: Form = "squared",
         summed_drift: bool = False,
         context: ContextTerm | None = None,
+        attention: AttentionTerm | None = None,
     ) -> None:
         self.model, self.batches, self.timesteps = model, batches, timesteps or TimestepConfig()
         self.regularization, self.form, self.summed_drift = regularization, form, summed_drift
-        self.context = context
+        self.context, self.attention = context, attention
         self._ids: dict[str, Tensor] = {}  # prompt -> (1, L), on the host
 
     def draw(self, number: int) -> Draw:
@@ -88,7 +95,9 @@ class Objective:
         batch = self.batches.batch(number)
         rng = generator(self.batches.seed, self.batches.concept, "units", number)
         kept = self.model.manager.draw_kept(len(batch["z"]), rng)
-        return Draw(batch["z"], *self.noise(batch["z"], number), batch["prompt"], batch["mask"], kept)
+        return Draw(
+            batch["z"], *self.noise(batch["z"], number), batch["prompt"], batch["mask"], kept, batch["areas"]
+        )
 
     def noise(self, z: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Timesteps (B,), one from each of B strata, and noise (B, C, h, w) for latents z, on the host."""
@@ -157,9 +166,15 @@ def losses(model: LatentDiffusion, parts: Sequence[Part]) -> list[Loss]:
     Args:
         model: the shared one; the concepts' own models are it, or twins of it (``with_own_words``).
     """
-    per_sample = _terms(model, parts).per_sample.split([len(part.draw.prompts) for part in parts])
+    asked = [part.objective.attention for part in parts if part.objective.attention is not None]
+    maps = AttentionMaps(asked[0].side) if asked else None
+    told = contexts(model, parts)
+    sizes = [len(part.draw.prompts) for part in parts]
+    per_sample = _terms(model, parts, told, maps).per_sample.split(sizes)
+    nowhere = [None] * len(parts)
+    seen = nowhere if maps is None else maps.mean.split(sizes)
     found = []
-    for part, own in zip(parts, per_sample, strict=True):
+    for part, own, where, ids in zip(parts, per_sample, seen, told.ids.split(sizes), strict=True):
         loss = own.mean()
         scalars = {"train/loss": loss.detach()}
         if part.objective.regularization:
@@ -170,6 +185,11 @@ def losses(model: LatentDiffusion, parts: Sequence[Part]) -> list[Loss]:
             distance = part.objective.context_distance(part.step)
             scalars["train/context"] = distance.detach()
             loss = loss + part.objective.context.weight * distance
+        term = part.objective.attention
+        if term is not None and where is not None and part.draw.areas is not None:
+            apart = attention_distance(where, ids, part.draw.areas, term.token_ids).mean()
+            scalars["train/attention"] = apart.detach()
+            loss = loss + term.weight * apart
         found.append(Loss(loss, scalars))
     return found
 
@@ -178,13 +198,15 @@ def losses(model: LatentDiffusion, parts: Sequence[Part]) -> list[Loss]:
 def measure(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor:
     """Scalar: the plain squared error over all samples, where it counts; one part at a time, to need no more
     memory than a step."""
-    return torch.cat([_terms(model, [part]).simple for part in parts]).mean()
+    return torch.cat([_terms(model, [part], contexts(model, [part])).simple for part in parts]).mean()
 
 
-def _terms(model: LatentDiffusion, parts: Sequence[Part]) -> LossTerms:
+def _terms(
+    model: LatentDiffusion, parts: Sequence[Part], told: Told, maps: AttentionMaps | None = None
+) -> LossTerms:
     tensors = zip(*((part.draw.z, part.draw.t, part.draw.noise) for part in parts), strict=True)
     z, t, noise = (carry(torch.cat(own), model.device) for own in tensors)
-    return model.loss_terms(z, contexts(model, parts), t, noise, _masks(model, parts))
+    return model.loss_terms(z, told.context, t, noise, _masks(model, parts), maps)
 
 
 def _masks(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor | None:
@@ -196,7 +218,14 @@ def _masks(model: LatentDiffusion, parts: Sequence[Part]) -> Tensor | None:
     return carry(torch.cat(masks), model.device)
 
 
-def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Context:
+class Told(NamedTuple):
+    """What the UNet is told about B samples: the context, and the tokens (B, L) behind it, on the host."""
+
+    context: Context
+    ids: Tensor
+
+
+def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Told:
     """The context of all samples, each different prompt of a concept encoded once (and once a moment, where
     words in it vary with time).
 
@@ -216,4 +245,4 @@ def contexts(model: LatentDiffusion, parts: Sequence[Part]) -> Context:
     places = {key: row for row, key in enumerate(each)}
     rows = torch.tensor([places[i, key] for i, own in enumerate(keys) for key in own])
     context = Context(*model.text.keys_and_values(together.embeds, together.ids, together.aside))
-    return context[carry(rows, model.device)]
+    return Told(context[carry(rows, model.device)], together.ids[rows])

@@ -22,6 +22,7 @@ from ldm.inversion.concept import Concept, concept_of
 from ldm.inversion.config import InversionConfig, as_official
 from ldm.inversion.context import context_term
 from ldm.inversion.latents import ConceptBatches, cached_latents, encode_latents
+from ldm.inversion.masks import ConceptMasks, attention_term, masks_for
 from ldm.inversion.module import TextualInversion
 from ldm.inversion.nearest_init import with_chosen_init
 from ldm.inversion.placeholders import (
@@ -56,12 +57,24 @@ log = logging.getLogger(__name__)
 
 def read_pictures(config: InversionConfig, size: int) -> tuple[Concept, list[tuple[str, ...]] | None]:
     """The pictures of ``size`` pixels a side, and their caption files if they are to be used."""
-    concept = concept_of(list_pictures(config.images, config.framing()), size, config.framing())
+    listed = list_pictures(config.images, config.framing())
+    concept = concept_of(listed, size, config.framing(), tuple(config.words))
     return concept, captions_of(concept, config)
 
 
 def captions_of(concept: Concept, config: InversionConfig) -> list[tuple[str, ...]] | None:
-    """The caption files beside the pictures; ``None`` if there are none, or they are not to be used."""
+    """The caption files beside the pictures; ``None`` if there are none, or they are not to be used.
+
+    Raises:
+        UserError: one is missing or wrong, or ``captions.subsets`` leaves no room for them.
+    """
+    if config.captions.subsets:
+        if config.captions.files is None and has_captions(concept.paths):
+            raise UserError(
+                f"there are caption files beside {concept.paths[0]}, and captions.subsets says what a "
+                "caption names: set captions.files=false"
+            )
+        return None
     if config.captions.files or (config.captions.files is None and has_captions(concept.paths)):
         return read_captions(concept.paths, config.called, config.words)
     return None
@@ -171,11 +184,12 @@ def prepare(
     _set_up(model, config)
     add_words(model, config)
     image_words = add_image_words(model, config, len(concept)) if config.captions.per_image_tokens else ()
-    prompts = _prompts(config, captions, image_words)
+    masks = masks_for(model, concept, config)
+    prompts = _prompts(config, captions, image_words, masks)
     warn_of_template_words(config, prompts)
     words = held_words(model, config, prompts)
     model.manager.train_only([*words, *image_words])
-    batches = _batches(model, concept, config, prompts, run, base_model)
+    batches = _batches(model, concept, config, prompts, masks, run, base_model)
     refuse_cut_prompts(model, batches, words)
     details = details_of(model, config, words, base_model, concept.hashes, captioned=bool(captions))
     keeper = pictures = scores = stopper = None
@@ -207,9 +221,13 @@ def _set_up(model: LatentDiffusion, config: InversionConfig) -> None:
 
 
 def _prompts(
-    config: InversionConfig, captions: Sequence[Sequence[str]] | None, image_words: tuple[str, ...]
+    config: InversionConfig,
+    captions: Sequence[Sequence[str]] | None,
+    image_words: tuple[str, ...],
+    masks: ConceptMasks | None,
 ) -> PromptSource:
     """Where the prompts of a step come from: templates or caption files, with image words or without."""
+    shown = [masks.shown(i) for i in range(len(masks))] if masks and config.captions.subsets else None
     kind = config.captions.templates
     if image_words and isinstance(kind, str):
         kind = {"object": "dual", "style": "style-dual"}.get(kind, "dual")
@@ -220,6 +238,7 @@ def _prompts(
         image_tokens=image_words or None,
         mixing_prob=config.captions.mixing_prob,
         coarse_class=config.captions.coarse_class,
+        subsets=shown,
     )
 
 
@@ -228,6 +247,7 @@ def _batches(
     concept: Concept,
     config: InversionConfig,
     prompts: PromptSource,
+    masks: ConceptMasks | None,
     run: RunFolder | None,
     base_model: str,
 ) -> ConceptBatches:
@@ -245,7 +265,7 @@ def _batches(
         seed=config.seed,
         concept=config.placeholder,
         flip_p=config.pictures.flip_p,
-        masks=concept.masks,
+        masks=masks,
     )
 
 
@@ -257,8 +277,8 @@ def _write_inputs(run: RunFolder, concept: Concept, config: InversionConfig, bas
     )
     for i, image in enumerate(concept.images):
         save_png(image, run.file("images", f"training_{i:02d}.png"))
-    for i, cut_out in enumerate(() if concept.masks is None else on_squares(concept.images, concept.masks)):
-        save_png(cut_out, run.file("images", f"counts_{i:02d}.png"))
+        for name, mask in concept.masks_of(i).items():
+            save_png(on_squares(image, mask), run.file("images", f"counts_{i:02d}{name}.png"))
 
 
 def _monitor(config: InversionConfig) -> FixedBatchMonitor:
@@ -290,6 +310,7 @@ def _module(
         form=config.regularization_form,
         summed_drift=quirks.summed_drift,
         context=context_term(model, config, words),
+        attention=attention_term(model, config, batches.masks),
     )
     return TextualInversion(
         objective,

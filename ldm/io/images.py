@@ -46,12 +46,12 @@ def grid(images: Tensor, columns: int, pad: int = 2) -> Image.Image:
     return Image.fromarray(np.pad(sheet, ((0, pad), (0, pad), (0, 0)), constant_values=255))
 
 
-def on_squares(images: Tensor, masks: Tensor, squares: int = 16) -> Tensor:
-    """Pictures (N, 3, S, S) where their masks (N, 1, S, S) are 1, on grey squares, ``squares`` a side, where
-    they are 0."""
-    places = torch.arange(images.shape[-1]) * squares // images.shape[-1]
-    grey = ((places[:, None] + places) % 2 * 0.3 + 0.3).to(images)
-    return masks * images + (1 - masks) * grey
+def on_squares(image: Tensor, mask: Tensor, squares: int = 16) -> Tensor:
+    """A picture (3, S, S) where its mask (1, S, S) is 1, and ``squares`` x ``squares`` grey ones where it is
+    0."""
+    places = torch.arange(image.shape[-1]) * squares // image.shape[-1]
+    grey = ((places[:, None] + places) % 2 * 0.3 + 0.3).to(image)
+    return mask * image + (1 - mask) * grey
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8) -> Path:

@@ -1,4 +1,4 @@
-"""Where in its picture a concept is: from a mask beside the picture, or from what is opaque in it.
+"""Where in its picture a concept is: from masks beside the picture, or from what is opaque in it.
 
 A mask is made a square exactly as its picture is: turned, cropped or padded, and scaled by the same filter.
 White counts, black does not, and greys count in part, as in the masks of ``ldm edit``.
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.io.beside import mask_files
+from ldm.io.beside import WHOLE, mask_files
 from ldm.io.decode import alpha_of, decode, decode_alpha, picture_size
 from ldm.io.pictures import Framing, fit_square
 
@@ -32,18 +32,31 @@ class Masks(NamedTuple):
     """Masks of N pictures.
 
     Attributes:
-        values: (N, 1, S, S) float32 in [0, 1]; a picture without a mask has ones. ``None``: none has one.
+        whole: (N, 1, S, S) float32 in [0, 1], of all that a picture shows; a picture without such a mask has
+            ones. ``None``: none has one.
+        of_words: (N, W, S, S) float32 in [0, 1], of each of W words; zeros where a picture has no mask of a
+            word. ``None``: none has one of any.
         files: the mask files that were read.
     """
 
-    values: Tensor | None = None
+    whole: Tensor | None = None
+    of_words: Tensor | None = None
     files: tuple[Path, ...] = ()
 
 
 def load_masks(
-    pictures: Sequence[Path] | Sequence[Image.Image] | Sequence[Tensor], size: int, framing: Framing
+    pictures: Sequence[Path] | Sequence[Image.Image] | Sequence[Tensor],
+    size: int,
+    framing: Framing,
+    words: Sequence[str] = (),
 ) -> Masks:
-    """The masks of pictures that ``listed_pictures`` gave, S = ``size`` pixels a side.
+    """The masks of pictures.
+
+    Args:
+        pictures: what ``listed_pictures`` gave.
+        size: side S in pixels.
+        framing: how the pictures are made squares of, and where their masks are.
+        words: W placeholders, which masks may be of.
 
     Raises:
         UserError: names the mask that is black where its picture is used, has another shape than the
@@ -54,11 +67,19 @@ def load_masks(
     paths = [picture for picture in pictures if isinstance(picture, Path)]
     if framing.mask == "ignore" or framing.every_file or not paths:
         return Masks()
-    files = mask_files(paths)
-    if not files:
-        return Masks()
-    found = [_from_file(files[path], path, size, framing) if path in files else None for path in paths]
-    return Masks(_stacked(found, size), tuple(files[path] for path in paths if path in files))
+    files = mask_files(paths, words)
+    found = {
+        path: {word: _from_file(file, path, size, framing) for word, file in files.get(path, {}).items()}
+        for path in paths
+    }
+    none = torch.zeros(1, size, size)
+    whole = [own.get(WHOLE) for own in found.values()]
+    of_words = [torch.cat([own.get(word, none) for word in words]) for own in found.values()] if words else []
+    return Masks(
+        _stacked(whole, size),
+        torch.stack(of_words) if any(own.keys() - {WHOLE} for own in found.values()) else None,
+        tuple(file for path in paths for file in files.get(path, {}).values()),
+    )
 
 
 def _from_file(mask: Path, picture: Path, size: int, framing: Framing) -> Tensor:
@@ -93,7 +114,6 @@ def _from_alpha(
         found.append(None if alpha is None else _square(alpha, size, framing, where))
     if all(mask is None for mask in found):
         log.warning("no picture has transparent parts: with pictures.mask=alpha, all of each counts")
-        return Masks()
     return Masks(_stacked(found, size))
 
 
@@ -107,5 +127,8 @@ def _square(grey: Image.Image, size: int, framing: Framing, black: str) -> Tenso
     return values
 
 
-def _stacked(masks: Sequence[Tensor | None], size: int) -> Tensor:
+def _stacked(masks: Sequence[Tensor | None], size: int) -> Tensor | None:
+    """(N, 1, S, S), with ones for ``None``; ``None`` if all are."""
+    if all(mask is None for mask in masks):
+        return None
     return torch.stack([torch.ones(1, size, size) if mask is None else mask for mask in masks])

@@ -22,7 +22,7 @@ class InversionReport:
         placeholders: the learned words.
         summary: a few settings and results, shown as cards.
         training_images: the concept's pictures.
-        cut_outs: what counts of them, where they have masks.
+        cut_outs: what counts of them, where they have masks: a caption, and the picture.
         samples_by_step: step -> pictures or grids drawn then.
         prompts: prompt -> its final pictures.
         curves: name -> points (step, value).
@@ -35,7 +35,7 @@ class InversionReport:
     placeholders: Sequence[str]
     summary: Mapping[str, object] = field(default_factory=dict)
     training_images: Sequence[Path] = ()
-    cut_outs: Sequence[Path] = ()
+    cut_outs: Sequence[tuple[str, Path]] = ()
     samples_by_step: Mapping[int, Sequence[Path]] = field(default_factory=dict)
     prompts: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def write_inversion_report(report: InversionReport, path: Path) -> Path:
         path,
         report,
         training=[picture(p) for p in report.training_images],
-        cut_outs=[picture(p) for p in report.cut_outs],
+        cut_outs=[(caption, picture(p)) for caption, p in report.cut_outs],
         prompts=[(name, [picture(p) for p in files]) for name, files in report.prompts.items()],
         steps=[
             (step, [picture(p, LARGEST) for p in files])

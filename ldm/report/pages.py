@@ -89,7 +89,8 @@ INVERSION = """{% extends "base" %}
 <section><h2>Training pictures</h2>
 <div class="row">{% for item in training %}{{ picture(item) }}{% endfor %}</div>
 {% if cut_outs %}<p class="soft">What counts of them, by their masks; the rest is left to the model.</p>
-<div class="row">{% for item in cut_outs %}{{ picture(item) }}{% endfor %}</div>{% endif %}</section>
+<div class="row">{% for word, item in cut_outs %}{{ picture(item, word) }}{% endfor %}</div>{% endif %}
+</section>
 <section><h2>What the word draws now</h2>
 {% for prompt, items in prompts %}<h3>{{ prompt }}</h3>
 <div class="row">{% for item in items %}{{ picture(item) }}{% endfor %}</div>

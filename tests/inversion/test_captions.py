@@ -12,6 +12,7 @@ from ldm.inversion.captions import PromptSource, contains_placeholder, has_capti
 from ldm.inversion.templates import DUAL, OBJECT, STYLE
 from ldm.io.pictures import list_pictures
 from ldm.pretraining.sources import FolderPictures
+from ldm.seeding import generator
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -188,3 +189,21 @@ def test_templates_of_ones_own_are_drawn_alone_and_continued_by_the_pictures_wor
     drawn = Counter(source.prompts([1] * 400, rng()))
     plain = {"my <x> at home", "<x> asleep"}
     assert drawn.keys() == plain | {f"{line} with <x>_1" for line in plain}
+
+
+# ------------------------------------------------------------------------------ subsets of several words
+def test_a_prompt_names_a_random_subset_of_what_its_picture_shows_by_seed_and_step_alone() -> None:
+    shown = [("<a>", "<b>", "<c>"), ("<b>",)]
+    source = PromptSource("<a>", kind=("a photo of {}",), subsets=shown)
+    assert source.naming == ["<a> and <b> and <c>"]
+
+    def drawn(seed: int, step: int) -> list[str]:
+        return source.prompts([0, 1], generator(seed, "<a>", "batch", step))
+
+    assert [drawn(1, step) for step in range(20)] == [drawn(1, step) for step in range(20)]
+    assert [drawn(1, step) for step in range(20)] != [drawn(2, step) for step in range(20)]
+    many = [drawn(1, step) for step in range(600)]
+    assert {prompts[1] for prompts in many} == {"a photo of <b>"}
+    sizes = Counter(prompts[0].count(" and ") for prompts in many)
+    assert all(160 < sizes[n] < 240 for n in range(3))  # one, two and three words are as likely
+    assert len({prompts[0] for prompts in many}) == 3 + 6 + 6  # in every order

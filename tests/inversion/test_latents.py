@@ -11,6 +11,7 @@ import torch
 from ldm.errors import UserError
 from ldm.inversion.captions import PromptSource
 from ldm.inversion.latents import ConceptBatches, LatentCache, cached_latents, encode_latents
+from ldm.inversion.masks import ConceptMasks
 from ldm.training.stream import StepStream
 
 SCALE = 0.5
@@ -203,9 +204,18 @@ def test_what_cannot_be_drawn_is_refused():
 def test_masks_are_scaled_to_the_latents_and_mirrored_with_them():
     masks = torch.rand(3, 1, 8, 8, generator=rng(1))
     cache = encode_latents(Encoder(0.0), (2 * masks - 1).expand(3, 3, 8, 8), scale_factor=1.0, mirror=True)
-    source = ConceptBatches(cache, PromptSource("<x>"), batch_size=8, seed=0, concept="c", masks=masks)
+    source = ConceptBatches(
+        cache, PromptSource("<x>"), batch_size=8, seed=0, concept="c", masks=ConceptMasks((4, 4), masks)
+    )
     batch = source.batch(0)  # of pictures that are their own masks
     torch.testing.assert_close(2 * batch["mask"] - 1, batch["z"][:, :1])
     assert batches().batch(0)["mask"] is None
     with pytest.raises(UserError, match="3 pictures need as many masks, got 2"):
-        ConceptBatches(cache, PromptSource("<x>"), batch_size=1, seed=0, concept="c", masks=masks[:2])
+        ConceptBatches(
+            cache,
+            PromptSource("<x>"),
+            batch_size=1,
+            seed=0,
+            concept="c",
+            masks=ConceptMasks((4, 4), masks[:2]),
+        )

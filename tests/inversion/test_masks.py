@@ -15,6 +15,7 @@ from ldm.config import dump_yaml, to_plain
 from ldm.errors import UserError
 from ldm.inversion.concept import Concept
 from ldm.inversion.config import InversionConfig
+from ldm.inversion.masks import ConceptMasks
 from ldm.inversion.run import run_inversion
 from ldm.inversion.step import Objective, Part, losses
 from ldm.inversion.task import prepare
@@ -82,7 +83,7 @@ def test_white_masks_learn_what_no_masks_learn_bit_for_bit(
 
 def test_only_the_word_gets_a_gradient(tiny_model: LatentDiffusion, masks: torch.Tensor) -> None:
     module = _module(tiny_model, concept_with(masks))
-    module.objective.batches.masks = masks[..., ::4, ::4]
+    module.objective.batches.masks = ConceptMasks((4, 4), masks)
     (loss,) = losses(tiny_model, [Part(module.objective, module.objective.draw(0), 0)])
     loss.total.backward()
     assert {name for name, p in module.named_parameters() if p.grad is not None} == {

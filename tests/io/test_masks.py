@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.inversion.concept import concept_of
+from ldm.inversion.concept import Concept, concept_of
 from ldm.io.pictures import Framing, list_pictures
 
 FILES = Framing(mask="file", background="black")
@@ -118,13 +118,13 @@ def test_a_mask_of_no_picture_is_told(tmp_path: Path, caplog: pytest.LogCaptureF
     ("names", "says"),
     [
         (["b.mask.png"], "b.mask.png is the mask of no picture: that of NAME.jpg is called NAME.mask.png"),
-        (["a.png.mask.png"], "a.png.mask.png is the mask of no picture"),
+        (["a.png.mask.png"], "a.png.mask.png is the mask of no word that is learned: call it a.mask.png"),
         (["a_mask.png"], "a_mask.png looks like the mask of a.png: call it a.mask.png"),
         (["a-masklabel.png"], "call it a.mask.png, or .* pictures.mask=ignore"),
         (["mask_a.png"], "call it a.mask.png"),
         (["a.masks.png"], "call it a.mask.png"),
         (["a_alpha.png"], "call it a.mask.png"),
-        (["a.mask.png", "a.mask.bmp"], "a.mask.bmp and a.mask.png in .* are masks of one picture"),
+        (["a.mask.png", "a.mask.bmp"], "a.mask.bmp and a.mask.png in .* are masks of one thing: keep one"),
         (["a.mask.png", "a.bmp"], "a.bmp and a.png in .* have one a.mask.png"),
     ],
 )
@@ -139,6 +139,55 @@ def test_masks_that_are_called_otherwise_are_refused(tmp_path: Path, names: list
 def test_the_masks_of_pictures_that_are_not_learned_from_are_no_mistake(tmp_path: Path) -> None:
     save(tmp_path, "a.png", "b.png", "b.mask.png")
     assert concept_of(tmp_path, 16, Framing(mask="file", first=1)).masks is None
+
+
+# ------------------------------------------------------------------------------ words
+WORDS = ("<cat>", "<red mug>")
+
+
+def concept_with(folder: Path, *names: str, words: tuple[str, ...] = WORDS) -> Concept:
+    save(folder, "a.png", *names)
+    return concept_of(folder, 16, FILES, words)
+
+
+def test_masks_of_words_are_named_by_the_words_letters_and_digits(tmp_path: Path) -> None:
+    concept = concept_with(
+        tmp_path, "a.cat.mask.png", "a.Red-Mug.mask.png", "b.png", "b.red-mug.mask.png", "c.png"
+    )
+    assert [path.name for path in concept.paths] == ["a.png", "b.png", "c.png"] and concept.masks is None
+    assert concept.word_masks is not None and concept.word_masks.shape == (3, 2, 16, 16)
+    assert concept.word_masks.flatten(2).any(2).tolist() == [[True, True], [False, True], [False, False]]
+    assert torch.equal(concept.word_masks[0, 0], concept.word_masks[0, 1])
+    assert len(concept.mask_hashes) == 3 and len(list_pictures(tmp_path)) == 3
+    assert list(concept.masks_of(0)) == ["_0", "_1"] and list(concept.masks_of(1)) == ["_1"]
+
+
+def test_a_picture_whose_name_has_a_dot_has_its_own_mask(tmp_path: Path) -> None:
+    concept = concept_with(tmp_path, "a.cat.png", "a.cat.mask.png")
+    assert [path.name for path in concept.paths] == ["a.cat.png", "a.png"]
+    assert concept.masks is not None and concept.masks.mean((1, 2, 3))[1] == 1 and concept.word_masks is None
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "says"),
+    [
+        (
+            ["a.dog.mask.png"],
+            WORDS,
+            "mask of no word that is learned: call it a.mask.png or a.cat.mask.png or a.red",
+        ),
+        (["a.cat.mask.png", "a.mask.png"], WORDS, "a.mask.png is the mask of all that its picture shows"),
+        (["a.cat.mask.png", "a.cat.mask.bmp"], WORDS, "are masks of one thing: keep one"),
+        (["a.cat.mask.png"], ("<cat>", "cat"), "the mask of several words"),
+        (["b.cat.mask.png"], WORDS, "b.cat.mask.png is the mask of no picture"),
+    ],
+)
+def test_masks_of_no_one_word_are_refused(
+    tmp_path: Path, names: list[str], words: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        concept_with(tmp_path, *names, words=words)
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------ content
