@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ldm.config import resolve
 from ldm.errors import UserError
 from ldm.words import (  # noqa: F401  a kind a line
@@ -27,6 +30,43 @@ class Choice(NamedTuple):
     def make(self, fit: Fit, count: int) -> Word:
         """A word of ``count`` vectors whose parameters have no start yet."""
         return KINDS[self.kind](fit, count, self.settings)
+
+    def begin(
+        self,
+        fit: Fit,
+        vectors: Tensor,
+        *,
+        init: Tensor | None = None,
+        parts: Mapping[str, Tensor] | None = None,
+        vocabulary: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Word:
+        """A word that stands at its start, on the device of ``vectors``.
+
+        Args:
+            fit: of the model.
+            vectors: (K, D), where v* starts, or in the shape that a file of this kind has.
+            init: what distance and regulariser measure from, of a shape like ``vectors``; where the word
+                starts unless given.
+            parts: what the word's file holds beside ``vectors``.
+            vocabulary: (V, D) the model's token embeddings, for kinds that measure themselves by them.
+            generator: of what a kind starts at random (default: seed 0).
+
+        Raises:
+            UserError: the vectors do not fit the model or the kind.
+            ValueError: the kind's ``table`` depends on its ``start``.
+        """
+        word = self.make(fit, vectors.shape[-2]).to(vectors.device)
+        if not parts:
+            word.draw(generator or torch.Generator().manual_seed(0))
+        word.fill(vectors, parts or {}, vocabulary)
+        start = word.table() if init is None else word.fitting(init, word.shape)
+        table = word.table().detach().clone()
+        word.start.copy_(start.detach())
+        if not torch.allclose(word.table(), table, rtol=0, atol=0, equal_nan=True):
+            raise ValueError(f"table() of kind {word.kind!r} reads self.start, which is copied from table(): "
+                             "keep what it needs in a buffer of its own")  # fmt: skip
+        return word
 
     def plain(self) -> dict[str, Any]:
         """As ``word:`` in a YAML file holds it, every setting written out."""

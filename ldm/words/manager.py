@@ -120,12 +120,8 @@ class EmbeddingManager(nn.Module):
             vectors: (K, D) or (D,), where v* starts, or in the shape that a file of this kind has; copied.
             progressive: K - 1 optimiser steps, the ones from which the second, third, ... vector is
                 used (2000, 4000 in the paper, figure 10). ``None``: all of them always.
-            init: of a shape like ``vectors``, what ``distance_to_init`` and the regulariser measure from;
-                where the word starts unless given.
             word: the kind, or a mapping ``{kind: ..., setting: ...}``.
-            parts: what the word's file holds beside ``vectors``.
-            vocabulary: (V, D) the model's token embeddings, for kinds that measure themselves by them.
-            generator: of what a kind starts at random (default: seed 0).
+            init, parts, vocabulary, generator: as of ``Choice.begin``.
 
         Raises:
             UserError: the placeholder exists already, there is no such kind or setting, or the vectors do
@@ -141,25 +137,17 @@ class EmbeddingManager(nn.Module):
         if token_id in self._by_id:
             raise ValueError(f"id {token_id} is another placeholder's")
         choice, vectors = choose(word), self._checked(placeholder, vectors)
+        init = None if init is None else self._checked(placeholder, init)
         count = vectors.shape[-2]
         steps = tuple(int(step) for step in progressive or ())
         if steps and (len(steps) != count - 1 or list(steps) != sorted(steps)):
             raise ValueError(f"{count} vectors grow at {count - 1} rising steps")
-        made = choice.make(self.fit, count).to(self.device)
-        if not parts:
-            made.draw(generator or torch.Generator().manual_seed(0))
         try:
-            made.fill(vectors, parts or {}, vocabulary)
-            start = (
-                made.table() if init is None else made.fitting(self._checked(placeholder, init), made.shape)
+            made = choice.begin(
+                self.fit, vectors, init=init, parts=parts, vocabulary=vocabulary, generator=generator
             )
         except UserError as error:
             raise UserError(f"the word {placeholder!r}: {error}") from None
-        table = made.table().detach().clone()
-        made.start.copy_(start.detach())
-        if not torch.allclose(made.table(), table, rtol=0, atol=0, equal_nan=True):
-            raise ValueError(f"table() of kind {made.kind!r} reads self.start, which is copied from table(): "
-                             "keep what it needs in a buffer of its own")  # fmt: skip
         self._entries[placeholder] = _Entry(token_id, steps, choice)
         self._by_id[token_id] = placeholder
         self._trained.add(placeholder)
