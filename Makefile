@@ -16,7 +16,7 @@ demo: $(STAMP) ## teach the shipped model two new words from five pictures each 
 	$(BIN)/ldm invert --concepts configs/emoji/demo.yaml
 
 test: $(STAMP) ## run the tests, two workers of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(STAMP) ## run the tests that are marked neither slow, gpu nor parity: what to run on each save, on one core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not parity"

@@ -1,5 +1,6 @@
 """What several test files share: random weights that mean something, and a tiny whole model."""
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -12,6 +13,15 @@ from torch import nn
 
 from ldm.backbone.model import LatentDiffusion, ModelConfig
 
+ROOT = Path(__file__).parent
+#: the files that take more than half a minute of a core, the longest first
+LONGEST = (
+    "test_notebooks.py",
+    "inversion/many/test_ray.py",
+    "experiments/test_run.py",
+    "torture/test_kills.py",
+    "test_wheel.py",
+)
 #: A CLIP in miniature, as open_clip writes it down.
 TINY_CLIP = {
     "embed_dim": 16,
@@ -99,6 +109,22 @@ def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_scorers(tiny_clip: Path, tiny_timm: Path) -> tuple[str, str]:
     """Names of two scorers of random weights, a CLIP and a DINO."""
     return f"clip:tiny-ours/{tiny_clip}", f"dino:test_vit/{tiny_timm}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left with one of them when the others have finished."""
+    rank = {ROOT / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """All libraries are loaded and will stay: the garbage collector need not go through them each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # what is never collected is reported as a leak by some libraries
 
 
 @pytest.hookimpl(wrapper=True)
