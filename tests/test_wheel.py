@@ -108,7 +108,8 @@ COMMANDS = [
      "--steps", "1", "--pictures", "2", "--set", *SHORT, "--out", "known"],
     ["train", "autoencoder", "data.params.sets=null", "linear_pictures=64", *STAGE],
     ["train", "latents", "count=4", "batch_size=2"],
-    ["train", "diffusion", f"data.params.sources=[{SOURCE}]", "picture_words=false", "workers=0", *STAGE],
+    ["train", "diffusion", f"data.params.sources=[{SOURCE}]", "picture_words=false", "workers=0",
+     "compiled=false", *STAGE],
     ["train", "export", "--run", "logs/emoji-diffusion", "--out", "model"],
     ["train", "clip", *STAGE],
 ]  # fmt: skip

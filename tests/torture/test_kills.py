@@ -1,6 +1,7 @@
 """Short versions of the scripts that kill commands, pair them and fill their disk."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from full_disk import many_sizes
 from harness import World, build_world
 from kills import kill_at_points, kill_at_random, works
 from pairs import many_pairs
+
+from ldm.config import dump_yaml, load_yaml
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +34,17 @@ def test_a_kill_of_a_pack_loses_nothing(world: World, tmp_path: Path) -> None:
 
 
 def test_a_killed_experiment_ends_with_the_same_table(world: World, tmp_path: Path) -> None:
+    """Of four cells in two packs."""
+    values = load_yaml([world.experiment])
+    grid = values["grid"]
+    grid["seeds"] = [0]
+    del grid["concepts"]["tree"], grid["setups"]["two"]
+    few = tmp_path / "few.yaml"
+    few.write_text(dump_yaml({**values, "pack": 2}))
     (work,) = [work for work in works(world) if work.name == "experiment"]
+    words = tuple(few if word == world.experiment else word for word in work.words)
+    assert words != work.words
+    work = replace(work, words=words)
     row = kill_at_points(work, tmp_path, 1, random.Random(4))
     assert row.times == 1 and not row.lost, row.lost
 
