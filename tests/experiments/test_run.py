@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ldm.cli.main import main
+from ldm.config import dump_yaml, load_yaml, merge
 from ldm.experiments.rows import TIMES
 
 CLI = Callable[..., tuple[int, str, str]]
@@ -127,21 +129,39 @@ def test_only_some_cells_and_then_the_rest(world: Any, cli: CLI) -> None:
     assert "9 finished" in cli("status", file, "--preset", "one", "--out", out)[1]
 
 
+@pytest.fixture(scope="module")
+def alone(done: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The YAML of nine cells in two packs, and the folder in which this process has run them."""
+    folder = tmp_path_factory.mktemp("alone")
+    values = merge(load_yaml([done.file]), {"pack": 5, "score": {"backgrounds": False}})
+    (folder / "nine.yaml").write_text(dump_yaml(values))
+    words = ["run", folder / "nine.yaml", "--preset", "one", "--out", folder / "out"]
+    assert main(["experiment", *map(str, words)]) == 0
+    return folder / "nine.yaml", folder / "out"
+
+
+def same_table(one: Path, other: Path) -> bool:
+    own = {"threads": "", "commit": ""}  # of the process, which may see another checkout
+    found = [[{**row, **own} for row in rows(out / "cells.csv")] for out in (one, other)]
+    return len(found[0]) > 0 and found[0] == found[1]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("who", [("--workers", 2), ("--address", "local")], ids=["processes", "ray"])
-def test_workers_give_the_same_table(world: Any, cli: CLI, who: tuple[str, object]) -> None:
-    if who[0] == "--address":
-        pytest.importorskip("ray")
-    file = world.experiment(pack=5, score={"backgrounds": False})
-    here, beside = world.path / "here", world.path / "beside"
-    assert cli("run", file, "--preset", "one", "--out", here)[0] == 0
-    # in a process of its own: Ray starts a second cluster in one process badly, and other tests start theirs
-    words = ["experiment", "run", file, "--preset", "one", "--out", beside, *who]
+def test_worker_processes_give_the_same_table(alone: tuple[Path, Path], cli: CLI, tmp_path: Path) -> None:
+    file, here = alone
+    assert cli("run", file, "--preset", "one", "--out", tmp_path / "beside", "--workers", 2)[0] == 0
+    assert same_table(here, tmp_path / "beside")
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """In a process of its own: Ray starts a second cluster in one process badly; other tests start theirs."""
+    pytest.importorskip("ray")
+    file, here = alone
+    words = ["experiment", "run", file, "--preset", "one", "--out", tmp_path / "beside", "--address", "local"]
     done = subprocess.run([sys.executable, "-m", "ldm", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    own = {"threads": "", "commit": ""}  # of the process, which may see another checkout
-    found = [[{**row, **own} for row in rows(out / "cells.csv")] for out in (here, beside)]
-    assert found[0] == found[1]
+    assert same_table(here, tmp_path / "beside")
 
 
 @pytest.mark.parametrize(
