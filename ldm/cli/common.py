@@ -30,6 +30,13 @@ def nothing_begun() -> None:
     resume_by(lambda: "nothing was begun; give it again")
 
 
+def resume_once(there: Path, again: str) -> None:
+    """From here on, a command that is interrupted goes on by ``again`` once ``there`` is written, the file
+    that ``again`` takes its settings from; before, it has begun nothing."""
+    begun, nothing = f"continue with: {again}", "nothing was begun; give the same command again"
+    resume_by(lambda: begun if there.is_file() else nothing)
+
+
 def how_to_resume() -> str:
     """How a command that is interrupted now goes on."""
     return _how_to_resume.get()()
@@ -151,9 +158,12 @@ def output(
     usual: str | Path,
     *,
     half: Callable[[Path], bool] | None = None,
-    deep: bool = False,
+    deep: bool = True,
 ) -> AbstractContextManager[Path]:
-    """The folder of ``--out``, claimed (``ldm.io.claims``); else a new one: ``usual``, ``usual-2``, ..."""
+    """The folder of ``--out``, claimed (``ldm.io.claims``); else a new one: ``usual``, ``usual-2``, ...
+
+    What killed processes left is removed from its subfolders too, unless the command makes none (``deep``).
+    """
     from ldm.io.claims import claimed, claimed_new
 
     if given is None:

@@ -59,7 +59,7 @@ def learn(
     entries = read_jobs(path, options, model, part)
     with common.output(out, Path("runs", f"{stamp()}_{slug(path.stem)}")) as folder:
         again = common.command(command(folder))
-        common.resume_by(lambda: f"continue with: {again}")
+        common.resume_once(folder / LIST_NAME, again)
         results = learn_list(entries, folder, learn, resume=resume)
         failed = [result for result in results if result.status == "failed"]
         common.heading(f"learned {len(results) - len(failed)} of {counted(len(results), 'concept')}")

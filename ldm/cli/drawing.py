@@ -244,7 +244,7 @@ def draw(
         scale=options.scale,
         precision=options.precision,
     )
-    with common.output(options.out, Path("out", stamp())) as out:
+    with common.output(options.out, Path("out", stamp()), deep=False) as out:
         wanted = gallery.plan(
             model,
             options.prompts,
@@ -309,7 +309,7 @@ def draw_again(
     if out and (out / picture.name).resolve() == picture.resolve():
         raise UserError(f"{picture} would be overwritten by its copy; give another folder by --out")
     start = editing.start(model, source, recipe) if source else (None, None)
-    with common.output(out, Path("out", stamp())) as folder:
+    with common.output(out, Path("out", stamp()), deep=False) as folder:
         path = gallery.draw_again(
             model,
             recipe,

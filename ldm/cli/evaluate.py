@@ -236,7 +236,7 @@ def _inversion(args: argparse.Namespace, model: LatentDiffusion, n: int) -> None
     judge, sampling = _judge_and_sampling(args, model)
     sprites, holdout = EmojiSprites.load(args.data), _holdout(args.holdout)
     settings = merge({}, *layered([spelled(model.inversion_defaults), given])) if given else None
-    with common.output(out, out, deep=True):
+    with common.output(out, out):
         result = evaluate_inversion(
             model,
             judge,

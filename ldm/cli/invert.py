@@ -208,7 +208,7 @@ def run_folder(given: Path | None, usual: Path, config: InversionConfig) -> Abst
     """The run's folder, claimed where this process is the one that writes."""
     if not config.trainer.writes:
         return nullcontext(given or usual)
-    return common.output(given, usual, half=common.no_checkpoint, deep=True)
+    return common.output(given, usual, half=common.no_checkpoint)
 
 
 def invert(
@@ -229,12 +229,7 @@ def invert(
     from ldm.inversion.run import run_inversion
     from ldm.io.embeddings import load_embeddings
 
-    def how_to_resume() -> str:
-        if (out / CONFIG_NAME).is_file():
-            return f"continue with: {again}"
-        return "nothing was begun; give the same command again"
-
-    common.resume_by(how_to_resume)
+    common.resume_once(out / CONFIG_NAME, again)
     run_inversion(config, out, resume=resume, documents=documents)
     if not config.trainer.writes:
         return

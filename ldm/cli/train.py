@@ -190,7 +190,7 @@ def run_stage(args: argparse.Namespace) -> None:
         bank = pretrain.encode_latents(resolve(pretrain.LatentsStage, values), out)
         common.heading(f"{len(bank)} latents in {out}; their scale factor is {bank.scale_factor:.5f}")
         return
-    with common.output(out, out, half=common.no_checkpoint, deep=True):
+    with common.output(out, out, half=common.no_checkpoint):
         written = _trained(args.stage, values, out, args.resume)
     common.heading(f"trained: {written}")
 

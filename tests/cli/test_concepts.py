@@ -65,6 +65,25 @@ def test_options_that_do_not_go_with_a_list(cli, model_folder, pictures, tmp_pat
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("begins", "words"),
+    [("many.concept_list.learn_list", ["--concepts", "c.yaml"]),
+     ("run.run_inversion", ["--images", "pictures", "--name", "<toy>"])],
+)  # fmt: skip
+def test_what_was_interrupted_before_it_wrote_anything_is_not_to_be_resumed(
+    cli, pictures, monkeypatch, tmp_path, begins, words
+):
+    listed(tmp_path / "c.yaml", [{"name": "<toy>", "images": str(pictures)}])
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"ldm.inversion.{begins}", interrupted)
+    result = cli("invert", *words, "--out", "all")
+    assert result.code == 130 and "nothing was begun" in result.err and "--resume" not in result.err
+
+
 def test_an_interrupted_list_says_how_to_go_on(cli, model_folder, pictures, monkeypatch, tmp_path):
     path = listed(tmp_path / "c.yaml", [{"name": "<toy>", "images": str(pictures)}])
 

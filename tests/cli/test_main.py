@@ -15,6 +15,7 @@ from ldm.cli import common
 from ldm.cli.main import build_parser, guarded
 from ldm.config import merge, nested
 from ldm.errors import UserError
+from ldm.io.atomic import HOST
 from ldm.io.runs import slug
 
 COMMANDS = [
@@ -124,6 +125,20 @@ def test_an_interruption_exits_with_130_and_says_how_to_go_on(capsys):
     assert "ldm invert --resume --out runs/x" in capsys.readouterr().err
     assert guarded(_raiser(KeyboardInterrupt()), _args()) == 130  # a later command has begun nothing yet
     assert "nothing was begun" in capsys.readouterr().err
+
+
+def test_what_killed_processes_left_in_subfolders_goes_too(tmp_path: Path) -> None:
+    """An experiment's pictures and cells lie two folders deep: what is half there must not stay for ever."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = tmp_path / "pictures" / "cell" / f".00.{HOST}-{process.pid:x}-0123abcd.tmp.png"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with common.output(tmp_path, tmp_path):
+        assert not left.exists()
+    commands = Path(common.__file__).parent.glob("*.py")
+    shallow = [path.name for path in commands if "deep=False" in path.read_text("utf-8")]
+    assert shallow == ["drawing.py"]  # its pictures lie in the folder itself
 
 
 def test_what_a_library_made_of_a_signal_is_an_interruption(capsys):
