@@ -65,6 +65,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status: 0, 2 for bad input, ``ldm.interrupt``'s for a signal."""
+
+    def whole() -> int:
+        args = _parsed(argv)
+        return guarded(args.run, args)
+
+    return interruptible(whole)
+
+
+def interruptible(whole: Callable[[], int]) -> int:
+    """The status of a whole command; of one that is interrupted outside of its own work, before its options
+    are read or after it has ended, too."""
+    common.nothing_begun()
+    with interrupt.listening():
+        try:
+            return whole()
+        except KeyboardInterrupt as error:
+            return _interrupted(error)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     common.print_anything()
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
@@ -76,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized argument {unknown}; see the --help of the subcommand")
     if overrides:
         args.overrides = [*args.overrides, *overrides]
-    return guarded(args.run, args)
+    return args
 
 
 #: options that are paths, or may be, beside those that are parsed as one
@@ -98,10 +118,10 @@ def expand(args: argparse.Namespace) -> None:
 
 def guarded(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Call ``run(args)``; an error that the user caused is one line on stderr, not a traceback."""
-    _log_to_stderr(args.verbose)
     common.nothing_begun()
     with interrupt.listening():
         try:
+            _log_to_stderr(args.verbose)
             expand(args)
             run(args)
             return 0

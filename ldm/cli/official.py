@@ -85,14 +85,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status as ``ldm.cli.main.main`` does."""
-    from ldm.cli.main import guarded
+    from ldm.cli.main import guarded, interruptible
 
-    common.print_anything()
-    parser = build_parser()
-    words, overrides = split_overrides(parser, sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(words)
-    args.overrides = overrides
-    return guarded(_debugged if args.debug else run, args)
+    def whole() -> int:
+        common.print_anything()
+        parser = build_parser()
+        words, overrides = split_overrides(parser, sys.argv[1:] if argv is None else argv)
+        args = parser.parse_args(words)
+        args.overrides = overrides
+        return guarded(_debugged if args.debug else run, args)
+
+    return interruptible(whole)
 
 
 def split_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:

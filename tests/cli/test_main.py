@@ -12,7 +12,7 @@ import pytest
 import ldm
 from ldm import __version__
 from ldm.cli import common
-from ldm.cli.main import build_parser, guarded
+from ldm.cli.main import build_parser, guarded, main
 from ldm.config import merge, nested
 from ldm.errors import UserError
 from ldm.io.atomic import HOST
@@ -125,6 +125,17 @@ def test_an_interruption_exits_with_130_and_says_how_to_go_on(capsys):
     assert "ldm invert --resume --out runs/x" in capsys.readouterr().err
     assert guarded(_raiser(KeyboardInterrupt()), _args()) == 130  # a later command has begun nothing yet
     assert "nothing was begun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["build_parser", "_log_to_stderr", "expand"])
+def test_an_interruption_before_the_work_is_one_line_too(capsys, monkeypatch, moment: str) -> None:
+    def interrupted(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(f"ldm.cli.main.{moment}", interrupted)
+    assert main(["presets"]) == 130
+    err = capsys.readouterr().err
+    assert "interrupted by SIGINT: nothing was begun" in err and "Traceback" not in err
 
 
 def test_what_killed_processes_left_in_subfolders_goes_too(tmp_path: Path) -> None:
