@@ -188,10 +188,11 @@ class LatentDiffusion(nn.Module):
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """As ``nn.Module.train``, but a part without trainable weights stays in evaluation mode."""
-        super().train(mode)
-        for part in self.parts.values():
-            if not any(p.requires_grad for p in part.parameters()):
-                part.eval()
+        parts = self.parts.values()
+        frozen = [part for part in parts if not any(p.requires_grad for p in part.parameters())]
+        self.training = mode
+        for child in self.children():  # each once: there are hundreds of modules below
+            child.train(mode and child not in frozen)
         return self
 
     def with_own_words(self) -> LatentDiffusion:

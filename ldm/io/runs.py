@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ _PACKAGES = ("ldm", "torch", "pytorch-lightning", "safetensors", "pillow", "nump
 # ---------------------------------------------------------------------------- manifest
 def versions() -> dict[str, str]:
     """Versions of Python, this project and the packages a run depends on, by installed metadata."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
+
+
+@cache  # the metadata take milliseconds to read, and a list of concepts asks for every one
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def now() -> str:
