@@ -12,7 +12,7 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv with the locked versions of everything (once)
 
-demo: $(STAMP) ## teach the shipped model two new words from five pictures each (two minutes on two cores)
+demo: $(STAMP) ## teach the shipped model two new words from five pictures each (82 s on two cores)
 	$(BIN)/ldm invert --concepts configs/emoji/demo.yaml
 
 test: $(STAMP) ## run the tests, two workers of one thread each

@@ -40,5 +40,6 @@ def test_the_method_on_one_page_gives_the_vector_of_ldm_invert(
     )  # fmt: skip
     assert minimal.vectors.shape == (1, tiny_model.manager.width)
     # the same but for the order of sums: ldm.invert trains another memory format and attention kernel
-    torch.testing.assert_close(minimal.vectors.cpu(), whole.vectors.cpu(), rtol=1e-5, atol=1e-6)
+    # Adam divides by the gradient's size and so enlarges rounding where that is near 0: a thousandth of a step
+    torch.testing.assert_close(minimal.vectors.cpu(), whole.vectors.cpu(), rtol=1e-5, atol=1e-5)
     assert not torch.equal(minimal.vectors, tiny_model.manager.init_vectors("<toy>"))

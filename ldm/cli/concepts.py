@@ -65,7 +65,10 @@ def learn(
         common.heading(f"learned {len(results) - len(failed)} of {counted(len(results), 'concept')}")
         common.say(*_table(results), f"  summary     {folder / SUMMARY}")
         if len(failed) < len(results):
-            common.say(f"  embeddings  {folder / 'embeddings.safetensors'}")
+            common.say(
+                f"  reports     {folder / '*' / 'report.html'}",
+                f"  embeddings  {folder / 'embeddings.safetensors'}",
+            )
         if failed:
             first = failed[0]
             raise UserError(

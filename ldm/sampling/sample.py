@@ -92,12 +92,12 @@ def sample(
     steps: int | None = None,
     sampler: str | None = None,
     scale: float | None = None,
-    precision: str | None = None,
     eta: float = 0.0,
     seed: int | None = None,
     x_T: Tensor | None = None,
     decode: bool = True,
     batch_size: int | None = None,
+    precision: str | None = None,
     negative_prompt: str = "",
     progress: bool = False,
     callback: Callable[[samplers.SamplerState], None] | None = None,
@@ -118,13 +118,13 @@ def sample(
         sampler: ``ddim``, ``plms`` or ``dpm++``; by default what suits the model, else ``ddim``.
         scale: Scale of classifier-free guidance: 1 switches it off, more follows the prompt more closely. By
             default what suits the model, else 5.
-        precision: What UNet and text conditioner compute in: ``bf16`` (faster than ``32`` where the device
-            has it), ``16`` or ``32``; by default as the model is loaded. The decoder keeps its own.
         eta: Share of fresh noise in each step of ``ddim``, in [0, 1].
         seed: Picture i is a function of (seed, i); ``None`` draws a seed from torch's generator.
         x_T: Noise (B or 1, C, h, w) to start from, instead of the seed's.
         decode: Return pictures; else the scaled latents z_0.
         batch_size: Pictures drawn at once; by default a million pixels, at most 64 pictures.
+        precision: What UNet and text conditioner compute in: ``bf16`` (faster than ``32`` where the device
+            has it), ``16`` or ``32``; by default as the model is loaded. The decoder keeps its own.
         negative_prompt: What to stay away from.
         progress: Show a progress bar.
         callback: Called after every step of each batch.

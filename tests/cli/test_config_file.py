@@ -31,9 +31,9 @@ def test_what_is_written_is_what_trained(cli, common, pictures, tmp_path, monkey
     trained = []
     real = task._module
 
-    def module(model, batches, config):
+    def module(model, batches, config, words):
         trained.append(config)
-        return real(model, batches, config)
+        return real(model, batches, config, words)
 
     monkeypatch.setattr(task, "_module", module)
     if way == "alone":

@@ -59,7 +59,8 @@ def test_a_word_is_measured(cli, model_folder, embedding, pictures):
         assert figure in result.out
     figures = json.loads(Path("out/result.json").read_text())
     assert figures["placeholder"] == "<toy>"
-    assert figures["measured"] == {"samples": 2, "seed": 0, "steps": 2, "sampler": "ddim", "scale": 5.0}
+    how = {"steps": 2, "sampler": "ddim", "scale": 5.0, "precision": "model"}
+    assert figures["measured"] == {"samples": 2, "seed": 0, **how}
     rows = [Score.from_row(row) for row in rows_of(Path("out/table.csv"))]
     assert rows == [Score.from_row(row) for row in figures["scores"]] and len(rows) == 4
     assert rows[0].references == "training pictures" and rows[0].ceiling is not None

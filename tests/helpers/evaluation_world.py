@@ -71,7 +71,9 @@ class StubModel:
         del self.placeholders[word]
 
 
-def sample(model: StubModel, prompts: list[str], steps: int, sampler: str, scale: float, seed: int) -> Tensor:
+def sample(
+    model: StubModel, prompts: list[str], steps: int, sampler: str, scale: float, precision: str, seed: int
+) -> Tensor:
     """As ``ldm.sample``; a colour or a name goes wrong for the first part of the prompts."""
     images = []
     for i, prompt in enumerate(prompts):

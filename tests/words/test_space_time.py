@@ -111,8 +111,8 @@ def test_a_step_draws_its_cuts_and_what_is_measured_is_whole(
     assert a.kept.equal(b.kept[1:])
     # two samples of one prompt and timestep that differ in their cuts alone are two prompts
     two = b._replace(t=b.t[:1].repeat(2), prompts=["a <toy>"] * 2, kept=torch.tensor([6, 0]))
-    found = contexts(tiny_model, [Part(objective, two, 0)]).tokens
-    whole = contexts(tiny_model, [Part(objective, two._replace(kept=None), 0)]).tokens
+    found = contexts(tiny_model, [Part(objective, two, 0)]).context.tokens
+    whole = contexts(tiny_model, [Part(objective, two._replace(kept=None), 0)]).context.tokens
     assert not found[0].allclose(found[1]) and whole[0].equal(whole[1])
     torch.testing.assert_close(found[0], whole[0])
 
@@ -158,8 +158,8 @@ def test_a_batch_of_words_with_and_without_the_bypass_is_what_each_is_alone(
         own.add_placeholder("<toy>", init="dog", word=word)
         objective = _module(own, concept).objective
         parts.append(Part(objective, objective.draw(0), 0))
-    alone = [contexts(tiny_model, [part]) for part in parts]
-    both = contexts(tiny_model, parts)
+    alone = [contexts(tiny_model, [part]).context for part in parts]
+    both = contexts(tiny_model, parts).context
     assert alone[0].values is None
     torch.testing.assert_close(both.tokens[2:], alone[1].tokens)
     torch.testing.assert_close(both.values[2:], alone[1].values)
