@@ -39,7 +39,7 @@ def test_the_method_on_one_page_gives_the_vector_of_ldm_invert(
         trainer={"accelerator": "cpu", "precision": "32-true"}, allow_untrained=True, progress=False,
     )  # fmt: skip
     assert minimal.vectors.shape == (1, tiny_model.manager.width)
-    # the same but for the order of sums: ldm.invert trains another memory format and attention kernel
-    # Adam divides by the gradient's size and so enlarges rounding where that is near 0: a thousandth of a step
+    # the same but for the order of sums: ldm.invert trains another memory format and attention kernel, and
+    # Adam enlarges rounding where a gradient is near 0. The bound is a thousandth of a step.
     torch.testing.assert_close(minimal.vectors.cpu(), whole.vectors.cpu(), rtol=1e-5, atol=1e-5)
     assert not torch.equal(minimal.vectors, tiny_model.manager.init_vectors("<toy>"))
